@@ -1,0 +1,38 @@
+"""`batch/v1` as far as the job controller and the grouper read it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from capstan.api.base import Condition, Object, Struct
+from capstan.api.selectors import LabelSelector
+
+
+class JobSpec(Struct):
+    parallelism: int | None = None
+    completions: int | None = None
+    backoff_limit: int = 6
+    active_deadline_seconds: int | None = None
+    ttl_seconds_after_finished: int | None = None
+    completion_mode: str = "NonIndexed"
+    suspend: bool = False
+    manual_selector: bool = False
+    selector: LabelSelector | None = None
+    template: dict[str, Any] = {}
+
+
+class JobStatus(Struct):
+    active: int = 0
+    ready: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    start_time: str | None = None
+    completion_time: str | None = None
+    conditions: list[Condition] = []
+
+
+class Job(Object):
+    spec: JobSpec = msgspec.field(default_factory=JobSpec)
+    status: JobStatus = msgspec.field(default_factory=JobStatus)

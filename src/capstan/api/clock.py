@@ -1,0 +1,22 @@
+"""RFC 3339 timestamps of the Kubernetes API to POSIX seconds and back. No clock is read here."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+
+def parse(timestamp: str | None) -> float:
+    """POSIX seconds of an RFC 3339 timestamp; 0.0 for an absent one. Raises ValueError when it is malformed."""
+    if not timestamp:
+        return 0.0
+    return datetime.fromisoformat(timestamp).astimezone(UTC).timestamp()
+
+
+def render(seconds: float) -> str:
+    """`metav1.Time`: RFC 3339 in UTC with seconds precision."""
+    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def render_micro(seconds: float) -> str:
+    """`metav1.MicroTime`: RFC 3339 in UTC with six fractional digits (Lease, Event series)."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
