@@ -1,0 +1,17 @@
+"""Deployments, ReplicaSets and StatefulSets: gangs only where the user sets `kai.scheduler/batch-min-member`."""
+
+from __future__ import annotations
+
+from capstan.grouping.gang import MIN_MEMBER_ANNOTATION, Gang, Workload, min_member
+
+
+def deployment(workload: Workload) -> Gang:
+    """One PodGroup per pod (KAI): replicas serve independently. With a minimum, the ReplicaSet's pods are one gang."""
+    if workload.annotation(MIN_MEMBER_ANNOTATION) is None:
+        return Gang(owner=workload.pod, default_priority_class="inference")
+    return Gang(owner=workload.owners[0], default_priority_class="inference", min_member=min_member(workload, 1))
+
+
+def replicas(workload: Workload) -> Gang:
+    """ReplicaSet and StatefulSet: one PodGroup, minimum 1 unless the user sets one."""
+    return Gang(owner=workload.top, default_priority_class="train", min_member=min_member(workload, 1))
