@@ -1,0 +1,208 @@
+"""A local, always current copy of a resource: list, then watch, then list again when the watch cannot go on.
+
+Handlers run synchronously in event order; a handler must be quick and may not await. Between two awaits of a reader the
+cache does not change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Generic, Literal, TypeVar
+
+from capstan.api.base import Object
+from capstan.api.resources import Resource
+from capstan.kube import errors
+from capstan.kube.client import Client
+
+T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
+Key = tuple[str, str]
+"""(namespace, name); the namespace is empty for cluster-scoped objects."""
+
+_log = logging.getLogger(__name__)
+_FIRST_PAUSE_SECONDS = 0.05
+_LONGEST_PAUSE_SECONDS = 10.0
+_EMPTY: Mapping[Key, Any] = MappingProxyType({})
+
+
+@dataclass(slots=True)
+class Change(Generic[T]):
+    """`old` is None for an addition, `new` is None for a deletion."""
+
+    type: Literal["added", "modified", "deleted"]
+    old: T | None
+    new: T | None
+
+    @property
+    def object(self) -> T:
+        """The newest state that is known: `new`, or `old` of a deleted object."""
+        found = self.new if self.new is not None else self.old
+        assert found is not None, "a change has an old or a new state"
+        return found
+
+
+Handler = Callable[[Change[T]], None]
+
+
+def identity(obj: Any) -> tuple[Key, str, str]:
+    """(key, uid, resource version) of a typed or an unstructured object."""
+    if isinstance(obj, Object):
+        return obj.key, obj.metadata.uid, obj.metadata.resource_version
+    metadata = obj["metadata"]
+    return (
+        (metadata.get("namespace", ""), metadata.get("name", "")),
+        metadata.get("uid", ""),
+        metadata.get("resourceVersion", ""),
+    )
+
+
+class Index(Generic[K, T]):
+    """The objects of a cache by something they carry: owner uid, node name, a label."""
+
+    def __init__(self, keys_of: Callable[[T], Iterable[K]]) -> None:
+        self._keys_of = keys_of
+        self._objects: dict[K, dict[Key, T]] = {}
+
+    def get(self, key: K) -> Mapping[Key, T]:
+        """A live view; copy it before awaiting."""
+        return self._objects.get(key, _EMPTY)
+
+    def keys(self) -> Iterable[K]:
+        return self._objects.keys()
+
+    def update(self, change: Change[T]) -> None:
+        if change.old is not None:
+            name = identity(change.old)[0]
+            for key in self._keys_of(change.old):
+                if members := self._objects.get(key):
+                    members.pop(name, None)
+                    if not members:
+                        del self._objects[key]
+        if change.new is not None:
+            name = identity(change.new)[0]
+            for key in self._keys_of(change.new):
+                self._objects.setdefault(key, {})[name] = change.new
+
+
+class Cache(Generic[T]):
+    """The objects of one resource that match the selection. `run()` keeps it current until cancelled."""
+
+    def __init__(
+        self, client: Client, resource: Resource[T], *, namespace: str = "", labels: str = "", fields: str = ""
+    ) -> None:
+        self.resource = resource
+        self.objects: dict[Key, T] = {}
+        self.resource_version = ""
+        self.relists = 0
+        """How often everything was listed; more than one means that the server forgot the watch position."""
+        self._client = client
+        self._namespace, self._labels, self._fields = namespace, labels, fields
+        self._handlers: list[Handler[T]] = []
+        self._indexes: list[Index[Any, T]] = []
+        self._synced = asyncio.Event()
+
+    def get(self, name: str, namespace: str = "") -> T | None:
+        return self.objects.get((namespace, name))
+
+    def on_change(self, handler: Handler[T]) -> None:
+        """Calls the handler for every change from now on, and at once with what is there already."""
+        self._handlers.append(handler)
+        for obj in list(self.objects.values()):
+            handler(Change("added", None, obj))
+
+    def index(self, keys_of: Callable[[T], Iterable[K]]) -> Index[K, T]:
+        """A new index; it is up to date whenever a handler runs."""
+        index = Index(keys_of)
+        for obj in self.objects.values():
+            index.update(Change("added", None, obj))
+        self._indexes.append(index)
+        return index
+
+    async def synced(self) -> None:
+        """Returns once the first list is in `objects`."""
+        await self._synced.wait()
+
+    @property
+    def is_synced(self) -> bool:
+        return self._synced.is_set()
+
+    async def run(self) -> None:
+        failures = 0
+        while True:
+            try:
+                if not self.resource_version:
+                    await self._list()
+                await self._watch()
+                failures = 0
+            except errors.Gone:
+                _log.info("%s: the watch position expired, listing again", self.resource.plural)
+                self.resource_version = ""
+            except (errors.ApiError, errors.Undecodable) as error:
+                failures += 1
+                if isinstance(error, errors.Undecodable):
+                    # The event cannot be applied, so the position after it is unknown: a list leaves the object out.
+                    self.resource_version = ""
+                _log.warning("%s: %s; attempt %d follows", self.resource.plural, error, failures + 1)
+                pause = min(_FIRST_PAUSE_SECONDS * 2 ** min(failures - 1, 12), _LONGEST_PAUSE_SECONDS)
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+
+    async def _list(self) -> None:
+        listing = await self._client.list(self.resource, self._namespace, self._labels, self._fields)
+        for problem in listing.undecodable:
+            _log.error("left out of the cache: %s", problem)
+        self.relists += 1
+        fresh = {identity(obj)[0]: obj for obj in listing.items}
+        for key in [key for key in self.objects if key not in fresh]:
+            self._delete(key)
+        for key, obj in fresh.items():
+            self._put(key, obj)
+        self.resource_version = listing.resource_version
+        self._synced.set()
+
+    async def _watch(self) -> None:
+        events = self._client.watch(
+            self.resource,
+            self._namespace,
+            resource_version=self.resource_version,
+            labels=self._labels,
+            fields=self._fields,
+        )
+        async for event in events:
+            key, _, version = identity(event.object)
+            if event.type == "DELETED":
+                self._delete(key)
+            elif event.type != "BOOKMARK":
+                self._put(key, event.object)
+            self.resource_version = version
+
+    def _put(self, key: Key, new: T) -> None:
+        old = self.objects.get(key)
+        if old is None:
+            self.objects[key] = new
+            self._notify(Change("added", None, new))
+            return
+        _, old_uid, old_version = identity(old)
+        _, uid, version = identity(new)
+        if uid != old_uid:
+            # Deleted and created again while nobody watched: that is two changes, not one.
+            self._delete(key)
+            self._put(key, new)
+        elif version != old_version:
+            self.objects[key] = new
+            self._notify(Change("modified", old, new))
+
+    def _delete(self, key: Key) -> None:
+        old = self.objects.pop(key, None)
+        if old is not None:
+            self._notify(Change("deleted", old, None))
+
+    def _notify(self, change: Change[T]) -> None:
+        for index in self._indexes:
+            index.update(change)
+        for handler in self._handlers:
+            handler(change)

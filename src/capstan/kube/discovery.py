@@ -1,0 +1,88 @@
+"""What the server serves: from a manifest's apiVersion and kind to the resource that takes it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from capstan.api.base import Struct
+from capstan.api.resources import Resource
+from capstan.kube import errors
+from capstan.kube.client import Client
+
+Unstructured = Resource[dict[str, Any]]
+
+
+class _ServedResource(Struct):
+    name: str = ""
+    kind: str = ""
+    group: str = ""
+    version: str = ""
+    namespaced: bool = False
+    verbs: list[str] = []
+
+
+class _ServedResources(Struct):
+    group_version: str = ""
+    resources: list[_ServedResource] = []
+
+
+class _GroupVersion(Struct):
+    group_version: str = ""
+
+
+class _Group(Struct):
+    preferred_version: _GroupVersion = msgspec.field(default_factory=_GroupVersion)
+
+
+class _Groups(Struct):
+    groups: list[_Group] = []
+
+
+class Discovery:
+    """Remembers what the server said; asks again when a kind is not known."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._served: dict[str, list[_ServedResource]] = {}
+
+    async def resource(self, api_version: str, kind: str) -> Unstructured:
+        """The resource of a manifest. Raises UnknownKind."""
+        for fresh in (False, True):
+            for served in await self._version(api_version, fresh=fresh):
+                if served.kind == kind and "/" not in served.name:
+                    return _unstructured(api_version, served)
+        raise errors.UnknownKind(api_version, kind)
+
+    async def all(self, *verbs: str) -> list[Unstructured]:
+        """Every resource, in its preferred version, that has all the verbs. Always asked anew."""
+        answer = await self._client.request("GET", "/apis")
+        groups = msgspec.json.decode(answer.body, type=_Groups).groups
+        versions = ["v1", *(group.preferred_version.group_version for group in groups)]
+        served = await asyncio.gather(*(self._version(version, fresh=True) for version in versions))
+        return [
+            _unstructured(version, resource)
+            for version, members in zip(versions, served, strict=True)
+            for resource in members
+            if "/" not in resource.name and set(verbs) <= set(resource.verbs)
+        ]
+
+    async def _version(self, api_version: str, *, fresh: bool) -> list[_ServedResource]:
+        if fresh or api_version not in self._served:
+            path = f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
+            try:
+                answer = await self._client.request("GET", path)
+                found = msgspec.json.decode(answer.body, type=_ServedResources).resources
+            except errors.NotFound:
+                found = []
+            self._served[api_version] = found
+        return self._served[api_version]
+
+
+def _unstructured(api_version: str, served: _ServedResource) -> Unstructured:
+    group, _, version = api_version.rpartition("/")
+    return Resource(
+        group=group, version=version, plural=served.name, kind=served.kind, namespaced=served.namespaced, struct=dict
+    )
