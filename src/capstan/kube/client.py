@@ -37,7 +37,7 @@ _ATTEMPTS = 5
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 10.0
 _WATCH_SECONDS = 300
-"""A watch is asked to end after 5 to 10 minutes, so that clients do not stick to one server or all reconnect at once."""
+"""A watch is asked to end after 5 to 10 minutes: clients neither stick to one server nor all reconnect at once."""
 
 
 @dataclass(slots=True)

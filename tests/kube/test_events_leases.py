@@ -1,0 +1,121 @@
+"""Events aggregate repeats; a lease has one holder at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from capstan import kube
+from capstan.api.base import ObjectMeta
+from capstan.api.core import Pod
+
+pytestmark = pytest.mark.anyio
+
+POD = Pod(metadata=ObjectMeta(name="a", namespace="default", uid="u1"))
+
+
+def events(wire: Any) -> list[dict[str, Any]]:
+    return [obj for (collection, _, _), obj in wire.objects.items() if collection == "events"]
+
+
+async def test_repeats_raise_the_count_of_one_event(wire: Any, client: kube.Client) -> None:
+    recorder = kube.EventRecorder(client, "kubelet", host="n1", now=lambda: 0.0)
+    for _ in range(3):
+        recorder.emit(POD, "Normal", "Pulled", "the image is there")
+    await recorder.drain()
+    recorder.emit(POD, "Normal", "Pulled", "the image is there")
+    recorder.emit(POD, "Warning", "Failed", "it is not")
+    await recorder.drain()
+    found = {event["reason"]: event for event in events(wire)}
+    assert {reason: event["count"] for reason, event in found.items()} == {"Pulled": 4, "Failed": 1}
+    pulled = found["Pulled"]
+    assert pulled["involvedObject"] == {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "namespace": "default",
+        "name": "a",
+        "uid": "u1",
+    }
+    assert pulled["source"] == {"component": "kubelet", "host": "n1"}
+    assert pulled["firstTimestamp"] == "1970-01-01T00:00:00Z"
+
+
+async def test_an_expired_event_is_written_anew(wire: Any, client: kube.Client) -> None:
+    recorder = kube.EventRecorder(client, "kubelet")
+    recorder.emit(POD, "Normal", "Pulled", "x")
+    await recorder.drain()
+    await wire.remove(events(wire)[0]["metadata"]["name"], collection="events")
+    recorder.emit(POD, "Normal", "Pulled", "x")
+    await recorder.drain()
+    assert [event["count"] for event in events(wire)] == [1]
+
+
+async def test_a_refused_event_is_counted_and_hurts_nobody(wire: Any, client: kube.Client) -> None:
+    recorder = kube.EventRecorder(client, "kubelet")
+    wire.faults = [(403, {})]
+    recorder.emit(POD, "Normal", "Pulled", "x")
+    recorder.emit(POD, "Normal", "Started", "y")
+    await recorder.drain()
+    assert recorder.dropped == 1 and [event["reason"] for event in events(wire)] == ["Started"]
+
+
+def elector(client: kube.Client, identity: str, **options: Any) -> kube.LeaderElector:
+    return kube.LeaderElector(client, "scheduler", "default", identity, **({"retry_seconds": 0.01} | options))
+
+
+async def stop(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_one_leads_and_the_next_takes_over_at_once_when_it_leaves(
+    wire: Any, client: kube.Client, until: Any
+) -> None:
+    leaders: list[str] = []
+    both = {name: elector(client, name) for name in ("one", "two")}
+
+    async def work(name: str) -> None:
+        leaders.append(name)
+        await asyncio.Event().wait()
+
+    first = asyncio.create_task(both["one"].run(lambda: work("one")))
+    await until(lambda: both["one"].is_leader)
+    second = asyncio.create_task(both["two"].run(lambda: work("two")))
+    await asyncio.sleep(0.1)
+    assert leaders == ["one"] and not both["two"].is_leader
+    await stop(first)
+    await until(lambda: both["two"].is_leader)  # the released lease counts for one second
+    assert leaders == ["one", "two"]
+    lease = wire.objects["leases", "default", "scheduler"]["spec"]
+    assert lease["holderIdentity"] == "two" and lease["leaseTransitions"] == 1
+    await stop(second)
+
+
+async def test_a_leader_that_cannot_renew_stops_working(wire: Any, client: kube.Client, until: Any) -> None:
+    stopped = asyncio.Event()
+    leader = elector(client, "one", renew_seconds=0.05)
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    task = asyncio.create_task(leader.run(work))
+    await until(lambda: leader.is_leader)
+    wire.faults = [(403, {})] * 1000
+    await asyncio.wait_for(stopped.wait(), 10)
+    wire.faults = []
+    await stop(task)
+
+
+async def test_the_result_of_the_work_ends_the_campaign(wire: Any, client: kube.Client) -> None:
+    async def work() -> None:
+        raise ValueError("done for")
+
+    with pytest.raises(ValueError, match="done for"):
+        await elector(client, "one").run(work)
+    assert wire.objects["leases", "default", "scheduler"]["spec"]["holderIdentity"] == ""
