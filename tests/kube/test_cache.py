@@ -188,3 +188,15 @@ async def test_a_failing_handler_ends_the_cache_loudly(wire: Any, client: kube.C
     cache.on_change(broken)
     with pytest.raises(RuntimeError, match="a bug"):
         await cache.run()
+
+
+async def test_reached_waits_for_the_own_write_to_arrive(wire: Any, client: kube.Client, until: Until) -> None:
+    cache = kube.Cache(client, PODS)
+    async with running(cache):
+        await until(lambda: wire.watches == 1)
+        written = await client.create(PODS, {"metadata": {"name": "a"}}, "default")
+        await cache.reached(written["metadata"]["resourceVersion"])
+        assert names(cache) == ["a"]
+        await cache.reached("1")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(cache.reached("99"), 0.01)

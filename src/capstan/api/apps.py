@@ -26,6 +26,7 @@ class ReplicaSetStatus(Struct):
     ready_replicas: int = 0
     available_replicas: int = 0
     observed_generation: int = 0
+    conditions: list[Condition] = []
 
 
 class ReplicaSet(Object):
@@ -70,6 +71,10 @@ class Deployment(Object):
     status: DeploymentStatus = msgspec.field(default_factory=DeploymentStatus)
 
 
+class StatefulSetOrdinals(Struct):
+    start: int = 0
+
+
 class StatefulSetSpec(Struct):
     replicas: int = 1
     selector: LabelSelector = msgspec.field(default_factory=LabelSelector)
@@ -79,6 +84,8 @@ class StatefulSetSpec(Struct):
     update_strategy: UpdateStrategy = msgspec.field(default_factory=UpdateStrategy)
     volume_claim_templates: list[dict[str, Any]] = []
     min_ready_seconds: int = 0
+    revision_history_limit: int = 10
+    ordinals: StatefulSetOrdinals | None = None
 
 
 class StatefulSetStatus(Struct):
@@ -102,6 +109,7 @@ class DaemonSetSpec(Struct):
     template: dict[str, Any] = {}
     update_strategy: UpdateStrategy = msgspec.field(default_factory=UpdateStrategy)
     min_ready_seconds: int = 0
+    revision_history_limit: int = 10
 
 
 class DaemonSetStatus(Struct):

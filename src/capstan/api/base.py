@@ -63,6 +63,7 @@ class Condition(Struct):
     reason: str = ""
     message: str = ""
     last_transition_time: str | None = None
+    last_update_time: str | None = None
     observed_generation: int = 0
 
 

@@ -23,11 +23,21 @@ class JobSpec(Struct):
     template: dict[str, Any] = {}
 
 
+class UncountedTerminatedPods(Struct):
+    """Uids of finished pods that still carry the tracking finalizer or are not yet in the counters."""
+
+    succeeded: list[str] = []
+    failed: list[str] = []
+
+
 class JobStatus(Struct):
     active: int = 0
     ready: int = 0
     succeeded: int = 0
     failed: int = 0
+    terminating: int = 0
+    completed_indexes: str = ""
+    uncounted_terminated_pods: UncountedTerminatedPods | None = None
     start_time: str | None = None
     completion_time: str | None = None
     conditions: list[Condition] = []

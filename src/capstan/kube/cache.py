@@ -7,6 +7,8 @@ cache does not change.
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import logging
 import random
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -105,6 +107,8 @@ class Cache(Generic[T]):
         self._handlers: list[Handler[T]] = []
         self._indexes: list[Index[Any, T]] = []
         self._synced = asyncio.Event()
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._waits = itertools.count()
 
     def get(self, name: str, namespace: str = "") -> T | None:
         return self.objects.get((namespace, name))
@@ -126,6 +130,18 @@ class Cache(Generic[T]):
     async def synced(self) -> None:
         """Returns once the first list is in `objects`."""
         await self._synced.wait()
+
+    async def reached(self, resource_version: str) -> None:
+        """Returns once the cache shows the state after a write that answered with this version (read your own writes).
+
+        Only for caches without a selection, whose events cover every write. Versions are ordered numbers (KEP-5504).
+        """
+        wanted = int(resource_version)
+        if self.resource_version and int(self.resource_version) >= wanted:
+            return
+        future = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (wanted, next(self._waits), future))
+        await future
 
     @property
     def is_synced(self) -> bool:
@@ -161,7 +177,7 @@ class Cache(Generic[T]):
             self._delete(key)
         for key, obj in fresh.items():
             self._put(key, obj)
-        self.resource_version = listing.resource_version
+        self._advance(listing.resource_version)
         self._synced.set()
 
     async def _watch(self) -> None:
@@ -178,7 +194,14 @@ class Cache(Generic[T]):
                 self._delete(key)
             elif event.type != "BOOKMARK":
                 self._put(key, event.object)
-            self.resource_version = version
+            self._advance(version)
+
+    def _advance(self, version: str) -> None:
+        self.resource_version = version
+        while self._waiting and self._waiting[0][0] <= int(version):
+            future = heapq.heappop(self._waiting)[2]
+            if not future.done():
+                future.set_result(None)
 
     def _put(self, key: Key, new: T) -> None:
         old = self.objects.get(key)

@@ -233,8 +233,9 @@ class Client:
         uid: str | None = None,
         grace_period: int | None = None,
         propagation: str | None = None,
-    ) -> None:
-        """Asks for deletion. `uid` guards against a namesake, `propagation` is Background, Foreground or Orphan."""
+    ) -> Body:
+        """Asks for deletion; answers with the last state of the object, or a Status. `uid` guards against a namesake,
+        `propagation` is Background, Foreground or Orphan."""
         options: Body = {"apiVersion": "v1", "kind": "DeleteOptions"}
         if uid is not None:
             options["preconditions"] = {"uid": uid}
@@ -242,7 +243,7 @@ class Client:
             options["gracePeriodSeconds"] = grace_period
         if propagation is not None:
             options["propagationPolicy"] = propagation
-        await self.request("DELETE", resource.path(namespace, name), body=msgspec.json.encode(options))
+        return await self._write("DELETE", resource.path(namespace, name), options, {})
 
     async def delete_collection(
         self, resource: Resource[Any], namespace: str = "", labels: str = "", fields: str = ""
