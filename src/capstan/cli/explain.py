@@ -1,0 +1,180 @@
+"""`capstan explain`: why a pod or a gang is where it is, or what exactly keeps it waiting."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import click
+import msgspec
+
+from capstan import kube
+from capstan.api import resources
+from capstan.api.core import Pod
+from capstan.api.scheduling import POD_GROUP_ANNOTATION, PodGroup, UnschedulableExplanation
+from capstan.cli.connection import asynchronous, cluster_options, connect, output_option
+from capstan.cli.output import machine, show, table
+
+
+class HeldDevice(msgspec.Struct, rename="camel"):
+    claim: str
+    request: str
+    device: str
+    consumed: dict[str, str | int | float]
+
+
+class PodExplanation(msgspec.Struct, rename="camel"):
+    namespace: str
+    name: str
+    phase: str
+    node: str
+    gang: str
+    reason: str
+    message: str
+    devices: list[HeldDevice]
+
+
+class GangExplanation(msgspec.Struct, rename="camel"):
+    namespace: str
+    name: str
+    queue: str
+    priority_class: str
+    min_member: int | None
+    pods: dict[str, int]
+    """Phase -> number of pods."""
+    reasons: list[UnschedulableExplanation]
+    members: list[PodExplanation]
+
+
+@click.command()
+@click.argument("target", metavar="POD|GANG")
+@click.option("-n", "--namespace", help="Default: the context's namespace.")
+@output_option()
+@cluster_options
+@asynchronous
+async def explain(
+    target: str, namespace: str | None, output: str, kubeconfig: Path | None, context: str | None
+) -> None:
+    """Why a pod or gang runs where it runs, or why it waits.
+
+    TARGET is a pod, a PodGroup, or the workload that made them.
+
+    \b
+    Examples:
+      capstan explain trainer-0
+      capstan explain podgroup/pg-train-1234
+      capstan explain job/train -n research -o yaml
+    """
+    async with connect(kubeconfig, context) as cluster:
+        explained = await _explain(cluster.client, target, namespace or cluster.namespace)
+    if output != "table":
+        machine(explained, output)
+    else:
+        show(*_lines(explained))
+
+
+async def _explain(client: kube.Client, target: str, namespace: str) -> PodExplanation | GangExplanation:
+    kind, _, name = target.rpartition("/")
+    kind = kind.lower()
+    if kind in ("", "pod", "pods", "po"):
+        try:
+            return await _explain_pod(client, await client.get(resources.PODS, name, namespace))
+        except kube.NotFound:
+            if kind:
+                raise
+    groups = (await client.list(resources.POD_GROUPS, namespace)).items
+    for group in groups:
+        if group.metadata.name == name and kind in ("", "podgroup", "podgroups", "gang"):
+            return await _explain_gang(client, group)
+        if any(owner.name == name and kind in ("", owner.kind.lower()) for owner in group.metadata.owner_references):
+            return await _explain_gang(client, group)
+    raise click.ClickException(
+        f"no pod, PodGroup or workload {target!r} in namespace {namespace!r}; "
+        f"`kubectl get pods,podgroups -n {namespace}` lists them"
+    )
+
+
+async def _explain_pod(client: kube.Client, pod: Pod) -> PodExplanation:
+    gang = pod.metadata.annotations.get(POD_GROUP_ANNOTATION, "")
+    scheduled = next((c for c in pod.status.conditions if c.type == "PodScheduled"), None)
+    waiting = scheduled is not None and scheduled.status == "False"
+    return PodExplanation(
+        namespace=pod.metadata.namespace,
+        name=pod.metadata.name,
+        phase=pod.status.phase,
+        node=pod.spec.node_name,
+        gang=gang,
+        reason=scheduled.reason if waiting and scheduled else pod.status.reason,
+        message=scheduled.message if waiting and scheduled else pod.status.message,
+        devices=await _devices(client, pod),
+    )
+
+
+async def _devices(client: kube.Client, pod: Pod) -> list[HeldDevice]:
+    names = [claim.resource_claim_name for claim in pod.spec.resource_claims if claim.resource_claim_name]
+    names += [made.resource_claim_name for made in pod.status.resource_claim_statuses if made.resource_claim_name]
+    if pod.status.extended_resource_claim_status:
+        names.append(pod.status.extended_resource_claim_status.resource_claim_name)
+    held: list[HeldDevice] = []
+    for name in names:
+        try:
+            claim = await client.get(resources.RESOURCE_CLAIMS, name, pod.metadata.namespace)
+        except kube.NotFound:
+            continue
+        held += [
+            HeldDevice(name, result.request, f"{result.pool}/{result.device}", result.consumed_capacity)
+            for result in (claim.status.allocation.devices.results if claim.status.allocation else [])
+        ]
+    return held
+
+
+async def _explain_gang(client: kube.Client, group: PodGroup) -> GangExplanation:
+    pods = [
+        pod
+        for pod in (await client.list(resources.PODS, group.metadata.namespace)).items
+        if pod.metadata.annotations.get(POD_GROUP_ANNOTATION) == group.metadata.name
+    ]
+    reasons = [
+        reason
+        for condition in group.status.scheduling_conditions
+        if condition.status == "True"
+        for reason in condition.reasons
+        or [UnschedulableExplanation(reason=condition.reason, message=condition.message)]
+    ]
+    return GangExplanation(
+        namespace=group.metadata.namespace,
+        name=group.metadata.name,
+        queue=group.spec.queue,
+        priority_class=group.spec.priority_class_name,
+        min_member=group.spec.min_member,
+        pods=dict(Counter(pod.status.phase for pod in pods)),
+        reasons=reasons,
+        members=[await _explain_pod(client, pod) for pod in sorted(pods, key=lambda pod: pod.metadata.name)],
+    )
+
+
+def _lines(explained: PodExplanation | GangExplanation) -> list[object]:
+    if isinstance(explained, GangExplanation):
+        needs = f", needs {explained.min_member} together" if explained.min_member else ""
+        head = f"[bold]{explained.namespace}/{explained.name}[/] in queue {explained.queue}{needs}"
+        counts = ", ".join(f"{count} {phase}" for phase, count in sorted(explained.pods.items())) or "no pods"
+        verdicts: list[object] = [f"  waits: [bold]{r.reason}[/]: {r.message}" for r in explained.reasons]
+        members = table(
+            "",
+            ("POD", "PHASE", "NODE", "DEVICES"),
+            [
+                (m.name, m.phase, m.node or "–", ", ".join(d.device for d in m.devices) or "–")
+                for m in explained.members
+            ],
+        )
+        return [f"{head}: {counts}", *verdicts, members]
+    where = f" on node {explained.node}" if explained.node else ""
+    lines: list[object] = [f"[bold]{explained.namespace}/{explained.name}[/] is {explained.phase}{where}"]
+    if explained.gang:
+        lines.append(f"  gang: {explained.gang}")
+    if explained.reason or explained.message:
+        lines.append(f"  waits: [bold]{explained.reason}[/]: {explained.message}")
+    for device in explained.devices:
+        share = ", ".join(f"{name} {amount}" for name, amount in device.consumed.items())
+        lines.append(f"  holds {device.device} (request {device.request}{'; ' + share if share else ''})")
+    return lines

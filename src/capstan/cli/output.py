@@ -1,0 +1,45 @@
+"""How answers are printed: JSON and YAML for machines, rich tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from capstan.api import manifests
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def machine(value: Any, output: str) -> None:
+    """Print `value` (structs, dicts, lists, scalars) as JSON or YAML."""
+    plain = msgspec.to_builtins(value)
+    if output == "json":
+        click.echo(msgspec.json.format(msgspec.json.encode(plain), indent=2).decode())
+    else:
+        click.echo(manifests.dump(plain), nl=False)
+
+
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
+    """A table whose columns are right-aligned where every cell is a number."""
+    from rich.table import Table
+
+    cells = [[str(cell) for cell in row] for row in rows]
+    built = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    for index, column in enumerate(columns):
+        numeric = bool(cells) and all(row[index].replace(".", "").replace("/", "").isdigit() for row in cells)
+        built.add_column(column, justify="right" if numeric else "left", no_wrap=index == 0)
+    for row in cells:
+        built.add_row(*row)
+    return built
+
+
+def show(*renderables: Any) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=False)
+    for renderable in renderables:
+        console.print(renderable)

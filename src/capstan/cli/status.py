@@ -1,0 +1,187 @@
+"""`capstan status`: nodes and their GPUs, queues, and what waits."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import click
+import msgspec
+
+from capstan import kube
+from capstan.api import quantity, resources
+from capstan.api.core import Node
+from capstan.api.resource import ResourceClaim, ResourceSlice
+from capstan.api.scheduling import PodGroup, Queue
+from capstan.cli.connection import asynchronous, cluster_options, connect, output_option
+from capstan.cli.output import machine, show, table
+
+_GPU_DRIVER = "gpu.nvidia.com"
+_PRODUCT_LABEL = "nvidia.com/gpu.product"
+
+
+class NodeStatus(msgspec.Struct, rename="camel"):
+    """`gpus_in_use` counts physical GPUs that any claim holds, whole or in part."""
+
+    name: str
+    ready: bool
+    product: str
+    gpus: int
+    gpus_in_use: int
+    pods: int
+
+
+class QueueStatus(msgspec.Struct, rename="camel"):
+    """GPUs; a quota of -1 is unlimited."""
+
+    name: str
+    parent: str
+    quota: float
+    allocated: float
+    requested: float
+
+
+class WaitingGang(msgspec.Struct, rename="camel"):
+    namespace: str
+    name: str
+    queue: str
+    reason: str
+    message: str
+
+
+class PlatformStatus(msgspec.Struct, rename="camel"):
+    nodes: list[NodeStatus]
+    queues: list[QueueStatus]
+    waiting: list[WaitingGang]
+
+
+@click.command()
+@output_option()
+@cluster_options
+@asynchronous
+async def status(output: str, kubeconfig: Path | None, context: str | None) -> None:
+    """Nodes, GPUs, queues and waiting gangs at a glance.
+
+    \b
+    Examples:
+      capstan status
+      capstan status -o json | jq '.waiting[].message'
+    """
+    async with connect(kubeconfig, context) as cluster:
+        found = await _read(cluster.client)
+    if output != "table":
+        machine(found, output)
+        return
+    show(
+        table(
+            "Nodes",
+            ("NAME", "READY", "GPU", "GPUS", "IN USE", "PODS"),
+            [
+                (n.name, "yes" if n.ready else "no", n.product or "–", n.gpus, n.gpus_in_use, n.pods)
+                for n in found.nodes
+            ],
+        ),
+        "",
+        table(
+            "Queues (GPUs)",
+            ("NAME", "PARENT", "QUOTA", "ALLOCATED", "REQUESTED"),
+            [
+                (
+                    q.name,
+                    q.parent or "–",
+                    "unlimited" if q.quota == -1 else f"{q.quota:g}",
+                    f"{q.allocated:g}",
+                    f"{q.requested:g}",
+                )
+                for q in found.queues
+            ],
+        ),
+        "",
+    )
+    if found.waiting:
+        show(
+            table(
+                "Waiting",
+                ("GANG", "QUEUE", "REASON", "WHY"),
+                [(f"{w.namespace}/{w.name}", w.queue, w.reason, w.message) for w in found.waiting],
+            )
+        )
+    else:
+        show("Nothing waits.")
+
+
+async def _read(client: kube.Client) -> PlatformStatus:
+    nodes = (await client.list(resources.NODES)).items
+    slices = (await client.list(resources.RESOURCE_SLICES)).items
+    claims = (await client.list(resources.RESOURCE_CLAIMS)).items
+    pods = (await client.list(resources.PODS)).items
+    queues = (await client.list(resources.QUEUES)).items
+    groups = (await client.list(resources.POD_GROUPS)).items
+    running: dict[str, int] = defaultdict(int)
+    for pod in pods:
+        if pod.spec.node_name and pod.status.phase not in ("Succeeded", "Failed"):
+            running[pod.spec.node_name] += 1
+    gpus, used = _gpus(slices, claims)
+    return PlatformStatus(
+        nodes=[_node(node, gpus, used, running) for node in sorted(nodes, key=lambda node: node.metadata.name)],
+        queues=[_queue(queue) for queue in sorted(queues, key=lambda queue: queue.metadata.name)],
+        waiting=[waiting for group in groups if (waiting := _waiting(group)) is not None],
+    )
+
+
+def _gpus(slices: list[ResourceSlice], claims: list[ResourceClaim]) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """Physical GPUs per pool, all and in use, each named by the counter set that all of its devices draw from."""
+    physical: dict[tuple[str, str], str] = {}
+    all_of: dict[str, set[str]] = defaultdict(set)
+    for piece in slices:
+        if piece.spec.driver != _GPU_DRIVER:
+            continue
+        pool = piece.spec.pool.name
+        for device in piece.spec.devices:
+            gpu = device.consumes_counters[0].counter_set if device.consumes_counters else device.name
+            physical[pool, device.name] = gpu
+            all_of[pool].add(gpu)
+    in_use: dict[str, set[str]] = defaultdict(set)
+    for claim in claims:
+        results = claim.status.allocation.devices.results if claim.status.allocation else []
+        for result in results:
+            if (result.pool, result.device) in physical and not result.admin_access:
+                in_use[result.pool].add(physical[result.pool, result.device])
+    return all_of, in_use
+
+
+def _node(node: Node, gpus: dict[str, set[str]], used: dict[str, set[str]], running: dict[str, int]) -> NodeStatus:
+    name = node.metadata.name
+    plugin = quantity.whole(node.status.allocatable.get("nvidia.com/gpu"))
+    return NodeStatus(
+        name=name,
+        ready=node.ready,
+        product=node.metadata.labels.get(_PRODUCT_LABEL, ""),
+        gpus=len(gpus.get(name, ())) or plugin,
+        gpus_in_use=len(used.get(name, ())),
+        pods=running.get(name, 0),
+    )
+
+
+def _queue(queue: Queue) -> QueueStatus:
+    bounds = queue.spec.resources
+    return QueueStatus(
+        name=queue.metadata.name,
+        parent=queue.spec.parent_queue,
+        quota=bounds.gpu.quota if bounds else 0,
+        allocated=float(quantity.parse(queue.status.allocated.get("nvidia.com/gpu"))),
+        requested=float(quantity.parse(queue.status.requested.get("nvidia.com/gpu"))),
+    )
+
+
+def _waiting(group: PodGroup) -> WaitingGang | None:
+    condition = next((c for c in group.status.scheduling_conditions if c.status == "True"), None)
+    if condition is None:
+        return None
+    return WaitingGang(
+        namespace=group.metadata.namespace,
+        name=group.metadata.name,
+        queue=group.spec.queue,
+        reason=condition.reason or (condition.reasons[0].reason if condition.reasons else ""),
+        message=condition.message or (condition.reasons[0].message if condition.reasons else ""),
+    )
