@@ -33,7 +33,7 @@ def strategic_merge_patch(document: Map, patch: Map, schema: Schema) -> Map:
 def _merge_map(original: Map, patch: Map, schema: Schema, path: str) -> Map:
     match patch.get(DIRECTIVE, "merge"):
         case "replace":
-            return {name: _plain(value) for name, value in patch.items() if name != DIRECTIVE}
+            return _plain_map(patch)
         case "delete":
             return {}
         case "merge":
@@ -159,11 +159,7 @@ def _retain(result: Map, patch: Map, path: str) -> None:
 def _plain(value: Value) -> Value:
     """A patch value as content: without nulls, directives and items to delete."""
     if isinstance(value, dict):
-        return {
-            name: _plain(child)
-            for name, child in value.items()
-            if child is not None and not name.split("/")[0] not in _DIRECTIVES
-        }
+        return _plain_map(value)
     if isinstance(value, list):
         return [
             _plain(item)
@@ -171,6 +167,14 @@ def _plain(value: Value) -> Value:
             if not (isinstance(item, dict) and (item.get(DIRECTIVE) == "delete" or item.keys() == {DIRECTIVE}))
         ]
     return value
+
+
+def _plain_map(value: Map) -> Map:
+    return {
+        name: _plain(child)
+        for name, child in value.items()
+        if child is not None and name.split("/")[0] not in _DIRECTIVES
+    }
 
 
 def _list(value: Value, path: str) -> list[Value]:
