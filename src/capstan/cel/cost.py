@@ -1,0 +1,429 @@
+"""What an expression costs: estimated from its types before it is accepted, metered while it runs.
+
+The unit and the weights are those of cel-go and the Kubernetes libraries: 1 for a name, a selection or a call, 10 for
+a list literal, 30 for a map, 40 for a message; text is traversed at 0.1 a character; a regular expression costs 0.25 a
+character of the pattern for every 10 characters of text. The meter charges the fixed part of a body at once when it
+starts, so that a short-circuited operand is paid for too: never less than upstream's tracker, and never more than the
+estimate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from capstan.cel.errors import CostExceeded
+from capstan.cel.syntax import (
+    Bind,
+    Call,
+    Conditional,
+    Has,
+    Ident,
+    Index,
+    ListLiteral,
+    Literal,
+    Logic,
+    Loop,
+    MapLiteral,
+    MessageLiteral,
+    Node,
+    Select,
+    children,
+)
+from capstan.cel.values import Duration, Optional, Timestamp
+
+if TYPE_CHECKING:
+    from capstan.cel.environments import Environment
+
+TRAVERSAL: Final = 0.1
+PATTERN: Final = 0.25
+LIST, MAP, MESSAGE = 10, 30, 40
+# What one round of a comprehension costs beside its bodies.
+_ROUND: Final = {"all": 3, "exists": 4, "exists_one": 3, "existsOne": 3}
+_ROUND_OF_LIST: Final = 13
+
+
+class Meter:
+    """Counts the cost of one evaluation and stops it at the limit."""
+
+    __slots__ = ("limit", "spent")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.spent = 0
+
+    def charge(self, cost: int) -> None:
+        self.spent += cost
+        if self.spent > self.limit:
+            raise CostExceeded(self.limit)
+
+    def call(self, cost: Callable[..., int], function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function whose cost depends on the sizes of its arguments; pay first."""
+        self.charge(cost(*args))
+        return function(*args)
+
+
+def body_cost(node: Node) -> int:
+    """The fixed cost of evaluating a tree once; rounds of comprehensions and sizes of arguments come on top."""
+    match node:
+        case Literal():
+            return 0
+        case Ident():
+            return 1
+        case Select(resolved=resolved) if resolved is not None:
+            return 1
+        case Conditional():
+            return body_cost(node.condition) + max(body_cost(node.then), body_cost(node.otherwise))
+        case Loop():
+            return body_cost(node.range)
+        case ListLiteral():
+            own = LIST
+        case MapLiteral():
+            own = MAP
+        case MessageLiteral():
+            own = MESSAGE
+        case Logic() | Bind():
+            own = 0
+        case _:
+            own = 1
+    return own + sum(map(body_cost, children(node)))
+
+
+def round_cost(kind: str) -> int:
+    return _ROUND.get(kind, _ROUND_OF_LIST)
+
+
+# Run-time costs by size
+
+
+def length(value: Any) -> int:
+    """The size of a value as costs count it: characters, bytes, elements; 1 for a scalar."""
+    if isinstance(value, (str, bytes, list, tuple, dict)):
+        return len(value)
+    return length(value.value) if type(value) is Optional else 1
+
+
+def deep_length(value: Any) -> int:
+    """The size with everything inside: what comparing a value may look at."""
+    total, stack = 0, [value]
+    while stack:
+        each = stack.pop()
+        if isinstance(each, (list, tuple)):
+            stack.extend(each)
+        elif isinstance(each, dict):
+            stack.extend(each.values())
+        total += length(each)
+    return total
+
+
+def _traverse(*sizes: float) -> int:
+    return math.ceil(sum(sizes) * TRAVERSAL)
+
+
+def _text(value: Any, *_: Any) -> int:
+    return _traverse(length(value))
+
+
+def _both(left: Any, right: Any) -> int:
+    return _traverse(length(left), length(right))
+
+
+def _compared(left: Any, right: Any) -> int:
+    if isinstance(left, (list, tuple, dict)) and isinstance(right, (list, tuple, dict)):
+        return _traverse(min(deep_length(left), deep_length(right)))
+    return _traverse(min(length(left), length(right)))
+
+
+def _product(text: Any, part: Any, *_: Any) -> int:
+    return _traverse(length(text)) * _traverse(length(part))
+
+
+def _matched(text: Any, pattern: Any, *_: Any) -> int:
+    return math.ceil((length(text) + 1) * TRAVERSAL) * math.ceil(length(pattern) * PATTERN)
+
+
+def _member(item: Any, container: Any) -> int:
+    return length(container) if isinstance(container, (list, tuple)) else 0
+
+
+def _replaced(text: Any, old: Any, new: Any, *_: Any) -> int:
+    if not (isinstance(text, str) and isinstance(old, str) and isinstance(new, str)):
+        return 0
+    return _traverse(len(text), text.count(old) * max(len(new) - len(old), 0))
+
+
+def _joined(parts: Any, separator: Any = "") -> int:
+    if not isinstance(parts, (list, tuple)):
+        return 0
+    return _traverse(sum(map(length, parts)), len(parts) * length(separator), len(parts))
+
+
+def _quadratic(left: Any, right: Any = None, *_: Any) -> int:
+    return length(left) * length(left if right is None else right)
+
+
+def _all_elements(value: Any, *_: Any) -> int:
+    return length(value)
+
+
+def _formatted(text: Any, args: Any) -> int:
+    return _traverse(length(text), deep_length(args))
+
+
+def _ranged(count: Any) -> int:
+    return count if type(count) is int and count > 0 else 0
+
+
+def _flattened(value: Any, *_: Any) -> int:
+    return deep_length(value)
+
+
+SIZED: Final[dict[str, Callable[..., int]]] = {
+    "_+_": _both,
+    **dict.fromkeys(("_==_", "_!=_", "_<_", "_<=_", "_>_", "_>=_"), _compared),
+    "@in": _member,
+    "matches": _matched,
+    "find": _matched,
+    "findAll": _matched,
+    "contains": _product,
+    "replace": _replaced,
+    "join": _joined,
+    "format": _formatted,
+    "flatten": _flattened,
+    "lists.range": _ranged,
+    **dict.fromkeys(("sets.contains", "sets.equivalent", "sets.intersects", "distinct"), _quadratic),
+    **dict.fromkeys(("isSorted", "sum", "min", "max", "sort", "slice", "first", "last", "includes"), _all_elements),
+    **dict.fromkeys(
+        (
+            "startsWith", "endsWith", "lowerAscii", "upperAscii", "indexOf", "lastIndexOf", "charAt", "split",
+            "substring", "trim", "reverse", "strings.quote", "string", "bytes", "int", "uint", "double", "quantity",
+            "isQuantity", "semver", "isSemver", "url", "isURL", "ip", "isIP", "cidr", "isCIDR", "ip.isCanonical", "timestamp",
+            "duration", "base64.encode", "base64.decode", "validate",
+        ),
+        _text,
+    ),
+}  # fmt: skip
+
+
+# The estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Between `low` and `high` units; `high` is infinite where nothing bounds the input."""
+
+    low: float
+    high: float
+
+    def __add__(self, other: Range) -> Range:
+        return Range(self.low + other.low, self.high + other.high)
+
+    def union(self, other: Range) -> Range:
+        return Range(min(self.low, other.low), max(self.high, other.high))
+
+    def times(self, other: Range) -> Range:
+        high = 0.0 if 0 in (self.high, other.high) else self.high * other.high
+        return Range(self.low * other.low, high)
+
+    def scaled(self, factor: float) -> Range:
+        return Range(_ceil(self.low * factor), _ceil(self.high * factor))
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How large a value may be, and its elements (list elements, map values) in turn."""
+
+    range: Range
+    element: Size | None = None
+
+
+def _ceil(value: float) -> float:
+    return value if math.isinf(value) else float(math.ceil(value))
+
+
+ZERO: Final = Range(0, 0)
+ONE: Final = Range(1, 1)
+_SCALAR: Final = Size(ONE)
+_SCALAR_TYPES: Final = frozenset(
+    (
+        "bool",
+        "int",
+        "uint",
+        "double",
+        "null",
+        Timestamp.__name__,
+        Duration.__name__,
+        "kubernetes.Quantity",
+        "kubernetes.Semver",
+    )
+)
+_SAME_SIZE: Final = frozenset(
+    ("lowerAscii", "upperAscii", "trim", "substring", "reverse", "sort", "distinct", "slice", "dyn")
+)
+
+
+def estimate(root: Node, environment: Environment) -> Range:
+    """Bounds of the cost of one evaluation, from the types and the sizes the environment declares."""
+    return _Estimator(environment).cost(root)[0]
+
+
+class _Estimator:
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+        self.locals: dict[str, Size] = {}
+
+    def declared(self, node: Node) -> Size:
+        """The size that the type of a node, in this environment, allows."""
+        kind = node.type.name
+        if kind in _SCALAR_TYPES:
+            return _SCALAR
+        return Size(Range(0, self.environment.sizes.get(kind, math.inf)))
+
+    def cost(self, node: Node) -> tuple[Range, Size]:
+        """The cost of a node with everything under it, and the size of its value."""
+        match node:
+            case Literal(value=value):
+                size = float(length(value))
+                return ZERO, Size(Range(size, size))
+            case Ident():
+                return ONE, self.locals.get(node.name) or self.declared(node)
+            case Select(resolved=resolved) if resolved is not None:
+                return ONE, self.declared(node)
+            case Select() | Has():
+                cost, operand = self.cost(node.operand)
+                bounded = operand.element if isinstance(node, Select) and operand.element else self.declared(node)
+                return cost + ONE, bounded
+            case Index():
+                (cost, operand), (key, _) = self.cost(node.operand), self.cost(node.index)
+                return cost + key + ONE, operand.element or self.declared(node)
+            case Logic():
+                costs = [self.cost(arg)[0] for arg in node.args]
+                return Range(min(each.low for each in costs), sum(each.high for each in costs)), _SCALAR
+            case Conditional():
+                condition = self.cost(node.condition)[0]
+                (then, left), (otherwise, right) = self.cost(node.then), self.cost(node.otherwise)
+                element = left.element if right.element is None else right.element
+                return condition + then.union(otherwise), Size(left.range.union(right.range), element)
+            case ListLiteral():
+                return self.literal(node.items, LIST, len(node.items), len(node.optional))
+            case MapLiteral():
+                parts = [part for entry in node.entries for part in (entry.key, entry.value)]
+                optional = sum(entry.optional for entry in node.entries)
+                return self.literal(parts, MAP, len(node.entries), optional)
+            case MessageLiteral():
+                return self.literal([entry.value for entry in node.fields], MESSAGE, len(node.fields), 0)
+            case Loop():
+                return self.loop(node)
+            case Bind():
+                value, bound = self.cost(node.value)
+                body, result = self.within({node.name: bound}, node.body)
+                return value + body, result
+            case Call():
+                return self.call(node)
+            case _:
+                raise AssertionError(node)
+
+    def within(self, names: dict[str, Size], node: Node) -> tuple[Range, Size]:
+        outer = self.locals
+        self.locals = {**outer, **names}
+        try:
+            return self.cost(node)
+        finally:
+            self.locals = outer
+
+    def literal(self, parts: list[Node], own: int, count: int, optional: int) -> tuple[Range, Size]:
+        total = Range(own, own)
+        element: Range | None = None
+        for part in parts:
+            cost, size = self.cost(part)
+            total += cost
+            element = size.range if element is None else element.union(size.range)
+        return total, Size(Range(count - optional, count), Size(element) if element else None)
+
+    def loop(self, node: Loop) -> tuple[Range, Size]:
+        range_, size = self.cost(node.range)
+        is_map = node.range.type.name == "map"
+        key = Size(Range(0, self.environment.sizes.get("string", math.inf))) if is_map else _SCALAR
+        element = size.element or Size(Range(0, self.element_size(node)))
+        names = [key, element] if len(node.variables) == 2 else [key if is_map else element]
+        round_ = Range(round_cost(node.kind), round_cost(node.kind))
+        result = element
+        for body in node.bodies:
+            cost, result = self.within(dict(zip(node.variables, names, strict=True)), body)
+            round_ += cost
+        rounds = size.range
+        if node.kind in ("all", "exists"):
+            rounds = Range(min(rounds.low, 1), rounds.high)
+        if node.kind in ("filter", "sortBy"):
+            result = element
+        total = range_ + rounds.times(round_)
+        if node.kind == "sortBy":
+            total += size.range.times(ONE)
+        own_size = Size(Range(0, size.range.high), result)
+        return total, own_size if node.type.name in ("list", "map") else _SCALAR
+
+    def element_size(self, node: Loop) -> float:
+        params = node.range.type.params
+        kind = params[-1].name if params else "dyn"
+        return 1.0 if kind in _SCALAR_TYPES else self.environment.sizes.get(kind, math.inf)
+
+    def call(self, node: Call) -> tuple[Range, Size]:
+        costs, sizes = [], []
+        for operand in node.operands:
+            cost, size = self.cost(operand)
+            costs.append(cost)
+            sizes.append(size)
+        total = sum(costs, ONE)
+        name = node.function
+        ranges = [size.range for size in sizes]
+        result = self.declared(node)
+        if name in _SAME_SIZE:
+            result = Size(Range(0, ranges[0].high), sizes[0].element)
+        if name not in SIZED:
+            return total, result
+        if name == "_+_" and node.type.name not in _SCALAR_TYPES:
+            element = sizes[0].element or sizes[1].element
+            return total + (ranges[0] + ranges[1]).scaled(TRAVERSAL), Size(ranges[0] + ranges[1], element)
+        if name in ("matches", "find", "findAll"):
+            own = (ranges[0] + ONE).scaled(TRAVERSAL).times(ranges[1].scaled(PATTERN))
+        elif name in ("contains",):
+            own = ranges[0].scaled(TRAVERSAL).times(ranges[1].scaled(TRAVERSAL))
+        elif name == "@in":
+            own = ranges[1] if node.args[1].type.name == "list" else ZERO
+            own = Range(0, own.high)
+        elif name in ("_==_", "_!=_", "_<_", "_<=_", "_>_", "_>=_"):
+            own = Range(0, min(each.high for each in ranges)).scaled(TRAVERSAL)
+        elif name in ("sets.contains", "sets.equivalent", "sets.intersects", "distinct"):
+            own = ranges[0].times(ranges[-1])
+        elif name == "replace":
+            grown = Range(ranges[0].low, ranges[0].high * max(ranges[2].high, 1) + ranges[2].high)
+            own, result = grown.scaled(TRAVERSAL), Size(Range(0, grown.high))
+        elif name == "join":
+            parts = (
+                sizes[0].element.range if sizes[0].element else Range(0, self.environment.sizes.get("string", math.inf))
+            )
+            separator = ranges[1] if len(ranges) > 1 else ZERO
+            joined = ranges[0].times(parts + separator)
+            own, result = joined.scaled(TRAVERSAL), Size(Range(0, joined.high))
+        elif name == "lists.range":
+            bound = getattr(node.args[0], "value", math.inf)
+            own = Range(0, float(bound))
+            result = Size(Range(0, float(bound)), _SCALAR)
+        elif name in ("isSorted", "sum", "min", "max", "sort", "slice", "first", "last", "includes", "flatten"):
+            own = ranges[0]
+        elif name == "split":
+            own, result = (
+                ranges[0].scaled(TRAVERSAL),
+                Size(Range(0, ranges[0].high + 1), Size(Range(0, ranges[0].high))),
+            )
+        elif name == "string":
+            own, result = ranges[0].scaled(TRAVERSAL), Size(Range(0, max(ranges[0].high, 64)))
+        elif name == "format":
+            own = Range(1, ranges[0].high + ranges[1].high * self.environment.sizes.get("dyn", math.inf)).scaled(
+                TRAVERSAL
+            )
+        else:
+            own = ranges[0].scaled(TRAVERSAL)
+        return total + own, result

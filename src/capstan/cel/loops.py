@@ -1,0 +1,126 @@
+"""The comprehension macros as functions over a container and a body; `&&`, `||` with error absorption.
+
+A loop with two variables passes (index, element) or (key, value). `all` and `exists` go on after an error in the hope
+of an element that decides the matter, as the language demands; an exhausted budget is never absorbed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cmp_to_key
+from typing import Any
+
+from capstan.cel.errors import CostExceeded, EvaluationError
+from capstan.cel.values import as_bool, elements, greater, insert, less, pairs
+
+Thunk = Callable[[], Any]
+Body = Callable[..., Any]
+
+
+def _arguments(container: Any, variables: int) -> Iterable[tuple[Any, ...]]:
+    return pairs(container) if variables == 2 else ((element,) for element in elements(container))
+
+
+def decide(outcomes: Iterable[Thunk], decisive: bool) -> bool:
+    """The first outcome equal to `decisive` wins; else the first error is raised; else the opposite of `decisive`."""
+    failed: Exception | None = None
+    for outcome in outcomes:
+        try:
+            if as_bool(outcome()) is decisive:
+                return decisive
+        except CostExceeded:
+            raise
+        except Exception as error:
+            failed = failed or error
+    if failed is not None:
+        raise failed
+    return not decisive
+
+
+def all_of(*operands: Thunk) -> bool:
+    return decide(operands, False)
+
+
+def any_of(*operands: Thunk) -> bool:
+    return decide(operands, True)
+
+
+def all_elements(container: Any, body: Body, variables: int) -> bool:
+    failed: Exception | None = None
+    for arguments in _arguments(container, variables):
+        try:
+            if not as_bool(body(*arguments)):
+                return False
+        except CostExceeded:
+            raise
+        except Exception as error:
+            failed = failed or error
+    if failed is not None:
+        raise failed
+    return True
+
+
+def any_element(container: Any, body: Body, variables: int) -> bool:
+    failed: Exception | None = None
+    for arguments in _arguments(container, variables):
+        try:
+            if as_bool(body(*arguments)):
+                return True
+        except CostExceeded:
+            raise
+        except Exception as error:
+            failed = failed or error
+    if failed is not None:
+        raise failed
+    return False
+
+
+def one_element(container: Any, body: Body, variables: int) -> bool:
+    """No short cut: every element is looked at, and any error is final."""
+    return sum([as_bool(body(*arguments)) for arguments in _arguments(container, variables)]) == 1
+
+
+def filter_elements(container: Any, condition: Body) -> list[Any]:
+    return [element for element in elements(container) if as_bool(condition(element))]
+
+
+def map_elements(container: Any, body: Body, condition: Body | None = None) -> list[Any]:
+    if condition is None:
+        return [body(element) for element in elements(container)]
+    return [body(element) for element in elements(container) if as_bool(condition(element))]
+
+
+def transform_list(container: Any, body: Body, condition: Body | None = None) -> list[Any]:
+    return [body(*pair) for pair in pairs(container) if condition is None or as_bool(condition(*pair))]
+
+
+def transform_map(container: Any, body: Body, condition: Body | None = None) -> dict[Any, Any]:
+    return {pair[0]: body(*pair) for pair in pairs(container) if condition is None or as_bool(condition(*pair))}
+
+
+def transform_map_entry(container: Any, body: Body, condition: Body | None = None) -> dict[Any, Any]:
+    """Each body gives a map of entries to add; a key may come once."""
+    result: dict[Any, Any] = {}
+    for pair in pairs(container):
+        if condition is None or as_bool(condition(*pair)):
+            entries = body(*pair)
+            if not isinstance(entries, dict):
+                raise EvaluationError("no such overload: transformMapEntry needs a map")
+            for key, value in entries.items():
+                insert(result, key, value)
+    return result
+
+
+def sort_by(container: Any, key: Body) -> list[Any]:
+    keyed: list[tuple[Any, Any]] = [(key(element), element) for element in elements(container)]
+    keyed.sort(key=cmp_to_key(_compare_keys))
+    return [element for _, element in keyed]
+
+
+def _compare_keys(left: tuple[Any, Any], right: tuple[Any, Any]) -> int:
+    return compare(left[0], right[0])
+
+
+def compare(left: Any, right: Any) -> int:
+    """-1, 0 or 1 for values of the ordered types."""
+    return -1 if less(left, right) else int(greater(left, right))

@@ -1,0 +1,86 @@
+"""Source text to program: parse, check, estimate, generate. Programs are cached by their source and environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property, lru_cache
+from typing import Any
+
+from capstan.cel.checker import check
+from capstan.cel.codegen import Generated, generate
+from capstan.cel.cost import Meter, Range, body_cost, estimate
+from capstan.cel.environments import Environment
+from capstan.cel.errors import CelError, CompileError, EvaluationError, Issue
+from capstan.cel.parser import parse
+from capstan.cel.syntax import Node
+from capstan.cel.types import Type
+
+
+class Program:
+    """A compiled expression.
+
+    `result` is its static type, `estimate` the bounds of its cost, `source` the Python it became.
+    """
+
+    def __init__(self, expression: str, environment: Environment, tree: Node, cost: Range) -> None:
+        self.expression = expression
+        self.environment = environment
+        self.tree = tree
+        self.result: Type = tree.type
+        self.estimate = cost
+        self._fixed_cost = body_cost(tree)
+        self._fast = None if cost.high > environment.cost_limit else generate(tree, environment, exact=False)
+        if self._fast is not None:
+            self._function = self._fast.function
+
+    @property
+    def source(self) -> str:
+        """The Python source that runs first: the fast form where there is one."""
+        return (self._fast or self._exact).source
+
+    @cached_property
+    def _exact(self) -> Generated:
+        return generate(self.tree, self.environment, exact=True)
+
+    def evaluate(self, bindings: Mapping[str, Any]) -> Any:
+        """The value for these variables. Raises EvaluationError, CostExceeded when the budget is used up."""
+        if self._fast is not None:
+            try:
+                return self._function(bindings)
+            except Exception:  # whatever it was, the exact form finds out
+                pass
+        return self.evaluate_exactly(bindings, Meter(self.environment.cost_limit))
+
+    def evaluate_exactly(self, bindings: Mapping[str, Any], meter: Meter) -> Any:
+        """The value, with everything it costs charged to the meter."""
+        meter.charge(self._fixed_cost)
+        try:
+            return self._exact.function(bindings, meter)
+        except CelError:
+            raise
+        except KeyError as error:
+            raise EvaluationError(f"no such attribute(s): {error.args[0]}") from error
+        except RecursionError:
+            raise EvaluationError("the values nest too deeply") from None
+
+    def __repr__(self) -> str:
+        return f"Program({self.expression!r})"
+
+
+@lru_cache(maxsize=2048)
+def compile(expression: str, environment: Environment) -> Program:
+    """Compile an expression. Raises CompileError with line and column of what is wrong."""
+    if environment.max_bytes is not None and len(expression.encode()) > environment.max_bytes:
+        raise CompileError(expression, [Issue(0, f"Too long: may not be more than {environment.max_bytes} bytes")])
+    tree = parse(expression)
+    result = check(expression, tree, environment)
+    accepted = environment.results
+    if accepted and result not in accepted:
+        wanted = accepted[0]
+        raise CompileError(expression, [Issue(0, f"must evaluate to {wanted} or the unknown type, not {result}")])
+    cost = estimate(tree, environment)
+    limit = environment.estimate_limit
+    if limit is not None and cost.high > limit:
+        message = f"too complex, exceeds cost limit: estimated cost {cost.high:.0f} of at most {limit}"
+        raise CompileError(expression, [Issue(0, message)])
+    return Program(expression, environment, tree, cost)

@@ -1,0 +1,223 @@
+"""The static types the checker reasons with, and how one is assignable to another.
+
+A type is a name and parameters: `int`, `list(string)`, `map(string, dyn)`, `optional_type(int)`, `type(int)`, object
+types by their qualified name. Names that start with an upper-case letter and are one letter long (`A`, `K`) are type
+parameters of a function signature; the checker replaces them by fresh variables (`%1`) and binds those while it
+resolves overloads.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+
+@dataclass(frozen=True, slots=True)
+class Type:
+    name: str
+    params: tuple[Type, ...] = ()
+
+    def __str__(self) -> str:
+        if self.name.startswith("%"):
+            return "dyn"
+        if self.params:
+            return f"{self.name}({', '.join(map(str, self.params))})"
+        return self.name
+
+    @property
+    def is_variable(self) -> bool:
+        return self.name.startswith("%")
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether only the value itself says what it is."""
+        return self.name in ("dyn", "error") or self.name.startswith("%")
+
+
+DYN = Type("dyn")
+ERROR = Type("error")  # what an expression with an issue has: accepted everywhere, so that one mistake is reported once
+NULL = Type("null")
+BOOL = Type("bool")
+INT = Type("int")
+UINT = Type("uint")
+DOUBLE = Type("double")
+STRING = Type("string")
+BYTES = Type("bytes")
+TIMESTAMP = Type("google.protobuf.Timestamp")
+DURATION = Type("google.protobuf.Duration")
+QUANTITY = Type("kubernetes.Quantity")
+SEMVER = Type("kubernetes.Semver")
+
+SHORT_NAMES = {"timestamp": TIMESTAMP.name, "duration": DURATION.name, "optional": "optional_type"}
+WRAPPERS = {
+    "BoolValue": BOOL,
+    "Int32Value": INT,
+    "Int64Value": INT,
+    "UInt32Value": UINT,
+    "UInt64Value": UINT,
+    "FloatValue": DOUBLE,
+    "DoubleValue": DOUBLE,
+    "StringValue": STRING,
+    "BytesValue": BYTES,
+}
+_NULLABLE = {"wrapper", TIMESTAMP.name, DURATION.name, "null", "optional_type"}
+_NOT_NULLABLE = {"bool", "int", "uint", "double", "string", "bytes", "list", "map", "type"}
+
+
+def list_of(element: Type) -> Type:
+    return Type("list", (element,))
+
+
+def map_of(key: Type, value: Type) -> Type:
+    return Type("map", (key, value))
+
+
+def optional_of(value: Type) -> Type:
+    return Type("optional_type", (value,))
+
+
+def type_of(value: Type) -> Type:
+    return Type("type", (value,))
+
+
+_TOKEN = re.compile(r"\s*([\w.@]+|[(),])")
+
+
+@lru_cache(maxsize=1024)
+def parse_type(text: str) -> Type:
+    """`list(A)`, `map(string, dyn)`, `timestamp` ... as written in function signatures."""
+    tokens = _TOKEN.findall(text)
+
+    def read() -> Type:
+        name = tokens.pop(0)
+        params: list[Type] = []
+        if tokens and tokens[0] == "(":
+            while tokens.pop(0) != ")" and tokens[0] != ")":
+                params.append(read())
+        return Type(SHORT_NAMES.get(name, name), tuple(params))
+
+    return read()
+
+
+def split_arguments(text: str) -> list[str]:
+    """The comma-separated types of a signature, not split inside parentheses."""
+    parts: list[str] = []
+    depth = start = 0
+    for position, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if character == "," and depth == 0:
+            parts.append(text[start:position])
+            start = position + 1
+    parts.append(text[start:])
+    return [part for part in map(str.strip, parts) if part]
+
+
+class Bindings:
+    """What the type variables of one expression stand for."""
+
+    def __init__(self) -> None:
+        self._bound: dict[str, Type] = {}
+        self._count = 0
+
+    def fresh(self) -> Type:
+        self._count += 1
+        return Type(f"%{self._count}")
+
+    def instantiate(self, declared: Type, names: dict[str, Type]) -> Type:
+        """The declared type with its one-letter parameters replaced by this call's variables."""
+        if len(declared.name) == 1 and declared.name.isupper():
+            if declared.name not in names:
+                names[declared.name] = self.fresh()
+            return names[declared.name]
+        if not declared.params:
+            return declared
+        return Type(declared.name, tuple(self.instantiate(param, names) for param in declared.params))
+
+    def resolve(self, type_: Type) -> Type:
+        """The type with every bound variable replaced."""
+        while type_.is_variable and type_.name in self._bound:
+            type_ = self._bound[type_.name]
+        if not type_.params:
+            return type_
+        return Type(type_.name, tuple(self.resolve(param) for param in type_.params))
+
+    def final(self, type_: Type) -> Type:
+        """The type with unbound variables read as dyn."""
+        type_ = self.resolve(type_)
+        if type_.is_variable:
+            return DYN
+        if not type_.params:
+            return type_
+        return Type(type_.name, tuple(self.final(param) for param in type_.params))
+
+    def assignable(self, source: Type, target: Type) -> bool:
+        """Whether a `source` may stand where a `target` is wanted; binds variables, and only when the answer is yes."""
+        saved = self._bound
+        self._bound = dict(saved)
+        if self._assign(source, target):
+            return True
+        self._bound = saved
+        return False
+
+    def all_assignable(self, sources: list[Type], targets: list[Type]) -> bool:
+        saved = self._bound
+        self._bound = dict(saved)
+        if len(sources) == len(targets) and all(map(self._assign, sources, targets)):
+            return True
+        self._bound = saved
+        return False
+
+    def _assign(self, source: Type, target: Type) -> bool:
+        if target.is_variable:
+            return self._bind(target, source)
+        if source.is_variable:
+            return self._bind(source, target)
+        if source.is_dynamic or target.is_dynamic:
+            return True
+        if source.name == "null" and target.name != "null":
+            return target.name in _NULLABLE or target.name not in _NOT_NULLABLE
+        if source.name == "wrapper" and target.name != "wrapper":
+            return target.name == "null" or self._assign(source.params[0], target)
+        if target.name == "wrapper" and source.name != "wrapper":
+            return source.name == "null" or self._assign(source, target.params[0])
+        if source.name != target.name:
+            return False
+        if source.name == "type":  # type values compare with each other whatever they denote
+            return True
+        return len(source.params) == len(target.params) and all(map(self._assign, source.params, target.params))
+
+    def _bind(self, variable: Type, other: Type) -> bool:
+        bound = self._bound.get(variable.name)
+        if bound is not None:
+            if not self._assign(other, bound):
+                return False
+            if not other.is_variable and self.more_general(other, bound):
+                self._bound[variable.name] = other
+            return True
+        other = self.resolve(other)
+        if other == variable:
+            return True
+        if self._occurs(variable, other):
+            return False
+        self._bound[variable.name] = other
+        return True
+
+    def _occurs(self, variable: Type, inside: Type) -> bool:
+        inside = self.resolve(inside)
+        return inside == variable or any(self._occurs(variable, param) for param in inside.params)
+
+    def more_general(self, left: Type, right: Type) -> bool:
+        """Whether every `right` is a `left` (dyn over all, wrapper over its scalar, by parameter)."""
+        left, right = self.resolve(left), self.resolve(right)
+        if left.is_dynamic:
+            return True
+        if right.is_dynamic:
+            return False
+        if right.name == "null":
+            return left.name in _NULLABLE
+        if left.name == "wrapper" and right.name != "wrapper":
+            return left.params[0] == right
+        if left.name != right.name or len(left.params) != len(right.params):
+            return False
+        return all(map(self.more_general, left.params, right.params))
