@@ -1,1 +1,41 @@
+"""Which devices satisfy which claims: Dynamic Resource Allocation as pure functions over an incremental inventory."""
 
+from capstan.allocation.allocator import BUDGET, Policy, allocate
+from capstan.allocation.inventory import Inventory
+from capstan.allocation.model import (
+    Allocation,
+    AllocationError,
+    Choice,
+    ClaimKey,
+    DeviceId,
+    Features,
+    InvalidClaim,
+    InvalidPodRequest,
+    NodeView,
+    Problem,
+    Refusal,
+    StaleMark,
+)
+from capstan.allocation.pods import claim_for_pod, request_mappings, resolved
+
+__all__ = [
+    "BUDGET",
+    "Allocation",
+    "AllocationError",
+    "Choice",
+    "ClaimKey",
+    "DeviceId",
+    "Features",
+    "InvalidClaim",
+    "InvalidPodRequest",
+    "Inventory",
+    "NodeView",
+    "Policy",
+    "Problem",
+    "Refusal",
+    "StaleMark",
+    "allocate",
+    "claim_for_pod",
+    "request_mappings",
+    "resolved",
+]

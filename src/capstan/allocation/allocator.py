@@ -1,0 +1,174 @@
+"""The question of this room: which devices on this node satisfy these claims together, or why none do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from capstan.allocation.claims import Alternative, Preparation, PreparedClaim
+from capstan.allocation.inventory import Inventory, NodeDevices
+from capstan.allocation.model import (
+    Allocation,
+    AllocationError,
+    Choice,
+    ClaimKey,
+    Features,
+    InvalidClaim,
+    NodeView,
+    Refusal,
+)
+from capstan.allocation.result import allocation
+from capstan.allocation.score import BestFit
+from capstan.allocation.search import BudgetExhausted, Pick, Search
+from capstan.allocation.selectors import SelectorFailed
+from capstan.api.resource import ResourceClaim
+
+Policy = Literal["best-fit", "kubernetes"]
+
+BUDGET = 20_000
+"""Steps of one search. A step looks at the candidates of one device; ordinary claims need as many steps as devices."""
+
+
+def allocate(
+    inventory: Inventory,
+    claims: Sequence[ResourceClaim],
+    node: NodeView,
+    policy: Policy = "best-fit",
+    budget: int = BUDGET,
+    features: Features | None = None,
+    now: str | None = None,
+) -> Allocation | Refusal:
+    """Devices on the node for all claims of a pod together, or the reason why there are none.
+
+    Claims that hold an allocation already are left out of the result, but must be usable on the node. The inventory
+    is not changed: `assume` what was decided. `kubernetes` takes the devices that kube-scheduler's allocator would
+    take, `best-fit` those that cost least (score.py). A refusal other than BudgetExhausted is a proof.
+    """
+    features = features or Features()
+    devices = inventory.on_node(node)
+    search: Search | None = None
+    try:
+        preparation = Preparation(inventory, devices, features)
+        prepared: list[PreparedClaim] = []
+        for claim in claims:
+            held = inventory.allocation(claim.key)
+            if held is None:
+                prepared.append(preparation.claim(len(prepared), claim))
+            elif held.node_selector is not None and not held.node_selector.matches(node.name, dict(node.labels)):
+                text = (
+                    f"claim {claim.key[0]}/{claim.key[1]}: it is allocated and cannot be used on the node {node.name}"
+                )
+                raise InvalidClaim("AllocatedElsewhere", text, claim.key)
+        too_few = _too_few(prepared, devices)
+        if too_few is not None:
+            return too_few
+        cost = BestFit(inventory, prepared, inventory.tables) if policy == "best-fit" else None
+        search = Search(
+            inventory, prepared, budget=budget, cost=cost, compatibility_groups=features.compatibility_groups
+        )
+        picks = search.first() if policy == "kubernetes" else search.best()
+        if picks is None:
+            return _refused(prepared, devices, search)
+        return _allocated(inventory, prepared, picks, node, now, search)
+    except InvalidClaim as error:
+        return Refusal(error.reason, str(error), error.claim, error.request, node.name)
+    except BudgetExhausted as error:
+        text = f"{error} on the node {node.name}; there may be one: simplify the constraints or raise the budget"
+        return Refusal("BudgetExhausted", text, _first_key(claims), "", node.name, error.steps)
+    except SelectorFailed as error:
+        return Refusal("SelectorFailed", str(error), _first_key(claims), "", node.name, search.steps if search else 0)
+
+
+def _allocated(
+    inventory: Inventory,
+    prepared: list[PreparedClaim],
+    picks: list[Pick],
+    node: NodeView,
+    now: str | None,
+    search: Search,
+) -> Allocation:
+    results = {}
+    for claim in prepared:
+        own = [pick for pick in picks if pick.request.claim is claim]
+        results[claim.key] = allocation(claim, own, inventory.classes, node, now)
+    explanation = tuple(
+        Choice(p.request.claim.key, p.alternative.name, p.candidate.device.id, p.options, p.cost, p.parts)
+        for p in picks
+    )
+    return Allocation(results, explanation, search.steps, search.proven)
+
+
+def _first_key(claims: Sequence[ResourceClaim]) -> ClaimKey | None:
+    return claims[0].key if claims else None
+
+
+def _too_few(prepared: list[PreparedClaim], devices: NodeDevices) -> Refusal | None:
+    """The cheap no: a request none of whose alternatives has as many candidates as it needs."""
+    for claim in prepared:
+        for request in claim.requests:
+            if not any(_enough(option) for option in request.alternatives):
+                return _shortage(claim, request.alternatives, devices)
+    return None
+
+
+def _enough(option: Alternative) -> bool:
+    if option.unsatisfiable:
+        return False
+    return bool(option.candidates) if option.every else len(option.candidates) >= option.count
+
+
+def _shortage(claim: PreparedClaim, options: list[Alternative], devices: NodeDevices) -> Refusal:
+    node = devices.node
+    invalid = [pool.problem for pool in devices.pools if pool.problem]
+    texts, reason = [], "NoSuchDevices"
+    for option in options:
+        free = sum(candidate.error is None for candidate in option.candidates)
+        needs = "all devices" if option.every else f"{option.count} device{'s' if option.count > 1 else ''}"
+        lacks = [
+            f"{count} {what}"
+            for count, what in (
+                (option.in_use, "in use"),
+                (option.tainted, "tainted"),
+                (option.refused_by_capacity, "without the capacity asked for"),
+                (len(option.candidates) - free, "on which a selector failed"),
+            )
+            if count
+        ]
+        if option.in_use:
+            reason = "DevicesInUse"
+        needs = f"request {option.name} needs {needs} of the class {option.class_name}"
+        texts.append(", ".join([f"{needs}; on the node {node} {option.matched} match", *lacks]))
+    if invalid:
+        reason = "InvalidPool"
+        texts += [f"the pool {problem.driver}/{problem.pool} is invalid: {problem.reason}" for problem in invalid]
+    elif any(not pool.complete for pool in devices.pools):
+        texts += [f"the pool {p.driver}/{p.name} is being updated" for p in devices.pools if not p.complete]
+        reason = "IncompletePool" if reason == "NoSuchDevices" else reason
+    message = f"claim {claim.key[0]}/{claim.key[1]}: {'; '.join(texts)}"
+    return Refusal(reason, message, claim.key, options[0].base, node)
+
+
+def _refused(prepared: list[PreparedClaim], devices: NodeDevices, search: Search) -> Refusal:
+    """Each request alone has enough candidates, but there is no choice that suits all of them."""
+    if search.selector_error is not None:
+        key = prepared[0].key if prepared else None
+        return Refusal("SelectorFailed", str(search.selector_error), key, "", devices.node, search.steps)
+    needs = ", ".join(
+        f"{claim.key[0]}/{claim.key[1]} {request.alternatives[0].base} x"
+        f"{min(len(o.candidates) if o.every else o.count for o in request.alternatives)} of "
+        f"{max(len(o.candidates) for o in request.alternatives)}"
+        for claim in prepared
+        for request in claim.requests
+    )
+    names = sorted({c.attribute for claim in prepared for c in claim.constraints})
+    limits = [f"the constraints on {', '.join(names)}"] if names else []
+    if any(c.device.consumption for r in search.requests for o in r.alternatives for c in o.candidates):
+        limits.append("the shared counters")
+    because = " and ".join(limits) or "sharing no device"
+    message = (
+        f"no choice of devices on the node {devices.node} satisfies all requests under {because}: {needs} candidates"
+    )
+    return Refusal("NoCombination", message, prepared[0].key if prepared else None, "", devices.node, search.steps)
+
+
+__all__ = ["BUDGET", "AllocationError", "Policy", "allocate"]

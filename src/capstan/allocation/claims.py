@@ -1,0 +1,274 @@
+"""From a claim's text to what the search works on: requests with their alternatives and candidates.
+
+All that does not depend on the choices of the search is decided here: selectors, taints, devices in use, room for the
+capacity asked for. What remains per request is a list of candidates in allocation order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+
+from capstan.allocation import capacity
+from capstan.allocation.constraints import Constraint, build
+from capstan.allocation.inventory import Inventory, NodeDevices, blocked, fits
+from capstan.allocation.model import AllocationError, ClaimKey, Features, InvalidClaim, Number, number
+from capstan.allocation.pools import Device
+from capstan.allocation.selectors import InvalidSelector
+from capstan.api.core import Toleration
+from capstan.api.resource import (
+    MAX_RESULTS,
+    DeviceRequest,
+    DeviceSelector,
+    DeviceSubRequest,
+    ExactDeviceRequest,
+    ResourceClaim,
+)
+
+FRACTION_ANNOTATION = "platform.capstan.dev/memory-fraction"
+"""On a synthesized claim: the part of the chosen device's own memory that each device of the claim is asked for."""
+
+Invalid = Callable[[str, str], InvalidClaim]
+"""Makes the refusal of one request out of a reason and a text."""
+
+MEBIBYTE = 1 << 20
+
+
+class Candidate:
+    """A device that an alternative may take, and what it takes of it."""
+
+    __slots__ = ("device", "error", "takes")
+
+    def __init__(self, device: Device, takes: dict[str, Number] | None, error: AllocationError | None) -> None:
+        self.device = device
+        self.takes = takes
+        """Capacity per name for a share; None to take the device as a whole."""
+        self.error = error
+        """A selector failed on the device, so it may not be taken."""
+
+
+class Alternative:
+    """One way to satisfy a request: the request itself, or one of its `firstAvailable` subrequests."""
+
+    __slots__ = (
+        "admin",
+        "base",
+        "candidates",
+        "class_name",
+        "constraints",
+        "count",
+        "every",
+        "in_use",
+        "matched",
+        "name",
+        "refused_by_capacity",
+        "tainted",
+        "tolerations",
+        "unsatisfiable",
+    )
+
+    def __init__(self, base: str, name: str, spec: ExactDeviceRequest | DeviceSubRequest) -> None:
+        self.base = base
+        self.name = name
+        """As in results: `request` or `request/subrequest`."""
+        self.class_name = spec.device_class_name
+        self.every = spec.allocation_mode == "All"
+        self.count = spec.count
+        self.admin = isinstance(spec, ExactDeviceRequest) and bool(spec.admin_access)
+        self.tolerations: list[Toleration] = spec.tolerations
+        self.constraints: list[Constraint] = []
+        self.candidates: list[Candidate] = []
+        self.matched = self.in_use = self.tainted = self.refused_by_capacity = 0
+        self.unsatisfiable = False
+        """Allocation mode All, and one of the devices cannot be had."""
+
+
+class Request:
+    """A request of a claim with its alternatives in the user's order of preference."""
+
+    __slots__ = ("alternatives", "claim")
+
+    def __init__(self, claim: PreparedClaim, alternatives: list[Alternative]) -> None:
+        self.claim = claim
+        self.alternatives = alternatives
+
+
+class PreparedClaim:
+    __slots__ = ("claim", "constraints", "index", "key", "requests")
+
+    def __init__(self, index: int, claim: ResourceClaim) -> None:
+        self.index = index
+        self.claim = claim
+        self.key: ClaimKey = claim.key
+        self.constraints: list[Constraint] = []
+        self.requests: list[Request] = []
+
+
+class Preparation:
+    """Prepares claims against what one node sees."""
+
+    def __init__(self, inventory: Inventory, devices: NodeDevices, features: Features) -> None:
+        self._inventory = inventory
+        self._devices = devices
+        self._features = features
+
+    def claim(self, index: int, claim: ResourceClaim) -> PreparedClaim:
+        """Raises InvalidClaim naming the claim and the request."""
+        prepared = PreparedClaim(index, claim)
+        key, spec = claim.key, claim.spec.devices
+        for position, constraint in enumerate(spec.constraints):
+            built = build(constraint)
+            if built is None:
+                text = f"constraint #{position} is of an unknown kind; use matchAttribute or distinctAttribute"
+                raise InvalidClaim("InvalidClaim", _about(key, "", text), key)
+            prepared.constraints.append(built)
+        fraction = _fraction(claim)
+        for request in spec.requests:
+            alternatives = [
+                self._alternative(prepared, base, name, option, fraction)
+                for base, name, option in self._options(key, request)
+            ]
+            prepared.requests.append(Request(prepared, alternatives))
+        least = sum(min(_size(alternative) for alternative in request.alternatives) for request in prepared.requests)
+        if least > MAX_RESULTS:
+            text = f"asks for {least} devices, but one claim can hold {MAX_RESULTS}; split it into several claims"
+            raise InvalidClaim("TooManyDevices", _about(key, "", text), key)
+        return prepared
+
+    def _options(
+        self, key: ClaimKey, request: DeviceRequest
+    ) -> list[tuple[str, str, ExactDeviceRequest | DeviceSubRequest]]:
+        if request.exactly is not None:
+            return [(request.name, request.name, request.exactly)]
+        if not request.first_available:
+            text = "has neither exactly nor firstAvailable"
+            raise InvalidClaim("InvalidClaim", _about(key, request.name, text), key, request.name)
+        if not self._features.prioritized_list:
+            text = "has subrequests, but the feature DRAPrioritizedList is off"
+            raise InvalidClaim("InvalidClaim", _about(key, request.name, text), key, request.name)
+        return [(request.name, f"{request.name}/{option.name}", option) for option in request.first_available]
+
+    def _alternative(
+        self,
+        prepared: PreparedClaim,
+        base: str,
+        name: str,
+        spec: ExactDeviceRequest | DeviceSubRequest,
+        fraction: Fraction | None,
+    ) -> Alternative:
+        key = prepared.key
+
+        def invalid(reason: str, text: str) -> InvalidClaim:
+            return InvalidClaim(reason, _about(key, name, text), key, name)
+
+        if spec.allocation_mode not in ("ExactCount", "All"):
+            raise invalid(
+                "InvalidClaim", f"has the unknown allocation mode {spec.allocation_mode!r}; use ExactCount or All"
+            )
+        if not spec.device_class_name:
+            raise invalid("InvalidClaim", "names no device class")
+        if spec.device_class_name not in self._inventory.classes:
+            raise invalid("UnknownDeviceClass", f"the device class {spec.device_class_name} does not exist")
+        if any(selector.cel is None for selector in self._selectors(spec)):
+            raise invalid("InvalidClaim", "has a selector of a kind this version does not know; use cel")
+        alternative = Alternative(base, name, spec)
+        if isinstance(spec, ExactDeviceRequest) and spec.admin_access is not None and not self._features.admin_access:
+            raise invalid("InvalidClaim", "asks for admin access, but the feature DRAAdminAccess is off")
+        if not alternative.every and alternative.count < 1:
+            raise invalid("InvalidClaim", f"asks for {alternative.count} devices; the count must be at least 1")
+        alternative.constraints = [c for c in prepared.constraints if c.covers(base, name)]
+        if alternative.every:
+            self._require_all_pools(invalid)
+        self._collect(alternative, spec, fraction, invalid)
+        return alternative
+
+    def _selectors(self, spec: ExactDeviceRequest | DeviceSubRequest) -> list[DeviceSelector]:
+        return [*self._inventory.classes[spec.device_class_name].spec.selectors, *spec.selectors]
+
+    def _require_all_pools(self, invalid: Invalid) -> None:
+        for pool in self._devices.pools:
+            if pool.problem:
+                raise invalid(
+                    "InvalidPool",
+                    f"asks for all devices, but the pool {pool.driver}/{pool.name} is invalid: {pool.problem.reason}",
+                )
+            if not pool.complete:
+                raise invalid(
+                    "IncompletePool", f"asks for all devices, but the pool {pool.driver}/{pool.name} is being updated"
+                )
+
+    def _collect(
+        self,
+        alternative: Alternative,
+        spec: ExactDeviceRequest | DeviceSubRequest,
+        fraction: Fraction | None,
+        invalid: Invalid,
+    ) -> None:
+        amounts = spec.capacity.requests if spec.capacity else {}
+        try:
+            matches = self._devices.matches(self._inventory.expressions(spec.device_class_name, spec.selectors))
+        except InvalidSelector as error:
+            raise invalid("InvalidSelector", str(error)) from error
+        wanted_by_driver: dict[str, Mapping[str, Number]] = {}
+        for device, failure in matches:
+            if device.binding and not self._features.binding_conditions:
+                continue
+            if device.consumption and not self._features.partitionable_devices:
+                continue
+            use = None if alternative.admin else self._inventory.use(device)
+            if failure is not None:
+                if alternative.every:
+                    raise invalid("SelectorFailed", str(failure))
+                if use is None or (device.multiple and not use.whole):
+                    alternative.candidates.append(Candidate(device, None, failure))
+                continue
+            alternative.matched += 1
+            driver = device.id.driver
+            wanted = wanted_by_driver.get(driver)
+            if wanted is None:
+                wanted = {capacity.qualified(name, driver): number(amount) for name, amount in amounts.items()}
+                wanted_by_driver[driver] = wanted
+            if fraction is not None:
+                wanted = _part_of_memory(device, fraction)
+            takes: dict[str, Number] | None = None
+            shared = device.multiple and self._features.consumable_capacity
+            if shared and not alternative.admin:
+                takes = capacity.consumption(device.spec, driver, wanted)
+                roomy = takes is not None and (use is None or fits(device, use.consumed, takes))
+            else:
+                roomy = not wanted or capacity.suffices(device.spec, driver, wanted)
+            if not roomy:
+                alternative.refused_by_capacity += 1
+                continue
+            if use is not None and (not shared or use.whole):
+                alternative.in_use += 1
+                alternative.unsatisfiable = alternative.every
+                continue
+            if device.taints and self._features.device_taints and blocked(device.taints, alternative.tolerations):
+                alternative.tainted += 1
+                alternative.unsatisfiable = alternative.unsatisfiable or alternative.every
+                continue
+            alternative.candidates.append(Candidate(device, takes, None))
+
+
+def _size(alternative: Alternative) -> int:
+    return alternative.matched - alternative.refused_by_capacity if alternative.every else alternative.count
+
+
+def _fraction(claim: ResourceClaim) -> Fraction | None:
+    text = claim.metadata.annotations.get(FRACTION_ANNOTATION)
+    return Fraction(text) if text else None
+
+
+def _part_of_memory(device: Device, fraction: Fraction) -> Mapping[str, Number]:
+    """The fraction of the device's own memory in whole MiB, rounded down so that n shares of 1/n always fit."""
+    key = f"{device.id.driver}/{capacity.MEMORY}"
+    for name, entry in device.spec.capacity.items():
+        if capacity.qualified(name, device.id.driver) == key:
+            return {key: max(1, int(Fraction(number(entry.value)) * fraction) // MEBIBYTE) * MEBIBYTE}
+    return {key: MEBIBYTE}
+
+
+def _about(key: ClaimKey, request: str, text: str) -> str:
+    namespace, name = key
+    return f"claim {namespace}/{name}, request {request}: {text}" if request else f"claim {namespace}/{name}: {text}"

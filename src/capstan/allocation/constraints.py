@@ -1,0 +1,97 @@
+"""Constraints across the devices of one claim, with exact undo.
+
+Both kinds compare sets of values; a scalar attribute is a set of one (KEP-5491). Every device that a constraint names
+must have the attribute. A constraint never becomes true again by adding devices, so a violated one ends a branch of
+the search.
+"""
+
+from __future__ import annotations
+
+from capstan.allocation.pools import AttributeValue, Device, values
+from capstan.api.resource import DeviceConstraint
+
+Values = frozenset[AttributeValue]
+
+
+class Constraint:
+    """`add` says whether one more device may join and remembers it; `remove` undoes the latest add."""
+
+    __slots__ = ("_read", "attribute", "requests")
+
+    def __init__(self, attribute: str, requests: list[str]) -> None:
+        self.attribute = attribute
+        self.requests = frozenset(requests)
+        self._read: dict[Device, Values] = {}
+
+    def covers(self, base: str, name: str) -> bool:
+        """Whether it applies to the request `base`, or its subrequest `name` (`base/sub`). No names: to all
+        requests."""
+        return not self.requests or base in self.requests or name in self.requests
+
+    def values(self, device: Device) -> Values:
+        """The device's values of the attribute; empty when it has none, which no constraint accepts."""
+        found = self._read.get(device)
+        if found is None:
+            attribute = device.attribute(self.attribute)
+            found = self._read[device] = frozenset() if attribute is None else values(attribute)
+        return found
+
+    def admits(self, device: Device) -> bool:
+        raise AssertionError("a constraint is one of the two kinds below")
+
+    def add(self, device: Device) -> None:
+        raise AssertionError("a constraint is one of the two kinds below")
+
+    def remove(self) -> None:
+        raise AssertionError("a constraint is one of the two kinds below")
+
+
+class MatchAttribute(Constraint):
+    """All devices share at least one value."""
+
+    __slots__ = ("_shared",)
+
+    def __init__(self, attribute: str, requests: list[str]) -> None:
+        super().__init__(attribute, requests)
+        self._shared: list[Values] = []
+        """What all devices so far share, once per added device: removing one restores the set before it."""
+
+    def admits(self, device: Device) -> bool:
+        own = self.values(device)
+        return bool(own & self._shared[-1] if self._shared else own)
+
+    def add(self, device: Device) -> None:
+        own = self.values(device)
+        self._shared.append(own & self._shared[-1] if self._shared else own)
+
+    def remove(self) -> None:
+        self._shared.pop()
+
+
+class DistinctAttribute(Constraint):
+    """No two devices share a value."""
+
+    __slots__ = ("_taken",)
+
+    def __init__(self, attribute: str, requests: list[str]) -> None:
+        super().__init__(attribute, requests)
+        self._taken: list[Values] = []
+
+    def admits(self, device: Device) -> bool:
+        own = self.values(device)
+        return bool(own) and all(own.isdisjoint(taken) for taken in self._taken)
+
+    def add(self, device: Device) -> None:
+        self._taken.append(self.values(device))
+
+    def remove(self) -> None:
+        self._taken.pop()
+
+
+def build(constraint: DeviceConstraint) -> Constraint | None:
+    """None for a kind that this version does not know: the claim must be refused, not half checked."""
+    if constraint.match_attribute:
+        return MatchAttribute(constraint.match_attribute, constraint.requests)
+    if constraint.distinct_attribute:
+        return DistinctAttribute(constraint.distinct_attribute, constraint.requests)
+    return None

@@ -1,0 +1,542 @@
+"""What the cluster offers and what of it is taken: an index that follows the cluster object by object.
+
+Facts (slices, classes, claims, taint rules, nodes) come in through `upsert` and `delete`. Decisions that the API
+server does not know yet come in through `assume` and `release`; they are journaled, so that a simulation can be
+rolled back. Allocation truth is what claims say, never what slices say (KEP-4381).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from capstan.allocation.capacity import consumption as capacity_consumption
+from capstan.allocation.model import ClaimKey, NodeView, Number, Problem, StaleMark, number
+from capstan.allocation.pools import Consumption, Device, Interner, Match, Pool, PoolKey, Scope
+from capstan.allocation.selectors import Expressions, Selectors
+from capstan.allocation.tables import Tables
+from capstan.api.core import Node, Taint, Toleration, tolerates
+from capstan.api.resource import (
+    AllocationResult,
+    DeviceClass,
+    DeviceRequestAllocationResult,
+    DeviceSelector,
+    DeviceTaintRule,
+    ResourceClaim,
+    ResourceSlice,
+)
+
+Fact = ResourceSlice | DeviceClass | ResourceClaim | DeviceTaintRule | Node
+
+IMPLICIT_RESOURCE_PREFIX = "deviceclass.resource.kubernetes.io/"
+
+
+class Use(NamedTuple):
+    """How one device is used by all claims together (results with admin access do not count)."""
+
+    whole: int
+    """Claims that hold the device for themselves: at most 1 unless the API server was told nonsense."""
+    shares: int
+    consumed: dict[str, Number]
+    """Capacity consumed by the shares, under the device's own names; never changed in place."""
+    consumption: Consumption
+    """Counters it takes, remembered so that they still count when the device vanishes from its slices."""
+    groups: tuple[tuple[str, frozenset[str] | None], ...]
+    """Its compatibility groups in each counter set (KEP-5963)."""
+
+
+class NodeDevices:
+    """What one node sees: its pools in allocation order, and the devices of each that it may use."""
+
+    __slots__ = ("_selectors", "labels", "node", "pools")
+
+    def __init__(self, node: NodeView, pools: list[Pool], selectors: Selectors) -> None:
+        self.node = node.name
+        self.labels = node.labels
+        self.pools = pools
+        self._selectors = selectors
+
+    def matches(self, expressions: Expressions) -> list[Match]:
+        """Selected devices of all usable pools in allocation order. Raises InvalidSelector."""
+        found: list[Match] = []
+        view = NodeView(self.node, self.labels)
+        for pool in self.pools:
+            for match in self._selectors.matches(pool, expressions):
+                scope = match[0].scope
+                if scope.name == self.node or scope.matches(view):
+                    found.append(match)
+        return found
+
+
+class Inventory:
+    """Devices, classes, and who holds what. Not thread-safe; every method is deterministic."""
+
+    def __init__(self) -> None:
+        self.classes: dict[str, DeviceClass] = {}
+        self.selectors = Selectors()
+        self.tables = Tables()
+        self._intern = Interner()
+        self._slices: dict[str, ResourceSlice] = {}
+        self._pools: dict[PoolKey, Pool] = {}
+        self._local: dict[str, dict[PoolKey, int]] = {}
+        """Per node name, how many slices of which pool name that node."""
+        self._wide: dict[PoolKey, int] = {}
+        """Pools with slices that several nodes may see."""
+        self._rules: dict[str, DeviceTaintRule] = {}
+        self._labels: dict[str, dict[str, str]] = {}
+        self._observed: dict[ClaimKey, AllocationResult] = {}
+        self._assumed: dict[ClaimKey, AllocationResult | None] = {}
+        self._uses: dict[PoolKey, dict[str, Use]] = {}
+        self._left: dict[PoolKey, dict[str, dict[str, Number]]] = {}
+        self._nodes: dict[str, NodeDevices] = {}
+        self._free: dict[str, dict[str, int]] = {}
+        self._totals: dict[str, dict[str, int]] = {}
+        self._extended: dict[str, str] | None = None
+        self._journal: list[tuple[PoolKey, str, Use | None] | tuple[ClaimKey, AllocationResult | None, bool]] = []
+        self._epoch = 0
+
+    # Facts
+
+    def upsert(self, fact: Fact) -> None:
+        """Takes in a created or changed object. Marks taken before it become stale."""
+        self._settle()
+        if isinstance(fact, ResourceClaim):
+            self._upsert_claim(fact)
+        elif isinstance(fact, ResourceSlice):
+            self._remove_slice(fact.metadata.name)
+            self._add_slice(fact)
+        elif isinstance(fact, DeviceClass):
+            self.classes[fact.metadata.name] = fact
+            self._class_changed(fact.metadata.name)
+        elif isinstance(fact, DeviceTaintRule):
+            self._rule_changed(self._rules.get(fact.metadata.name), fact)
+            self._rules[fact.metadata.name] = fact
+        else:
+            name = fact.metadata.name
+            if self._labels.get(name) != fact.metadata.labels:
+                self._labels[name] = fact.metadata.labels
+                self._forget_node(name)
+
+    def delete(self, kind: str, namespace: str, name: str) -> None:
+        """Takes in the deletion of an object; unknown objects are ignored. Marks taken before it become stale."""
+        self._settle()
+        if kind == "ResourceClaim":
+            self._hold((namespace, name), None)
+            self._observed.pop((namespace, name), None)
+            self._assumed.pop((namespace, name), None)
+        elif kind == "ResourceSlice":
+            self._remove_slice(name)
+        elif kind == "DeviceClass":
+            if self.classes.pop(name, None) is not None:
+                self._class_changed(name)
+        elif kind == "DeviceTaintRule":
+            rule = self._rules.pop(name, None)
+            if rule is not None:
+                self._rule_changed(rule)
+        elif kind == "Node":
+            self._labels.pop(name, None)
+            self._forget_node(name)
+        self._settle()
+
+    def _upsert_claim(self, claim: ResourceClaim) -> None:
+        key, allocation = claim.key, claim.status.allocation
+        if allocation is None and self._assumed.get(key) is not None:
+            return
+        self._hold(key, allocation)
+        self._assumed.pop(key, None)
+        if allocation is None:
+            self._observed.pop(key, None)
+        else:
+            self._observed[key] = allocation
+        self._settle()
+
+    def _add_slice(self, entry: ResourceSlice) -> None:
+        self._slices[entry.metadata.name] = entry
+        key = (entry.spec.driver, entry.spec.pool.name)
+        pool = self._pools.get(key)
+        if pool is None:
+            pool = self._pools[key] = Pool(key)
+        pool.slices[entry.metadata.name] = entry
+        pool.invalidate()
+        node = entry.spec.node_name
+        seen_by = self._wide if not node else self._local.setdefault(node, {})
+        seen_by[key] = seen_by.get(key, 0) + 1
+        self._pool_changed(pool, node)
+
+    def _remove_slice(self, name: str) -> None:
+        entry = self._slices.pop(name, None)
+        if entry is None:
+            return
+        key = (entry.spec.driver, entry.spec.pool.name)
+        pool, node = self._pools[key], entry.spec.node_name
+        del pool.slices[name]
+        pool.invalidate()
+        self._pool_changed(pool, node)
+        seen_by = self._wide if not node else self._local[node]
+        seen_by[key] -= 1
+        if not seen_by[key]:
+            del seen_by[key]
+        if not pool.slices:
+            del self._pools[key]
+            self._left.pop(key, None)
+
+    def _pool_changed(self, pool: Pool, node: str | None) -> None:
+        if not node or pool.key in self._wide:
+            self._nodes.clear()
+            self._free.clear()
+            self._totals.clear()
+        else:
+            self._forget_node(node)
+            for entry in pool.slices.values():
+                if entry.spec.node_name != node:
+                    self._forget_node(entry.spec.node_name or "")
+
+    def _forget_node(self, name: str) -> None:
+        self._nodes.pop(name, None)
+        self._free.pop(name, None)
+        self._totals.pop(name, None)
+
+    def _class_changed(self, name: str) -> None:
+        self._extended = None
+        for counts in (*self._free.values(), *self._totals.values()):
+            counts.pop(name, None)
+
+    def _rule_changed(self, *rules: DeviceTaintRule | None) -> None:
+        for rule in rules:
+            selector = rule.spec.device_selector if rule else None
+            if selector is None:
+                continue
+            for (driver, name), pool in self._pools.items():
+                if selector.driver in (None, driver) and selector.pool in (None, name):
+                    pool.invalidate()
+                    for node in {entry.spec.node_name for entry in pool.slices.values()}:
+                        self._pool_changed(pool, node)
+
+    # Decisions
+
+    def assume(self, key: ClaimKey, allocation: AllocationResult) -> None:
+        """Counts an allocation that is decided but not yet in the API server. Replaces what the claim held."""
+        self._decide(key, allocation)
+
+    def release(self, key: ClaimKey) -> None:
+        """Forgets what the claim holds: takes back an assumption, or assumes that an observed allocation ends."""
+        if key in self._assumed and self._assumed[key] is not None and key not in self._observed:
+            self._decide(key, None, forget=True)
+        elif self.allocation(key) is not None:
+            self._decide(key, None)
+
+    def mark(self) -> int:
+        """A point to roll back to, valid until the next fact."""
+        return self._epoch + len(self._journal)
+
+    def rollback(self, mark: int) -> None:
+        """Undoes every assume and release since `mark`. Raises StaleMark if facts arrived since."""
+        position = mark - self._epoch
+        if not 0 <= position <= len(self._journal):
+            raise StaleMark(mark)
+        while len(self._journal) > position:
+            self._undo(self._journal.pop())
+
+    def allocation(self, key: ClaimKey) -> AllocationResult | None:
+        """What the claim holds, as far as this inventory knows."""
+        return self._assumed[key] if key in self._assumed else self._observed.get(key)
+
+    def _decide(self, key: ClaimKey, allocation: AllocationResult | None, *, forget: bool = False) -> None:
+        before, known = self._assumed.get(key), key in self._assumed
+        self._hold(key, allocation)
+        if forget:
+            del self._assumed[key]
+        else:
+            self._assumed[key] = allocation
+        self._journal.append((key, before, known))
+
+    def _undo(self, entry: tuple[PoolKey, str, Use | None] | tuple[ClaimKey, AllocationResult | None, bool]) -> None:
+        key, second, third = entry
+        if isinstance(second, str):
+            self._set_use(key, second, third)  # type: ignore[arg-type]
+        elif third:
+            self._assumed[key] = second
+        else:
+            self._assumed.pop(key, None)
+
+    def _settle(self) -> None:
+        """Facts cannot be rolled back: what was journaled before one stays."""
+        self._epoch += len(self._journal) + 1
+        self._journal.clear()
+
+    # Uses
+
+    def _hold(self, key: ClaimKey, allocation: AllocationResult | None) -> None:
+        before = self.allocation(key)
+        if before is not None:
+            for result in before.devices.results:
+                self._give_back(result)
+        if allocation is not None:
+            for result in allocation.devices.results:
+                self._take(result)
+
+    def _take(self, result: DeviceRequestAllocationResult) -> None:
+        if result.admin_access:
+            return
+        pool_key = (result.driver, result.pool)
+        pool = self._ready_pool(pool_key)
+        device = pool.devices.get(result.device) if pool else None
+        use = self._uses.get(pool_key, {}).get(result.device) or Use(
+            0, 0, {}, device.consumption if device else (), _groups(device) if device else ()
+        )
+        if result.share_id is None and not result.consumed_capacity:
+            use = use._replace(whole=use.whole + 1)
+        else:
+            consumed = dict(use.consumed)
+            for name, amount in result.consumed_capacity.items():
+                consumed[name] = consumed.get(name, 0) + number(amount)
+            use = use._replace(shares=use.shares + 1, consumed=consumed)
+        self._change_use(pool_key, result.device, use)
+
+    def _give_back(self, result: DeviceRequestAllocationResult) -> None:
+        if result.admin_access:
+            return
+        pool_key = (result.driver, result.pool)
+        self._ready_pool(pool_key)
+        use = self._uses[pool_key][result.device]
+        if result.share_id is None and not result.consumed_capacity:
+            use = use._replace(whole=use.whole - 1)
+        else:
+            consumed = dict(use.consumed)
+            for name, amount in result.consumed_capacity.items():
+                consumed[name] -= number(amount)
+                if not consumed[name]:
+                    del consumed[name]
+            use = use._replace(shares=use.shares - 1, consumed=consumed)
+        self._change_use(pool_key, result.device, use if use.whole or use.shares else None)
+
+    def _change_use(self, key: PoolKey, device: str, use: Use | None) -> None:
+        self._journal.append((key, device, self._uses.get(key, {}).get(device)))
+        self._set_use(key, device, use)
+
+    def _set_use(self, key: PoolKey, device: str, use: Use | None) -> None:
+        uses = self._uses.setdefault(key, {})
+        before = uses.pop(device, None)
+        left = self._left.get(key)
+        if before is not None and left is not None:
+            _charge(left, before.consumption, -1)
+        if use is not None:
+            uses[device] = use
+            if left is not None:
+                _charge(left, use.consumption, 1)
+        if not uses:
+            del self._uses[key]
+        pool = self._pools.get(key)
+        if pool is None:
+            return
+        if key in self._wide:
+            self._free.clear()
+        else:
+            for entry in pool.slices.values():
+                self._free.pop(entry.spec.node_name or "", None)
+
+    def _ready_pool(self, key: PoolKey) -> Pool | None:
+        pool = self._pools.get(key)
+        if pool is not None and pool.assemble(self._intern):
+            self._taint(pool)
+            self._recount(pool)
+        return pool
+
+    def _taint(self, pool: Pool) -> None:
+        for rule in self._rules.values():
+            selector = rule.spec.device_selector
+            if selector is None or selector.driver not in (None, pool.driver) or selector.pool not in (None, pool.name):
+                continue
+            for device in pool.devices.values():
+                if selector.device in (None, device.id.device):
+                    device.taints = [*device.taints, rule.spec.taint]
+
+    def _recount(self, pool: Pool) -> None:
+        """Counters that remain after a pool changed. A device still there takes what it says now, a vanished one what
+        it took."""
+        left = {name: dict(counters) for name, counters in pool.counters.items()}
+        uses = self._uses.get(pool.key, {})
+        for name, use in uses.items():
+            device = pool.devices.get(name)
+            if device is not None and device.consumption != use.consumption:
+                use = uses[name] = use._replace(consumption=device.consumption, groups=_groups(device))
+            _charge(left, use.consumption, 1)
+        self._left[pool.key] = left
+
+    # Questions
+
+    def on_node(self, node: NodeView) -> NodeDevices:
+        """The pools and devices that the node sees."""
+        known = self._nodes.get(node.name)
+        if known is not None and (known.labels is node.labels or not self._wide or known.labels == node.labels):
+            return known
+        pools = []
+        for key in {**self._local.get(node.name, {}), **self._wide}:
+            pool = self._ready_pool(key)
+            if pool is not None and _seen(pool, node):
+                pools.append(pool)
+        pools.sort(key=lambda pool: (pool.late, pool.key))
+        known = self._nodes[node.name] = NodeDevices(node, pools, self.selectors)
+        return known
+
+    def use(self, device: Device) -> Use | None:
+        uses = self._uses.get((device.id.driver, device.id.pool))
+        return uses.get(device.id.device) if uses else None
+
+    def uses(self, pool: Pool) -> dict[str, Use]:
+        """The uses of the pool's devices by name, vanished ones included."""
+        return self._uses.get(pool.key, {})
+
+    def left(self, pool: Pool) -> dict[str, dict[str, Number]]:
+        """Remaining counters of each set; below zero if a driver shrank a set that is in use."""
+        return self._left[pool.key]
+
+    def problems(self) -> list[Problem]:
+        """Pools that contradict themselves, in order; their drivers should be told."""
+        found = [pool.problem for key in self._pools if (pool := self._ready_pool(key)) is not None and pool.problem]
+        return sorted(found, key=lambda problem: (problem.driver, problem.pool))
+
+    def expressions(self, class_name: str, selectors: Sequence[DeviceSelector] = ()) -> Expressions:
+        """The selectors of the class, then the given ones. Raises KeyError for an unknown class."""
+        chosen = [*self.classes[class_name].spec.selectors, *selectors]
+        return tuple(selector.cel.expression for selector in chosen if selector.cel is not None)
+
+    def free(self, node_name: str, class_name: str, tolerations: Sequence[Toleration] = ()) -> int:
+        """How many devices of the class plain requests could still get on the node: exact for devices that share no
+        counters, otherwise never too low. 0 for an unknown class or one whose selectors do not compile."""
+        if tolerations:
+            return self._count(node_name, class_name, list(tolerations), in_use=True)
+        counts = self._free.get(node_name)
+        if counts is None:
+            counts = self._free[node_name] = {}
+        count = counts.get(class_name)
+        if count is None:
+            count = counts[class_name] = self._count(node_name, class_name, [], in_use=True)
+        return count
+
+    def capacity(self, node_name: str, class_name: str) -> int:
+        """As `free`, but as if nothing was allocated or tainted."""
+        counts = self._totals.setdefault(node_name, {})
+        if class_name not in counts:
+            counts[class_name] = self._count(node_name, class_name, [Toleration(operator="Exists")], in_use=False)
+        return counts[class_name]
+
+    def _count(self, node_name: str, class_name: str, tolerations: list[Toleration], *, in_use: bool) -> int:
+        if class_name not in self.classes:
+            return 0
+        devices = self.on_node(NodeView(node_name, self._labels.get(node_name, {})))
+        total = 0
+        partitions: dict[tuple[PoolKey, str], list[Device]] = {}
+        for device, error in devices.matches(self.expressions(class_name)):
+            if error is not None or blocked(device.taints, tolerations) or (in_use and not self._available(device)):
+                continue
+            if device.consumption:
+                partitions.setdefault((device.pool.key, device.consumption[0][0]), []).append(device)
+            else:
+                total += 1
+        for (key, name), members in partitions.items():
+            left = self._left[key][name] if in_use else self._pools[key].counters[name]
+            total += _most(members, left)
+        return total
+
+    def _available(self, device: Device) -> bool:
+        use = self.use(device)
+        if use is None:
+            left = self._left[device.pool.key]
+            return all(left[name][counter] >= amount for name, taken in device.consumption for counter, amount in taken)
+        if not device.multiple or use.whole:
+            return False
+        takes = capacity_consumption(device.spec, device.id.driver, {})
+        return takes is not None and fits(device, use.consumed, takes)
+
+    def class_for_extended_resource(self, name: str) -> str | None:
+        """The class that backs an extended resource (KEP-5004): the newest that names it, then the alphabetically
+        first."""
+        if name.startswith(IMPLICIT_RESOURCE_PREFIX):
+            implicit = name.removeprefix(IMPLICIT_RESOURCE_PREFIX)
+            return implicit if implicit in self.classes else None
+        if self._extended is None:
+            self._extended = {}
+            for entry in sorted(self.classes.values(), key=lambda c: c.metadata.name, reverse=True):
+                self._extended_by(entry)
+        return self._extended.get(name)
+
+    def _extended_by(self, entry: DeviceClass) -> None:
+        assert self._extended is not None
+        resource = entry.spec.extended_resource_name
+        if not resource:
+            return
+        rival = self._extended.get(resource)
+        newest = self.classes[rival].metadata.creation_timestamp if rival else ""
+        if entry.metadata.creation_timestamp >= newest:
+            self._extended[resource] = entry.metadata.name
+
+    def dump(self) -> dict[str, object]:
+        """Everything that decisions change, in canonical order: equal dumps mean equal states."""
+        for key in self._pools:
+            self._ready_pool(key)
+        return {
+            "assumed": sorted(self._assumed.items(), key=lambda item: item[0]),
+            "observed": sorted(self._observed.items()),
+            "uses": sorted((key, sorted(uses.items())) for key, uses in self._uses.items()),
+            "left": sorted(
+                (key, sorted((n, sorted(c.items())) for n, c in left.items())) for key, left in self._left.items()
+            ),
+        }
+
+    def claims(self) -> Iterator[tuple[ClaimKey, AllocationResult]]:
+        """Every claim that holds devices, observed or assumed."""
+        for key in {**self._observed, **self._assumed}:
+            allocation = self.allocation(key)
+            if allocation is not None:
+                yield key, allocation
+
+
+def blocked(taints: Iterable[Taint], tolerations: list[Toleration]) -> bool:
+    """Whether an untolerated taint keeps a device from new allocations; effects other than these two do not
+    (KEP-5055)."""
+    return any(taint.effect in ("NoSchedule", "NoExecute") and not tolerates(tolerations, taint) for taint in taints)
+
+
+def fits(device: Device, used: dict[str, Number], takes: dict[str, Number]) -> bool:
+    """Whether a shared device has room for one more share."""
+    capacity = device.spec.capacity
+    return all(used.get(name, 0) + amount <= number(capacity[name].value) for name, amount in takes.items())
+
+
+def _charge(left: dict[str, dict[str, Number]], consumption: Consumption, sign: int) -> None:
+    """Takes counters away (sign 1) or gives them back (-1); counters that no slice declares any more have nothing to
+    give."""
+    for name, taken in consumption:
+        counters = left.get(name)
+        if counters is not None:
+            for counter, amount in taken:
+                if counter in counters:
+                    counters[counter] -= sign * amount
+
+
+def _groups(device: Device) -> tuple[tuple[str, frozenset[str] | None], ...]:
+    return tuple(
+        (taken.counter_set, None if taken.compatibility_groups is None else frozenset(taken.compatibility_groups))
+        for taken in device.spec.consumes_counters
+    )
+
+
+def _most(devices: list[Device], left: dict[str, Number]) -> int:
+    """At most this many of the devices fit into one counter set together: the scarcest counter bounds it."""
+    least: dict[str, Number] = {}
+    for device in devices:
+        amounts = dict(device.consumption[0][1])
+        for counter in left:
+            least[counter] = min(least.get(counter, amounts.get(counter, 0)), amounts.get(counter, 0))
+    bounds = [int(left[counter] // amount) for counter, amount in least.items() if amount > 0]
+    return max(0, min([len(devices), *bounds]))
+
+
+def _seen(pool: Pool, node: NodeView) -> bool:
+    """Whether the node may see any device of the pool."""
+    return any(
+        Scope(seen.node_name, seen.node_selector, bool(seen.all_nodes)).matches(node)
+        for entry in pool.slices.values()
+        for seen in (entry.spec.devices if entry.spec.per_device_node_selection else (entry.spec,))
+    )

@@ -1,0 +1,239 @@
+"""From ResourceSlices to devices: pools put together, checked, and ordered.
+
+One pool is all slices of one driver with one pool name. Only the highest generation counts, only a complete one is
+allocated from, and one that contradicts itself is reported and ignored (KEP-4381; the order is kube-scheduler's:
+driver and pool name, then slice name, then position in the slice, with pools and slices that have binding conditions
+last).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, TypeVar
+
+from capstan.allocation.model import AllocationError, DeviceId, NodeView, Number, Problem, number
+from capstan.api import resource
+from capstan.api.core import Taint
+from capstan.api.quantity import InvalidQuantity
+from capstan.api.resource import DeviceAttribute, ResourceSlice
+from capstan.api.selectors import InvalidSelector, NodeSelector
+
+if TYPE_CHECKING:
+    from capstan.allocation.tables import Table
+
+PoolKey = tuple[str, str]
+"""(driver, pool name). Never the name alone: two drivers may both name their pool after the node."""
+
+Consumption = tuple[tuple[str, tuple[tuple[str, Number], ...]], ...]
+"""What a device takes from counter sets: ((set, ((counter, amount), ...)), ...)."""
+
+AttributeValue = tuple[str, object]
+"""An attribute's value with its type, so that the string "1" and the version "1" differ."""
+
+Match = tuple["Device", AllocationError | None]
+"""A device that selectors select, or the error that one of them ended in."""
+
+T = TypeVar("T")
+
+
+class Interner:
+    """Equal values become one object. Equal nodes publish equal tables; sharing them is what keeps 5,000 nodes
+    small."""
+
+    def __init__(self) -> None:
+        self._seen: dict[object, object] = {}
+
+    def __call__(self, value: T) -> T:
+        return self._seen.setdefault(value, value)  # type: ignore[return-value]
+
+
+class Scope:
+    """Which nodes see a device: exactly one of the three is set (`spec` of the slice, or of the device)."""
+
+    __slots__ = ("all_nodes", "name", "selector")
+
+    def __init__(self, name: str | None, selector: NodeSelector | None, all_nodes: bool) -> None:
+        self.name = name
+        self.selector = selector
+        self.all_nodes = all_nodes
+
+    def matches(self, node: NodeView) -> bool:
+        if self.name:
+            return self.name == node.name
+        if self.all_nodes:
+            return True
+        return self.selector is not None and self.selector.matches(node.name, node.labels)
+
+
+class Device:
+    """One published device. Compared by identity: a republished device is a new object with the same id."""
+
+    __slots__ = ("binding", "consumption", "id", "multiple", "order", "pool", "scope", "spec", "taints")
+
+    def __init__(self, pool: Pool, spec: resource.Device, scope: Scope, order: int, consumption: Consumption) -> None:
+        self.id = DeviceId(pool.driver, pool.name, spec.name)
+        self.pool = pool
+        self.spec = spec
+        self.scope = scope
+        self.order = order
+        """Position within the pool, in allocation order."""
+        self.consumption = consumption
+        self.multiple = bool(spec.allow_multiple_allocations)
+        self.binding = bool(spec.binding_conditions)
+        self.taints: list[Taint] = spec.taints
+
+    def attribute(self, name: str) -> DeviceAttribute | None:
+        """The attribute with this fully qualified name; the driver may have published it without its own domain."""
+        found = self.spec.attributes.get(name)
+        if found is None:
+            domain, _, identifier = name.partition("/")
+            if domain == self.id.driver:
+                found = self.spec.attributes.get(identifier)
+        return found
+
+
+def scalar(attribute: DeviceAttribute) -> AttributeValue | None:
+    """The value of a scalar attribute, None for a list."""
+    if attribute.string is not None:
+        return ("string", attribute.string)
+    if attribute.int_ is not None:
+        return ("int", attribute.int_)
+    if attribute.bool_ is not None:
+        return ("bool", attribute.bool_)
+    if attribute.version is not None:
+        return ("version", attribute.version)
+    return None
+
+
+def values(attribute: DeviceAttribute) -> frozenset[AttributeValue]:
+    """The values of an attribute as a set; a scalar is a set of one (KEP-5491). Empty if the type is unknown."""
+    single = scalar(attribute)
+    if single is not None:
+        return frozenset((single,))
+    for kind, several in (
+        ("int", attribute.ints),
+        ("bool", attribute.bools),
+        ("string", attribute.strings),
+        ("version", attribute.versions),
+    ):
+        if several is not None:
+            return frozenset((kind, value) for value in several)
+    return frozenset()
+
+
+class Pool:
+    """The slices of one pool and, put together on first use, its devices and counters."""
+
+    __slots__ = (
+        "_assembled",
+        "complete",
+        "counters",
+        "devices",
+        "driver",
+        "late",
+        "matched",
+        "name",
+        "problem",
+        "slices",
+        "tables",
+    )
+
+    def __init__(self, key: PoolKey) -> None:
+        self.driver, self.name = key
+        self.slices: dict[str, ResourceSlice] = {}
+        self._assembled = False
+        self.complete = False
+        self.problem: Problem | None = None
+        self.late = False
+        """Has a device with binding conditions; such pools come last."""
+        self.devices: dict[str, Device] = {}
+        """By name, in allocation order. Empty when the pool is incomplete or has a problem."""
+        self.counters: dict[str, dict[str, Number]] = {}
+        """What each counter set declares."""
+        self.matched: dict[tuple[str, ...], list[Match]] = {}
+        """Devices that a list of selectors selects, or on which one fails: a cache for `selectors`."""
+        self.tables: tuple[Number, dict[str, Table]] | None = None
+        """Fragmentation tables per counter set: a cache for `score`."""
+
+    @property
+    def key(self) -> PoolKey:
+        return (self.driver, self.name)
+
+    def invalidate(self) -> None:
+        self._assembled = False
+
+    def assemble(self, intern: Interner) -> bool:
+        """Puts the current slices together; False if that was done already."""
+        if self._assembled:
+            return False
+        self._assembled = True
+        self.devices, self.counters, self.matched, self.problem, self.late = {}, {}, {}, None, False
+        self.tables = None
+        newest = max((entry.spec.pool.generation for entry in self.slices.values()), default=0)
+        current = [entry for entry in self.slices.values() if entry.spec.pool.generation == newest]
+        self.complete = bool(current) and all(entry.spec.pool.resource_slice_count == len(current) for entry in current)
+        if not self.complete:
+            return True
+        try:
+            self._read(current, intern)
+        except InvalidQuantity as error:
+            self._reject(str(error), current)
+        except InvalidSelector as error:
+            self._reject(str(error), current)
+        return True
+
+    def _reject(self, reason: str, slices: Iterable[ResourceSlice]) -> None:
+        self.problem = Problem(self.driver, self.name, reason, tuple(sorted(entry.metadata.name for entry in slices)))
+        self.devices, self.counters = {}, {}
+
+    def _read(self, slices: list[ResourceSlice], intern: Interner) -> None:
+        for entry in slices:
+            for declared in entry.spec.shared_counters:
+                if declared.name in self.counters:
+                    return self._reject(f"the counter set {declared.name} is declared twice", slices)
+                self.counters[declared.name] = {
+                    name: number(counter.value) for name, counter in declared.counters.items()
+                }
+        for entry in sorted(slices, key=lambda e: (_has_binding(e), e.metadata.name)):
+            spec = entry.spec
+            shared = (
+                None
+                if spec.per_device_node_selection
+                else Scope(spec.node_name, spec.node_selector, bool(spec.all_nodes))
+            )
+            for device in spec.devices:
+                if device.name in self.devices:
+                    return self._reject(f"the device {device.name} is published twice", slices)
+                consumption: Consumption = ()
+                if device.consumes_counters:
+                    consumption = intern(_consumption(device))
+                    unknown = self._unknown(consumption)
+                    if unknown:
+                        return self._reject(
+                            f"the device {device.name} consumes {unknown}, which no slice declares", slices
+                        )
+                scope = shared or Scope(device.node_name, device.node_selector, bool(device.all_nodes))
+                self.devices[device.name] = Device(self, device, scope, len(self.devices), consumption)
+                self.late = self.late or bool(device.binding_conditions)
+        return None
+
+    def _unknown(self, consumption: Consumption) -> str:
+        for counter_set, amounts in consumption:
+            declared = self.counters.get(counter_set)
+            if declared is None:
+                return f"the counter set {counter_set}"
+            for name, _ in amounts:
+                if name not in declared:
+                    return f"the counter {name} of the set {counter_set}"
+        return ""
+
+
+def _has_binding(entry: ResourceSlice) -> bool:
+    return any(device.binding_conditions for device in entry.spec.devices)
+
+
+def _consumption(device: resource.Device) -> Consumption:
+    return tuple(
+        (taken.counter_set, tuple(sorted((name, number(counter.value)) for name, counter in taken.counters.items())))
+        for taken in device.consumes_counters
+    )

@@ -1,0 +1,162 @@
+"""What `best-fit` minimises: a cost per device taken, in whole points, so that what is left stays as useful as it was.
+
+| part | points | when |
+|---|---|---|
+| preference | 10⁹ a place | a later `firstAvailable` alternative is used |
+| fragmentation | 1,000 x size² a device | for every device that can no longer be had whole, the taken one included |
+| nvlink | 4,000 | the pod's devices so far are in other NVLink domains |
+| numa | 2,000 | ... on other NUMA nodes |
+| pcie | 1,000 | ... under other PCIe roots |
+| spread | up to 100 | much is free in its NVLink domain or NUMA node: the fuller one is used up first |
+| taint | 300 | a taint of the device is tolerated, or only informs |
+| binding | 300 | the device must be prepared before the pod can be bound |
+| leftover | up to 100 | a share leaves much of an already shared device unused |
+
+Size is the device's share of the node's largest.
+Squaring the size makes one large MIG placement worth more than the small ones it could be cut into.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from capstan.allocation.capacity import MEMORY, qualified
+from capstan.allocation.claims import Alternative, Candidate, PreparedClaim
+from capstan.allocation.inventory import Inventory
+from capstan.allocation.model import Number
+from capstan.allocation.pools import AttributeValue, Device, values
+from capstan.allocation.tables import Tables, memory, weight
+
+if TYPE_CHECKING:
+    from capstan.allocation.search import Parts, Search
+
+NVLINK_DOMAIN = "platform.capstan.dev/nvlinkDomain"
+NUMA_NODE = "resource.kubernetes.io/numaNode"
+PCIE_ROOT = "resource.kubernetes.io/pcieRoot"
+
+PREFERENCE = 1_000_000_000
+ALIGNMENT = (("nvlink", NVLINK_DOMAIN, 4_000), ("numa", NUMA_NODE, 2_000), ("pcie", PCIE_ROOT, 1_000))
+TAINT = 300
+BINDING = 300
+SMALL = 100
+
+Values = frozenset[AttributeValue]
+
+
+class BestFit:
+    """The cost of `best-fit` for one search (`search.Cost`)."""
+
+    def __init__(self, inventory: Inventory, claims: Sequence[PreparedClaim], tables: Tables) -> None:
+        self._inventory = inventory
+        self._tables = tables
+        alternatives = [option for claim in claims for request in claim.requests for option in request.alternatives]
+        devices = {candidate.device: None for option in alternatives for candidate in option.candidates}
+        self._largest: Number = max((memory(device) for device in devices), default=0)
+        self._weight = {device: weight(device, self._largest) for device in devices}
+        self._values: dict[Device, tuple[Values, ...]] = {device: _alignment(device) for device in devices}
+        self._spread: dict[Device, int] = {}
+        self._floor: dict[Alternative, int] = {}
+        for option in alternatives:
+            self._measure(option)
+
+    def _measure(self, option: Alternative) -> None:
+        for place in range(2):
+            free: dict[AttributeValue, int] = {}
+            for candidate in option.candidates:
+                for value in self._values[candidate.device][place]:
+                    free[value] = free.get(value, 0) + self._weight[candidate.device]
+            if len(free) < 2:
+                continue
+            most = max(free.values())
+            for candidate in option.candidates:
+                for value in self._values[candidate.device][place]:
+                    points = SMALL * free[value] // most
+                    self._spread[candidate.device] = max(self._spread.get(candidate.device, 0), points)
+        fixed = (
+            0
+            if option.admin
+            else self._fixed(candidate) + (0 if candidate.takes is not None else self._weight[candidate.device])
+            for candidate in option.candidates
+        )
+        self._floor[option] = min(fixed, default=0)
+
+    def rank(self, position: int) -> int:
+        return PREFERENCE * position
+
+    def floor(self, alternative: Alternative) -> int:
+        return self._floor[alternative]
+
+    def traits(self, device: Device) -> tuple[object, ...]:
+        return (
+            self._weight[device],
+            tuple(tuple(sorted(map(repr, group))) for group in self._values[device]),
+            self._spread.get(device, 0),
+            len(device.taints),
+            tuple(sorted(self._inventory.left(device.pool)[device.consumption[0][0]].items()))
+            if device.consumption
+            else (),
+        )
+
+    def _fixed(self, candidate: Candidate) -> int:
+        device = candidate.device
+        return self._spread.get(device, 0) + (TAINT if device.taints else 0) + (BINDING if device.binding else 0)
+
+    def of(self, search: Search, alternative: Alternative, candidate: Candidate) -> tuple[int, Parts]:
+        if alternative.admin:
+            return 0, ()
+        device = candidate.device
+        parts: list[tuple[str, int]] = []
+        fragmentation, leftover = self._fragmentation(search, candidate)
+        for name, points in (
+            ("fragmentation", fragmentation),
+            ("leftover", leftover),
+            ("spread", self._spread.get(device, 0)),
+            ("taint", TAINT if device.taints else 0),
+            ("binding", BINDING if device.binding else 0),
+        ):
+            if points:
+                parts.append((name, points))
+        if search.picks:
+            parts += self._misalignment(search, device)
+        return sum(points for _, points in parts), tuple(parts)
+
+    def _fragmentation(self, search: Search, candidate: Candidate) -> tuple[int, int]:
+        device = candidate.device
+        use = self._inventory.use(device)
+        shares = search.shares(device)
+        if candidate.takes is not None and (use is not None or shares):
+            return 0, self._leftover(device, candidate.takes, [*([use.consumed] if use else []), *shares])
+        if not device.consumption:
+            return self._weight[device], 0
+        tables = self._tables.of(device.pool, self._largest)
+        return sum(tables[name].lost(search.left(device.pool, name), taken) for name, taken in device.consumption), 0
+
+    def _leftover(self, device: Device, takes: dict[str, Number], used: list[dict[str, Number]]) -> int:
+        """How much of the device's memory the share leaves unused, up to 100 points."""
+        total = memory(device)
+        if not total:
+            return 0
+        name = MEMORY if MEMORY in device.spec.capacity else qualified(MEMORY, device.id.driver)
+        spent = takes.get(name, 0) + sum(share.get(name, 0) for share in used)
+        return max(0, int(SMALL * (total - spent) / total))
+
+    def _misalignment(self, search: Search, device: Device) -> list[tuple[str, int]]:
+        own = self._values[device]
+        parts = []
+        for place, (name, _, points) in enumerate(ALIGNMENT):
+            if not own[place]:
+                continue
+            taken = [self._values[pick.candidate.device][place] for pick in search.picks if not pick.alternative.admin]
+            known = [group for group in taken if group]
+            if known and all(own[place].isdisjoint(group) for group in known):
+                parts.append((name, points))
+        return parts
+
+
+def _alignment(device: Device) -> tuple[Values, ...]:
+    groups = []
+    for _, name, _ in ALIGNMENT:
+        attribute = device.attribute(name)
+        groups.append(frozenset() if attribute is None else values(attribute))
+    return tuple(groups)
