@@ -90,3 +90,31 @@ def render(value: Decimal | int) -> str:
         if scaled == scaled.to_integral_value():
             return f"{int(scaled)}{suffix}"
     return f"{int((exact / _SCALE['n']).to_integral_value(rounding=ROUND_UP))}n"
+
+
+_BINARY = ("Ei", "Pi", "Ti", "Gi", "Mi", "Ki")
+_DECIMAL = (("E", 18), ("P", 15), ("T", 12), ("G", 9), ("M", 6), ("k", 3), ("", 0), ("m", -3), ("u", -6), ("n", -9))
+
+
+@lru_cache(maxsize=8192)
+def canonical(value: str | int | float) -> str:
+    """The text the API server answers with: the same family of suffixes, the largest one that leaves a whole number.
+
+    `1000m` is `1`, `0.5` is `500m`, `1024Mi` is `1Gi`, `1e3` stays `1e3`. Raises InvalidQuantity.
+    """
+    exact = parse(value)
+    text = str(value)
+    if text.endswith("i") and abs(exact) >= 1024:
+        number = int(exact.to_integral_value(rounding=ROUND_UP))
+        for suffix in _BINARY:
+            if number % int(_SCALE[suffix]) == 0:
+                return f"{number // int(_SCALE[suffix])}{suffix}"
+        return str(number)
+    by_exponent = text[-1:].isdigit() and ("e" in text or "E" in text)
+    for suffix, power in _DECIMAL:
+        scaled = exact.scaleb(-power)
+        if scaled == scaled.to_integral_value():
+            if not exact:
+                return "0"
+            return f"{int(scaled)}e{power}" if by_exponent and power else f"{int(scaled)}{suffix}"
+    return f"{int((exact / _NANO).to_integral_value(rounding=ROUND_UP))}n"

@@ -1,0 +1,290 @@
+"""`/openapi/v3` and `/openapi/v2` of the served types: what kubectl explains and validates manifests with.
+
+Pure functions of the served types; documents are cached by the identity of the types they were made from. A version-3
+document carries the ETag hash in its address, so that clients may keep it for ever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from capstan.api.openapi import REF
+from capstan.local.types_base import Object, ResourceType
+
+_INFO = {"title": "Kubernetes", "version": "v1.36.0"}
+_PRIVATE = ("x-capstan-default-zero",)
+_MEDIA = (
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+    "application/apply-patch+yaml",
+)
+
+
+def _query(name: str, description: str, kind: str = "string") -> Object:
+    return {"name": name, "in": "query", "description": description, "schema": {"type": kind, "uniqueItems": True}}
+
+
+_DRY_RUN = _query("dryRun", "All: check everything, store nothing.")
+_MANAGER = _query("fieldManager", "Name of the actor that makes the change.")
+_VALIDATION = _query("fieldValidation", "What unknown and duplicate fields lead to: Ignore, Warn or Strict.")
+_FORCE = _query("force", "Take fields over from other managers.", "boolean")
+_PRETTY = _query("pretty", "Print the answer for people.")
+_LIST = [
+    _query("allowWatchBookmarks", "Send bookmarks on watches.", "boolean"),
+    _query("continue", "Token of the next page."),
+    _query("fieldSelector", "Restrict the list by fields."),
+    _query("labelSelector", "Restrict the list by labels."),
+    _query("limit", "Most items per page.", "integer"),
+    _query("resourceVersion", "The version to read at."),
+    _query("resourceVersionMatch", "How resourceVersion is meant."),
+    _query("sendInitialEvents", "Begin a watch with the present state.", "boolean"),
+    _query("timeoutSeconds", "Longest time for the call.", "integer"),
+    _query("watch", "Stream changes.", "boolean"),
+]
+_DELETE = [
+    _DRY_RUN,
+    _query("gracePeriodSeconds", "Seconds the object has to stop.", "integer"),
+    _query("propagationPolicy", "Orphan, Background or Foreground."),
+]
+
+
+def respond(path: str, accept: str, types: Sequence[ResourceType]) -> tuple[bytes, str] | None:
+    """The body and content type below `/openapi`; None when there is no such document.
+
+    Only JSON is spoken: a client that takes nothing but protobuf gets no version-2 document and goes on without it.
+    """
+    words = path.strip("/")
+    if words == "openapi/v2":
+        speaks_json = not accept or any(word in accept for word in ("application/json", "application/*", "*/*"))
+        return (msgspec.json.encode(document_v2(types)), "application/json") if speaks_json else None
+    if words == "openapi/v3":
+        return msgspec.json.encode(index_v3(types)), "application/json"
+    served = paths_v3(types).get(words.removeprefix("openapi/v3/"))
+    return None if served is None else (document_v3(served), "application/json")
+
+
+def paths_v3(types: Iterable[ResourceType]) -> dict[str, list[ResourceType]]:
+    """`api/v1`, `apis/apps/v1` … → the types of that group version."""
+    found: dict[str, list[ResourceType]] = {}
+    for item in types:
+        found.setdefault(_root(item).removeprefix("/"), []).append(item)
+    return found
+
+
+def index_v3(types: Iterable[ResourceType]) -> Object:
+    """`/openapi/v3`."""
+    paths = {
+        path: {"serverRelativeURL": f"/openapi/v3/{path}?hash={etag(document_v3(served))}"}
+        for path, served in paths_v3(types).items()
+    }
+    return {"paths": paths}
+
+
+_documents: dict[tuple[int, ...], tuple[Sequence[ResourceType], bytes]] = {}
+
+
+def document_v3(types: Sequence[ResourceType]) -> bytes:
+    """The JSON document of one group version. Kept as long as the very same types are served."""
+    key = tuple(id(item) for item in types)
+    if (known := _documents.get(key)) is not None:
+        return known[1]
+    document = {
+        "openapi": "3.0.0",
+        "info": _INFO,
+        "paths": {path: operations for item in types for path, operations in _paths(item)},
+        "components": {"schemas": _schemas(types)},
+    }
+    encoded = msgspec.json.encode(document)
+    if len(_documents) > 256:
+        _documents.clear()
+    _documents[key] = (list(types), encoded)  # the types are held so that their ids stay theirs
+    return encoded
+
+
+def etag(document: bytes) -> str:
+    """The hash in a document's address and ETag header."""
+    return hashlib.sha512(document).hexdigest().upper()
+
+
+def document_v2(types: Sequence[ResourceType]) -> Object:
+    """`/openapi/v2` as JSON: definitions and the operations kubectl asks about."""
+    definitions = {name: _swagger(schema) for name, schema in _schemas(types).items()}
+    paths = {path: _swagger_paths(operations) for item in types for path, operations in _paths(item)}
+    return {"swagger": "2.0", "info": _INFO, "paths": paths, "definitions": definitions}
+
+
+def _root(item: ResourceType) -> str:
+    return f"/apis/{item.group}/{item.version}" if item.group else f"/api/{item.version}"
+
+
+def _paths(item: ResourceType) -> Iterable[tuple[str, Object]]:
+    """Every path of a type with its operations."""
+    root, plural = _root(item), item.plural
+    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "uniqueItems": True}}
+    namespace = {**name, "name": "namespace"}
+    prefix = f"{root}/namespaces/{{namespace}}/{plural}" if item.namespaced else f"{root}/{plural}"
+    scope: list[Object] = [namespace] if item.namespaced else []
+    verbs = set(item.verbs)
+    collection: Object = {"parameters": [*scope, _PRETTY]}
+    if "list" in verbs:
+        collection["get"] = _operation(item, "list", _LIST, answer=item.list_kind)
+    if "create" in verbs:
+        collection["post"] = _operation(item, "post", [_DRY_RUN, _MANAGER, _VALIDATION], body=True)
+    if "deletecollection" in verbs:
+        collection["delete"] = _operation(item, "deletecollection", [*_LIST, *_DELETE])
+    yield prefix, collection
+    if item.namespaced and "list" in verbs:
+        everywhere = _operation(item, "list", _LIST, answer=item.list_kind, scope="ForAllNamespaces")
+        yield f"{root}/{plural}", {"get": everywhere, "parameters": [_PRETTY]}
+    if verbs & {"get", "update", "patch", "delete"}:
+        yield f"{prefix}/{{name}}", {**_object_operations(item, verbs, ""), "parameters": [name, *scope, _PRETTY]}
+    if "status" in item.subresources:
+        operations = _object_operations(item, {"get", "update", "patch"}, "Status")
+        yield f"{prefix}/{{name}}/status", {**operations, "parameters": [name, *scope, _PRETTY]}
+
+
+def _object_operations(item: ResourceType, verbs: set[str], suffix: str) -> Object:
+    made: Object = {}
+    if "get" in verbs:
+        made["get"] = _operation(item, "get", [], scope=suffix)
+    if "update" in verbs:
+        made["put"] = _operation(item, "put", [_DRY_RUN, _MANAGER, _VALIDATION], body=True, scope=suffix)
+    if "patch" in verbs:
+        patch = _operation(item, "patch", [_DRY_RUN, _MANAGER, _VALIDATION, _FORCE], scope=suffix)
+        patch["requestBody"] = {"content": {media: {"schema": {"type": "object"}} for media in _MEDIA}}
+        made["patch"] = patch
+    if "delete" in verbs:
+        made["delete"] = _operation(item, "delete", _DELETE)
+    return made
+
+
+def _operation(
+    item: ResourceType,
+    action: str,
+    parameters: list[Object],
+    *,
+    body: bool = False,
+    answer: str = "",
+    scope: str = "",
+) -> Object:
+    group = "".join(part.capitalize() for part in (item.group.split(".")[0] or "core", item.version))
+    reference = f"{REF}{item.schema_name}{'List' if answer else ''}"
+    made: Object = {
+        "operationId": f"{action}{group}{'Namespaced' if item.namespaced else ''}{item.kind}{scope}",
+        "parameters": parameters,
+        "responses": {"200": {"description": "OK", "content": {"application/json": {"schema": {"$ref": reference}}}}},
+        "x-kubernetes-action": action,
+        "x-kubernetes-group-version-kind": {"group": item.group, "kind": item.kind, "version": item.version},
+    }
+    if body:
+        schema = {"$ref": f"{REF}{item.schema_name}"}
+        made["requestBody"] = {"content": {"*/*": {"schema": schema}}, "required": True}
+    return made
+
+
+def _schemas(types: Sequence[ResourceType]) -> Object:
+    """Every schema the types reach, in the published form."""
+    found: Object = {}
+    todo: list[tuple[str, Object]] = []
+    for item in types:
+        todo.append((item.schema_name, item.schema))
+        todo.append((f"{item.schema_name}List", _list_schema(item)))
+    definitions = types[0].definitions if types else {}
+    while todo:
+        name, schema = todo.pop()
+        if name in found:
+            continue
+        found[name] = _published(schema)
+        todo += [(target, definitions[target]) for target in _references(schema) if target in definitions]
+    return dict(sorted(found.items()))
+
+
+def _list_schema(item: ResourceType) -> Object:
+    if (known := item.definitions.get(f"{item.schema_name}List")) is not None:
+        return known
+    return {
+        "type": "object",
+        "description": f"A list of {item.kind} objects.",
+        "required": ["items"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"$ref": f"{REF}io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta"},
+            "items": {"type": "array", "items": {"$ref": f"{REF}{item.schema_name}"}},
+        },
+        "x-kubernetes-group-version-kind": [{"group": item.group, "kind": item.list_kind, "version": item.version}],
+    }
+
+
+def _references(schema: Any) -> Iterable[str]:
+    if isinstance(schema, dict):
+        if isinstance(reference := schema.get("$ref"), str):
+            yield reference.removeprefix(REF)
+        for child in schema.values():
+            yield from _references(child)
+    elif isinstance(schema, list):
+        for child in schema:
+            yield from _references(child)
+
+
+def _published(schema: Any) -> Any:
+    """Without our own marks; quantities and int-or-string as clients expect them."""
+    if isinstance(schema, list):
+        return [_published(child) for child in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: _published(child) for key, child in schema.items() if key not in _PRIVATE}
+    if made.get("format") in ("quantity", "int-or-string") and made.pop("x-kubernetes-int-or-string", None):
+        number = "number" if made["format"] == "quantity" else "integer"
+        made["oneOf"] = [{"type": "string"}, {"type": number}]
+        if made["format"] == "quantity":
+            del made["format"]
+    return made
+
+
+def _swagger(schema: Any) -> Any:
+    """OpenAPI v3 → v2: other reference paths, no oneOf, no nullable, one branch of allOf inlined as a reference."""
+    if isinstance(schema, list):
+        return [_swagger(child) for child in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if isinstance(reference := schema.get("$ref"), str):
+        return {"$ref": f"#/definitions/{reference.removeprefix(REF)}"}
+    branches = schema.get("allOf")
+    if isinstance(branches, list) and len(branches) == 1 and "$ref" in branches[0]:
+        made = {key: _swagger(child) for key, child in schema.items() if key not in ("allOf", "default")}
+        made |= _swagger(branches[0])
+        return made
+    made = {key: _swagger(child) for key, child in schema.items() if key not in ("oneOf", "anyOf", "not", "nullable")}
+    if "oneOf" in schema and "type" not in made:
+        made["type"] = "string"
+    return made
+
+
+def _swagger_paths(operations: Object) -> Object:
+    made: Object = {}
+    for method, operation in operations.items():
+        if method == "parameters":
+            made[method] = [_swagger_parameter(parameter) for parameter in operation]
+            continue
+        entry = {
+            key: value for key, value in operation.items() if key not in ("requestBody", "responses", "parameters")
+        }
+        entry["parameters"] = [_swagger_parameter(parameter) for parameter in operation["parameters"]]
+        if "requestBody" in operation:
+            entry["parameters"].append({"name": "body", "in": "body", "required": True, "schema": {"type": "object"}})
+        content = operation["responses"]["200"]["content"]["application/json"]["schema"]
+        entry["responses"] = {"200": {"description": "OK", "schema": _swagger(content)}}
+        made[method] = entry
+    return made
+
+
+def _swagger_parameter(parameter: Object) -> Object:
+    flat = {key: value for key, value in parameter.items() if key != "schema"}
+    flat.update(parameter["schema"])
+    return flat

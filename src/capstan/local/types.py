@@ -1,0 +1,26 @@
+"""The resources the embedded API server serves: built-in types and those of CustomResourceDefinitions, behind one
+interface."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from capstan.local import crds, types_builtin
+from capstan.local.types_base import Column, Object, ResourceType, SelectableField, Undecodable
+
+__all__ = ["Column", "Object", "ResourceType", "SelectableField", "Undecodable", "builtin_types", "by_path", "from_crd"]
+
+
+def builtin_types() -> list[ResourceType]:
+    """The types the server has without any CRD: a fresh list of shared instances."""
+    return list(types_builtin.all_types())
+
+
+def from_crd(crd: Object) -> list[ResourceType]:
+    """One type per served version of a valid CustomResourceDefinition."""
+    return list(crds.types_of(crd))
+
+
+def by_path(types: Iterable[ResourceType]) -> dict[tuple[str, str, str], ResourceType]:
+    """(group, version, plural) → type: what a request path names."""
+    return {(item.group, item.version, item.plural): item for item in types}

@@ -1,0 +1,148 @@
+"""The built-in types: one schema each from `capstan.api.openapi`, and the rules of its kind from the table below."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from capstan.api import openapi
+from capstan.api.base import StatusCause
+from capstan.api.openapi import BuiltinResource
+from capstan.local import tables, validation
+from capstan.local.tables import Printer
+from capstan.local.tables_builtin import PRINTERS
+from capstan.local.types_base import Object, ResourceType, SelectableField, Undecodable
+from capstan.local.types_rules import RULES, Rules
+
+
+def _selectable(labels: tuple[str, ...]) -> tuple[SelectableField, ...]:
+    return tuple(SelectableField(label, tuple(label.split("."))) for label in labels)
+
+
+class BuiltinType(ResourceType):
+    """A type the server itself knows."""
+
+    def __init__(self, resource: BuiltinResource) -> None:
+        self.rules: Rules = RULES.get((resource.group, resource.kind), Rules())
+        definitions = openapi.definitions()
+        super().__init__(
+            group=resource.group,
+            version=resource.version,
+            plural=resource.plural,
+            kind=resource.kind,
+            namespaced=resource.namespaced,
+            schema=definitions[resource.schema],
+            schema_name=resource.schema,
+            definitions=definitions,
+            singular=resource.singular,
+            short_names=resource.short_names,
+            categories=resource.categories,
+            subresources=resource.subresources,
+            verbs=resource.verbs,
+            selectable=_selectable(self.rules.selectable),
+            storage=resource.storage,
+            storage_version=self.rules.storage_version,
+        )
+        self.counts_generation = resource.generation
+        self.has_status = "status" in resource.subresources
+
+    @property
+    def printer(self) -> Printer:
+        return PRINTERS.get((self.group, self.kind), tables.PLAIN)
+
+    def _decode(self, obj: Object) -> None:
+        """Prune and default. The strict schema accepts nearly every object; the rest is looked at field by field."""
+        structural = self.structural
+        if not structural.valid(obj):
+            structural.drop_nulls(obj)
+            if wrong := structural.type_errors(obj):
+                path, expected, found = wrong[0]
+                raise Undecodable(
+                    f'{self.kind} in version "{self.version}" cannot be handled as a {self.kind}: json: cannot '
+                    f"unmarshal "
+                    f"{found} into Go struct field {self.kind}.{path} of type {expected}"
+                )
+            structural.prune(obj)
+        structural.default(obj)
+        if (default := self.rules.default) is not None and (not self.rules.needs_spec or obj.get("spec") is not None):
+            default(obj)
+
+    def prepare_create(self, obj: Object) -> Object:
+        self._decode(obj)
+        rules = self.rules
+        if self.has_status and not rules.creates_with_status:
+            obj["status"] = dict(rules.initial_status)
+        if self.counts_generation:
+            obj["metadata"]["generation"] = 1
+        if rules.create is not None and (not rules.needs_spec or obj.get("spec") is not None):
+            rules.create(obj)
+        return obj
+
+    def prepare_update(self, new: Object, old: Object) -> Object:
+        self._decode(new)
+        if self.has_status:
+            _take(new, old, "status")
+        if self.rules.update is not None:
+            self.rules.update(new, old)
+        if self.counts_generation:
+            changed = any(new.get(key) != old.get(key) for key in {*new, *old} - _NOT_DESIRED)
+            new["metadata"]["generation"] = old["metadata"].get("generation", 0) + changed
+        return new
+
+    def prepare_status_update(self, new: Object, old: Object) -> Object:
+        self._decode(new)
+        meta = dict(old["metadata"])
+        for key in ("managedFields", "resourceVersion", *self.rules.status_metadata):
+            _take(meta, new["metadata"], key)
+        kept: Object = {key: value for key, value in old.items() if key != "status"}
+        kept["metadata"] = meta
+        _take(kept, new, "status")
+        if self.rules.status_update is not None:
+            self.rules.status_update(kept, old)
+        return kept
+
+    def validate(self, new: Object, old: Object | None = None) -> list[StatusCause]:
+        rules = self.rules
+        causes = validation.metadata(new, namespaced=self.namespaced, name_rule=rules.name_rule)
+        if old is not None:
+            causes += validation.metadata_update(new, old)
+        if not self.structural.valid(new):
+            causes += self.structural.errors(new)
+            if causes:
+                return causes  # the rules of the kind rely on a well-formed object
+        if rules.needs_spec and new.get("spec") is None:
+            causes.append(StatusCause(reason="FieldValueRequired", message="Required value", field="spec"))
+        elif rules.validate is not None:
+            causes += rules.validate(new, old)
+        return causes
+
+    def validate_status(self, new: Object, old: Object) -> list[StatusCause]:
+        causes = validation.metadata_update(new, old)
+        if not self.structural.valid(new):
+            causes += self.structural.errors(new)
+            if causes:
+                return causes
+        if self.rules.validate_status is not None:
+            causes += self.rules.validate_status(new, old)
+        return causes
+
+    def to_storage(self, obj: Object) -> Object:
+        return self.rules.to_storage(obj) if self.rules.to_storage is not None else super().to_storage(obj)
+
+    def from_storage(self, obj: Object) -> Object:
+        return self.rules.from_storage(obj) if self.rules.from_storage is not None else super().from_storage(obj)
+
+
+_NOT_DESIRED = {"apiVersion", "kind", "metadata", "status"}
+
+
+def _take(target: Object, source: Object, key: str) -> None:
+    """Make a field what it is in `source`, absent included."""
+    if (value := source.get(key)) is not None:
+        target[key] = value
+    else:
+        target.pop(key, None)
+
+
+@cache
+def all_types() -> tuple[ResourceType, ...]:
+    return tuple(BuiltinType(resource) for resource in openapi.builtin_resources())
