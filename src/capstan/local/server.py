@@ -1,0 +1,212 @@
+"""The embedded API server: puts the parts together and answers requests, from HTTP or from within the process alike.
+
+request → who asks (`auth`) → may they (`rbac`) → which resource (`registry`) → verb (`reads`, `handlers`,
+`subresources`, `reviews`)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from capstan.local import bootstrap, credentials, status
+from capstan.local.admission import Chain
+from capstan.local.auth import Authenticator
+from capstan.local.definitions import Definitions
+from capstan.local.documents import Documents
+from capstan.local.handlers import Writes
+from capstan.local.inprocess import InProcessTransport
+from capstan.local.rbac import Action, Authorizer, denial
+from capstan.local.reads import BOOKMARK_SECONDS, Reads
+from capstan.local.registry import Registry
+from capstan.local.request import (
+    ADMIN,
+    ANONYMOUS,
+    JSON,
+    Request,
+    Response,
+    Stream,
+    User,
+    encode,
+    route,
+    verb_of,
+)
+from capstan.local.reviews import Reviews
+from capstan.local.store import Store
+from capstan.local.subresources import LogProvider, Subresources
+from capstan.local.types import builtin_types
+
+log = logging.getLogger(__name__)
+
+_PROBES = frozenset({"/healthz", "/livez", "/readyz"})
+
+
+class Server:
+    """`data_dir` None keeps the state in memory. `now` gives POSIX seconds.
+
+    `logs` maps a node's name to what reads the logs of its pods; node agents register themselves there.
+    """
+
+    def __init__(self, data_dir: Path | None = None, *, now: Callable[[], float] = time.time) -> None:
+        self.data_dir = data_dir
+        self.now = now
+        self.store = Store(data_dir / "state.db" if data_dir is not None else None)
+        self.registry = Registry(builtin_types())
+        self.admission = Chain(self.store)
+        self.authorizer = Authorizer(self.store)
+        self.admission.validating.append(self.authorizer.admit)
+        self.credentials: credentials.Credentials | None = None
+        self.logs: dict[str, LogProvider] = {}
+        self.reads = Reads(self.store)
+        self.writes = Writes(self.store, self.admission, now)
+        self.definitions = Definitions(self.registry, self.reads, self.writes)
+        self._background: list[asyncio.Task[None]] = []
+        self._ready = False
+
+    async def start(self) -> None:
+        """Open the store, make what every cluster has. Raises store.DataDirectoryInUse."""
+        await self.store.open()
+        if self.data_dir is not None:
+            self.credentials = credentials.ensure(self.data_dir / "pki")
+        key = self.credentials.signing_key if self.credentials is not None else secrets.token_bytes(32)
+        self.authenticator = Authenticator(self.store, key, self.now)
+        if self.credentials is not None:
+            self.authenticator.add_static(self.credentials.admin_token, ADMIN)
+        self._reviews = Reviews(self.authorizer, self.authenticator)
+        self._subresources = Subresources(self.reads, self.writes, self.authenticator, self.logs)
+        self.definitions.start()
+        self._discovery = Documents(self.registry)
+        await bootstrap.ensure(self)
+        self._background = [asyncio.create_task(self._send_bookmarks()), asyncio.create_task(self.definitions.run())]
+        self._ready = True
+
+    async def stop(self) -> None:
+        self._ready = False
+        self.reads.close()
+        for task in self._background:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await self.store.close()
+
+    def transport(self, user: User = ADMIN, *, user_agent: str = "capstan") -> InProcessTransport:
+        """A `kube.Transport` straight into this server."""
+        return InProcessTransport(self, user, user_agent)
+
+    async def handle(self, request: Request) -> Response | Stream:
+        """Answer one request. Every failure becomes a Status."""
+        try:
+            return await self._dispatch(request)
+        except status.Refused as refused:
+            return refusal(refused)
+        except RecursionError:
+            return refusal(status.bad_request("the object is nested too deeply"))
+        except Exception:
+            log.exception("%s %s failed", request.method, request.path)
+            message = f"Internal error occurred: {request.method} {request.path} failed; see the server's log"
+            return refusal(status.Refused(500, "InternalError", message))
+
+    async def _dispatch(self, request: Request) -> Response | Stream:
+        if "impersonate-user" in request.headers:
+            request.user = self._impersonated(request)
+        target = route(request.path)
+        if target is None:
+            return self._other(request)
+        verb = verb_of(request, target)
+        if not verb:
+            raise status.method_not_allowed()
+        self._authorize(
+            request, Action(verb, target.group, target.plural, target.subresource, target.namespace, target.name)
+        )
+        if self._reviews.answers(target):
+            if verb != "create":
+                raise status.method_not_allowed()
+            return self._reviews.create(request, target)
+        served = self.registry.find(target.group, target.version, target.plural)
+        if served is None:
+            raise status.no_such_path()
+        resource = served.type
+        if target.plural == "namespaces" and not target.group:
+            target.namespace = ""
+        if bool(target.namespace) > resource.namespaced:
+            raise status.no_such_path()
+        if target.subresource:
+            return await self._subresources.handle(verb, request, served, target)
+        if verb not in resource.verbs or (verb in ("create",) and target.name):
+            raise status.method_not_allowed()
+        if resource.namespaced and not target.namespace and verb not in ("list", "watch"):
+            raise status.method_not_allowed()
+        match verb:
+            case "get":
+                return await self.reads.get(request, served, target)
+            case "list":
+                return await self.reads.list_(request, served, target)
+            case "watch":
+                return await self.reads.watch(request, served, target)
+            case "create":
+                return await self.writes.create(request, served, target)
+            case "update":
+                return await self.writes.update(request, served, target)
+            case "patch":
+                return await self.writes.patch(request, served, target)
+            case "delete":
+                return await self.writes.delete(request, served, target)
+        return await self.writes.delete_collection(request, served, target)
+
+    def _authorize(self, request: Request, action: Action) -> None:
+        user = request.user
+        if self.authorizer.allowed(user, action):
+            return
+        if user is ANONYMOUS:
+            raise status.unauthorized()
+        if action.path:
+            raise status.Refused(403, "Forbidden", f"forbidden: {denial(user, action)}", {})
+        raise status.forbidden(action.plural, action.group, action.name, denial(user, action))
+
+    def _impersonated(self, request: Request) -> User:
+        """`kubectl --as`: the caller needs the verb `impersonate` on each user and group it takes on."""
+        name = request.headers["impersonate-user"]
+        groups = tuple(each.strip() for each in request.headers.get("impersonate-group", "").split(",") if each.strip())
+        self._authorize(request, Action("impersonate", "", "users", name=name))
+        for group in groups:
+            self._authorize(request, Action("impersonate", "", "groups", name=group))
+        if name.startswith("system:serviceaccount:") and not groups:
+            namespace = name.split(":")[2]
+            groups = ("system:serviceaccounts", f"system:serviceaccounts:{namespace}")
+        if "system:authenticated" not in groups:
+            groups += ("system:authenticated",)
+        return User(name, groups)
+
+    def _other(self, request: Request) -> Response:
+        """Paths that name no resource: probes, version, discovery, OpenAPI."""
+        path = request.path.rstrip("/") or "/"
+        if path in _PROBES or path.startswith(("/livez/", "/readyz/", "/healthz/")):
+            ready = self._ready and not self.store.failed
+            return Response(200 if ready else 500, b"ok" if ready else b"not ready", "text/plain; charset=utf-8")
+        self._authorize(request, Action(request.method.lower(), path=path))
+        if request.method not in ("GET", "HEAD"):
+            raise status.method_not_allowed()
+        answer = self._discovery.answer(
+            path, request.headers.get("accept", ""), request.headers.get("if-none-match", "")
+        )
+        if answer is None:
+            raise status.no_such_path()
+        return answer
+
+    async def _send_bookmarks(self) -> None:
+        while True:
+            await asyncio.sleep(BOOKMARK_SECONDS)
+            self.reads.send_bookmarks()
+
+
+def refusal(refused: status.Refused) -> Response:
+    headers = {}
+    seconds = refused.body.get("details", {}).get("retryAfterSeconds")
+    if seconds:
+        headers["Retry-After"] = str(seconds)
+    return Response(refused.code, encode(refused.body), JSON, headers=headers)
