@@ -1,0 +1,68 @@
+"""What all workload controllers share: one client, one cache per resource, one event recorder, one clock."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from capstan import kube
+from capstan.api import resources
+from capstan.api.base import Object
+from capstan.api.resources import Resource, unstructured
+
+T = TypeVar("T")
+
+CONTROLLER_REVISIONS = unstructured("apps", "v1", "controllerrevisions", "ControllerRevision", namespaced=True)
+SERVICE_ACCOUNTS = unstructured("", "v1", "serviceaccounts", "ServiceAccount", namespaced=True)
+CRON_JOBS = unstructured("batch", "v1", "cronjobs", "CronJob", namespaced=True)
+NAMESPACES = unstructured("", "v1", "namespaces", "Namespace", namespaced=False)
+"""As plain objects: their finalizers live in the spec, which the typed struct does not read."""
+
+
+class Caches:
+    """One cache per resource, made on first use and run together; `now` is POSIX seconds."""
+
+    def __init__(self, client: kube.Client, now: Callable[[], float] = time.time) -> None:
+        self.client = client
+        self.now = now
+        self.recorder = kube.EventRecorder(client, "workload-controllers", now=now)
+        self._caches: dict[Resource[Any], kube.Cache[Any]] = {}
+        self.pods = self.of(resources.PODS)
+        self.pods_by_owner = self.pods.index(lambda pod: [o.uid] if (o := pod.metadata.controller()) else [])
+        self.pods_by_namespace = self.pods.index(lambda pod: [pod.metadata.namespace])
+
+    def of(self, resource: Resource[T]) -> kube.Cache[T]:
+        if resource not in self._caches:
+            self._caches[resource] = kube.Cache(self.client, resource)
+        return self._caches[resource]
+
+    async def run(self) -> None:
+        """Keeps all caches that were asked for so far current, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for cache in self._caches.values():
+                group.create_task(cache.run())
+
+
+async def patch_status(
+    caches: Caches, resource: Resource[Any], obj: Object, status: Mapping[str, Any], current: Mapping[str, Any]
+) -> None:
+    """Writes what differs from `current` (the wire form of the cached status), then waits until the cache shows it.
+
+    A field set to None is removed. The object may be gone by now: then there is nothing to report.
+    """
+    changed = {field: value for field, value in status.items() if current.get(field, _ABSENT) != value}
+    if all(value in _EMPTY and field not in current for field, value in changed.items()):
+        return
+    try:
+        written = await caches.client.patch(
+            resource, obj.metadata.name, obj.metadata.namespace, patch={"status": changed}, subresource="status"
+        )
+    except kube.NotFound:
+        return
+    await caches.of(resource).reached(written["metadata"]["resourceVersion"])
+
+
+_ABSENT = object()
+_EMPTY: tuple[Any, ...] = (None, 0, "", [], {})
