@@ -73,14 +73,10 @@ def _device(holding: Holding, record: Record, gpu: Gpu, mps_dir: Path) -> Body:
 
 
 def _instance(holding: Holding, record: Record) -> MigInstance | None:
-    if holding.kind != "mig":
-        return None
-    return next(
-        step
-        for step in record.steps
-        if isinstance(step, MigInstance)
-        and (step.gpu, step.profile_id, step.start) == (holding.gpu, holding.profile_id, holding.start)
-    )
+    """The MIG device of a holding; None for other kinds, and for an observer of one that is not there now."""
+    at = (holding.gpu, holding.profile_id, holding.start)
+    instances = (step for step in record.steps if isinstance(step, MigInstance))
+    return next((step for step in instances if (step.gpu, step.profile_id, step.start) == at), None)
 
 
 def _limit_edits(edits: Body, limit: int, gpu: Gpu) -> None:

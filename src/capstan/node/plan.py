@@ -62,9 +62,13 @@ def plan(claim: ResourceClaim, pool: str, catalog: Catalog, mig: MigState, recor
     _refuse_overlap(claim, holdings, others, catalog)
     steps: dict[tuple[str, str], Step] = {}
     for holding, config in pairs:
-        if not holding.admin:
-            for step in _steps(claim, holding, config, catalog.host, mig, others):
-                steps.setdefault(key(step), step)
+        found = (
+            _admin_steps(claim, holding, mig)
+            if holding.admin
+            else _steps(claim, holding, config, catalog.host, mig, others)
+        )
+        for step in found:
+            steps.setdefault(key(step), step)
     if holdings:
         steps[("cdi-spec", claim.metadata.uid)] = CdiSpec(claim.metadata.uid)
     return Record(
@@ -220,13 +224,15 @@ def _refuse_overcommit(
         offer = catalog.find(device)
         assert offer is not None
         total = offer.gpu.model.memory // MIB * MIB
-        shares = [(owner, holding) for owner, holding in seen if holding.device == device]
-        wanted = sum(holding.memory for _, holding in shares)
-        if wanted > total:
+        shares = [(owner, holding.memory) for owner, holding in seen if holding.device == device]
+        ours = sum(memory for owner, memory in shares if owner == _title(claim))
+        held = sum(memory for _, memory in shares) - ours
+        if ours + held > total:
             owners = sorted({owner for owner, _ in shares} - {_title(claim)})
             raise DeviceBusy(
-                f"{_title(claim)}: the shares of {device} would take {wanted // MIB} MiB of {total // MIB} MiB"
-                + (f"; it is also held by {', '.join(owners)}" if owners else "")
+                f"{_title(claim)} needs {ours // MIB} MiB of {device}, "
+                f"{(total - held) // MIB} of {total // MIB} MiB are free"
+                + (f" beside what {', '.join(owners)} holds" if owners else "")
             )
 
 
@@ -261,6 +267,30 @@ def _steps(
     return steps
 
 
+def _admin_steps(claim: ResourceClaim, holding: Holding, mig: MigState) -> list[Step]:
+    """An observer sees a MIG device while it is there, whoever made it, and changes nothing."""
+    if holding.kind == "vfio":
+        raise ClaimRefused(
+            f"{_title(claim)} request {holding.request}: {holding.device} is a passthrough device, which only the "
+            f"virtual machine that has it can observe"
+        )
+    at = (holding.profile_id, holding.start)
+    return [_adopted(d) for d in mig.devices.get(holding.gpu, ()) if d.uuid and (d.profile_id, d.start) == at]
+
+
+def _adopted(device: MigDevice) -> MigInstance:
+    return MigInstance(
+        device.gpu,
+        device.profile_id,
+        device.start,
+        device.gi_id,
+        device.uuid,
+        device.gi_cap,
+        device.ci_cap,
+        adopted=True,
+    )
+
+
 def _mig_steps(claim: ResourceClaim, holding: Holding, mig: MigState, others: Sequence[Record]) -> list[Step]:
     """A MIG device that is there already but in no record is somebody else's: it is used as it is."""
     assert holding.profile_id is not None
@@ -274,9 +304,7 @@ def _mig_steps(claim: ResourceClaim, holding: Holding, mig: MigState, others: Se
                     f"{_title(claim)} request {holding.request}: {holding.device} is a GPU instance without a compute "
                     f"instance that this driver did not make"
                 )
-            return [
-                MigInstance(holding.gpu, *at, device.gi_id, device.uuid, device.gi_cap, device.ci_cap, adopted=True)
-            ]
+            return [_adopted(device)]
     switched_on_here = any(step == MigMode(holding.gpu) for record in others for step in record.steps)
     mode: list[Step] = [MigMode(holding.gpu)]
     return [*(mode if switched_on_here or not mig.enabled.get(holding.gpu, False) else []), instance]

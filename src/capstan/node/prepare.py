@@ -25,7 +25,7 @@ from capstan.node.inventory import Catalog
 from capstan.node.ledger import Ledger, quarantine, rebuilt
 from capstan.node.nvml import Nvml
 from capstan.node.plan import MigState, own_results, plan
-from capstan.node.records import Holding, MigInstance, Record, Step, key
+from capstan.node.records import Holding, MigInstance, Record, Step, is_adopted, key
 from capstan.node.steps import Machine, apply, intact, undo
 
 LEDGER_FILE = "ledger.sqlite3"
@@ -125,7 +125,8 @@ class Preparer:
 
     def _take_back(self, record: Record) -> None:
         """Undoes every step that no other record has too, last first, then drops the record."""
-        shared = {key(step) for other in self._ledger.records() if other.uid != record.uid for step in other.steps}
+        others = [other for other in self._ledger.records() if other.uid != record.uid]
+        shared = {key(step) for other in others for step in other.steps if not is_adopted(step)}
         for step in reversed(record.steps):
             if key(step) not in shared:
                 undo(step, self._machine)

@@ -58,10 +58,13 @@ class PoolIdentity(msgspec.Struct, frozen=True):
         }
 
 
-def diff(desired: Sequence[Body], actual: Sequence[ResourceSlice], identity: PoolIdentity) -> list[Write]:
+def diff(
+    desired: Sequence[Body], actual: Sequence[ResourceSlice], identity: PoolIdentity, generation: int = 0
+) -> list[Write]:
     """Writes that turn the actual slices of this driver and node into the desired specs, obsolete ones deleted first.
 
     Specs come without pool generation and slice count. Taints keep the time at which they were first added.
+    `generation`: the last one that was written, so that it never goes back even when all slices were deleted.
     """
     kept: dict[int, ResourceSlice] = {}
     deletes: list[Write] = []
@@ -71,7 +74,7 @@ def diff(desired: Sequence[Body], actual: Sequence[ResourceSlice], identity: Poo
         if not ours or kept.setdefault(index or 0, found) is not found:
             deletes.append(Delete(found.metadata.name, found.metadata.uid))
     specs = [_with_times(spec, kept.get(i)) for i, spec in enumerate(desired)]
-    generation = max((found.spec.pool.generation for found in actual), default=0)
+    generation = max([generation, *(found.spec.pool.generation for found in actual)])
     whole = not deletes and len(kept) == len(specs)
     settled = whole and all(
         found.spec.pool.generation == generation and found.spec.pool.resource_slice_count == len(specs)
@@ -173,6 +176,7 @@ class Publisher:
     def __init__(self, client: kube.Client, identity: PoolIdentity) -> None:
         self._client = client
         self._identity = identity
+        self._generation = 0
 
     async def publish(self, desired: Sequence[Body]) -> Published:
         """Raises kube.ApiError. Writes that lost a race against somebody else are tried again from a fresh list."""
@@ -184,7 +188,7 @@ class Publisher:
             )
             versions = {found.metadata.name: found.metadata.resource_version for found in listing.items}
             try:
-                for write in diff(desired, listing.items, self._identity):
+                for write in diff(desired, listing.items, self._identity, self._generation):
                     writes += 1
                     await self._carry_out(write, versions, dropped)
                 return Published(versions, writes, frozenset(dropped))
@@ -202,5 +206,6 @@ class Publisher:
             answer = await self._client.create(RESOURCE_SLICES, write.body)
         else:
             answer = await self._client.update(RESOURCE_SLICES, write.body)
+        self._generation = write.body["spec"]["pool"]["generation"]
         versions[answer["metadata"]["name"]] = answer["metadata"]["resourceVersion"]
         dropped.update(dropped_fields(write.body["spec"], answer["spec"], "spec"))

@@ -117,6 +117,11 @@ def key(step: Step) -> tuple[str, str]:
             return ("passthrough", step.gpu)
 
 
+def is_adopted(step: Step) -> bool:
+    """Whether the step only uses what somebody else made."""
+    return isinstance(step, MigInstance) and step.adopted
+
+
 class Record(msgspec.Struct, frozen=True):
     """One claim's entry in the journal.
 

@@ -138,6 +138,10 @@ def _make_instance(step: MigInstance, nvml: Nvml) -> MigDevice:
     device = _instance_at(step, nvml)
     if device is not None and device.uuid:
         return device
+    if step.adopted:
+        raise NvmlError(
+            "NOT_FOUND", f"MIG device {step.uuid} of {step.gpu}", "whoever made it has destroyed it; delete the pod"
+        )
     gi_id = device.gi_id if device else nvml.create_gpu_instance(step.gpu, step.profile_id, step.start)
     return nvml.create_compute_instance(step.gpu, gi_id)
 
