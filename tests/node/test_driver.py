@@ -212,3 +212,19 @@ async def test_one_watch_serves_many_nodes(api: Any, tmp_path: Path) -> None:
     for driver in nodes:
         await driver.stop()
     watching.cancel()
+
+
+async def test_a_claim_left_half_done_is_taken_back_without_the_kubelet(
+    node: Node, claims: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver_module, "_COLLECT_SECONDS", 0.02)
+    successor = Node(node.api, node.nvml, node.plugin_dir.parent)
+    await node.driver.stop()
+    await successor.driver.start()
+    node.api.add_claim(claims.body("a", claims.result("gpu-0-mig-3g20gb-9-4")))
+    node.nvml.fail("create_compute_instance", "UNKNOWN")
+    node.nvml.fail("destroy_gpu_instance", "IN_USE")
+    error = (await successor.prepare("a")).error
+    assert "UNKNOWN; and what was done could not be taken back yet: destroy_gpu_instance" in error
+    await until(lambda: not node.nvml.mig_devices(node.gpu) and not node.nvml.mig_enabled(node.gpu))
+    await successor.driver.stop()

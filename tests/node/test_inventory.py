@@ -75,6 +75,12 @@ def test_a_whole_gpu_is_shared_by_memory_and_given_whole_when_nothing_is_said() 
     }
 
 
+def test_a_share_consumes_memory_and_no_engines_unless_it_says_so() -> None:
+    """Capacity without a request policy is consumed whole (KEP-5075), which would forbid a second share."""
+    for name, capacity in devices("h100x1")["gpu-0"]["capacity"].items():
+        assert capacity["requestPolicy"]["default"] == (capacity["value"] if name == "memory" else "0")
+
+
 def test_a_mig_device_names_its_parent_and_profile() -> None:
     offered = devices("dgx-h100")
     mig = offered["gpu-0-mig-3g40gb-9-4"]

@@ -30,6 +30,13 @@ def test_a_dgx_has_eight_gpus_on_one_nvlink_and_two_or_more_numa_nodes(name: str
     assert len({slot.pci_bus_id for slot in model.slots}) == 8
 
 
+def test_every_known_model_is_described() -> None:
+    lines = dict(models.describe())
+    assert list(lines) == list(models.KNOWN_MODELS)
+    assert lines["dgx-a100"] == "8 x NVIDIA A100-SXM4-40GB, MIG, NVLink, 4 NUMA nodes"
+    assert lines["l4xN"] == "N x NVIDIA L4, 2 NUMA nodes"
+
+
 def test_the_suffix_leaves_mig_out() -> None:
     assert models.node_model("dgx-h100").mig
     assert not models.node_model("dgx-h100-nomig").mig

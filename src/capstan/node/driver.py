@@ -34,6 +34,7 @@ from capstan.node.records import Holding, MigInstance, key
 _log = logging.getLogger("capstan.node")
 _COUNTER_FIELDS = ("consumesCounters", "sharedCounters")
 _RECOVERY_POLL_SECONDS = 5.0
+_COLLECT_SECONDS = 60.0
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 30.0
 
@@ -184,6 +185,7 @@ class Driver:
         self._stale.set()
         self._tasks.append(asyncio.create_task(self._keep_published(), name=f"publish {self.node_name}"))
         self._tasks.append(asyncio.create_task(self._keep_recovering(), name=f"health {self.node_name}"))
+        self._tasks.append(asyncio.create_task(self._keep_collecting(), name=f"collect {self.node_name}"))
 
     async def stop(self) -> None:
         """Prepared claims and published slices stay, as they do when a driver's pod is replaced."""
@@ -352,6 +354,14 @@ class Driver:
         self._health_event = asyncio.Event()
         self._in_sync.clear()
         self._stale.set()
+
+    async def _keep_collecting(self) -> None:
+        """Takes back claims whose own take-back failed, for the case that the kubelet never asks for them again."""
+        while True:
+            await asyncio.sleep(_COLLECT_SECONDS)
+            if any(record.state == "started" for record in self._preparer.records()):
+                for error in await asyncio.to_thread(self._preparer.recover):
+                    _log.warning("node %s: half-prepared claim cannot be taken back yet: %s", self.node_name, error)
 
     async def _keep_recovering(self) -> None:
         """Asks sick GPUs whether they have recovered. NVML has no event for that."""

@@ -241,8 +241,10 @@ def _capacity(offer: Offer) -> Body:
     }
     if not offer.gpu.mig_capable or not model.profiles:
         return {"memory": memory}
+    # Capacity without a policy would be consumed whole by any share, and no two shares would ever fit.
     return {"memory": memory} | {
-        name: {"value": str(max(getattr(p, field) for p in model.profiles))} for field, name, _ in _ENGINES
+        name: {"value": str(max(getattr(p, field) for p in model.profiles)), "requestPolicy": {"default": "0"}}
+        for field, name, _ in _ENGINES
     }
 
 

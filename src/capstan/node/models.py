@@ -240,6 +240,23 @@ def node_model(name: str) -> NodeModel:
     return NodeModel(name, gpu, slots, 16 * count, 128 * GIB * count, mig=mig and base == name)
 
 
+def describe() -> list[tuple[str, str]]:
+    """Every known model with one line about it: `8 x NVIDIA A100-SXM4-40GB, MIG, NVLink, 4 NUMA nodes`."""
+    return [(name, _line(name)) for name in KNOWN_MODELS]
+
+
+def _line(name: str) -> str:
+    if name.startswith("cpu"):
+        return "N cores, no GPU"
+    model = node_model(name.replace("xN", "x2"))
+    assert model.gpu is not None
+    parts = [f"{'N' if name.endswith('xN') else len(model.slots)} x {model.gpu.product_name}"]
+    parts += ["MIG"] if model.mig else []
+    parts += ["NVLink"] if model.slots[0].nvlink_domain is not None else []
+    parts.append(f"{len({slot.numa_node for slot in model.slots})} NUMA nodes")
+    return ", ".join(parts)
+
+
 def _known() -> str:
     return f"known models: {', '.join(KNOWN_MODELS)}; N is a number, the suffix {_NO_MIG} leaves MIG placements out"
 

@@ -89,8 +89,11 @@ class Preparer:
         try:
             record = self._take(record)
             self._ledger.put(record)
-        except BaseException:
-            self._take_back(record)
+        except BaseException as error:
+            try:
+                self._take_back(record)
+            except (NodeError, OSError) as second:
+                raise NodeError(f"{error}; and what was done could not be taken back yet: {second}") from error
             raise
         return record
 
