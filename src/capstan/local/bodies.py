@@ -8,7 +8,7 @@ import msgspec
 
 from capstan.api import manifests
 from capstan.api.base import StatusCause
-from capstan.local import status
+from capstan.local import protobuf, status
 from capstan.local.request import BODY_LIMIT, Request
 from capstan.local.status import Json
 
@@ -16,25 +16,30 @@ JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
+_YAML = "application/yaml"
+_OBJECTS = ("application/json", _YAML, protobuf.MEDIA_TYPE)
 
 
 def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
 
 
-def _read(request: Request, *, yaml: bool) -> Any:
+def _read(request: Request, kind: str) -> Any:
+    """The content of the body by its media type: JSON unless it says YAML or protobuf. Raises 400 and 413."""
     body = request.body
     if len(body) > BODY_LIMIT:
         raise status.too_large(BODY_LIMIT)
     if not body:
         raise status.bad_request("the request has no body; send the object as JSON or YAML")
     try:
-        if not yaml:
+        if kind == protobuf.MEDIA_TYPE:
+            return protobuf.decode(body)
+        if kind not in (_YAML, APPLY_PATCH):
             return msgspec.json.decode(body)
         documents = manifests.load_all(body, "the request body")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise status.bad_request(f"the request body is not JSON: {error}") from error
-    except manifests.InvalidManifest as error:
+    except (manifests.InvalidManifest, protobuf.Undecodable) as error:
         raise status.bad_request(str(error)) from error
     if len(documents) != 1:
         raise status.bad_request(f"the request body holds {len(documents)} YAML documents; send exactly one")
@@ -44,9 +49,9 @@ def _read(request: Request, *, yaml: bool) -> Any:
 def document(request: Request) -> Json:
     """The object in the body. Raises 400, 413, 415."""
     kind = media_type(request)
-    if kind not in ("", "application/json", "application/yaml", "*/*"):
-        raise status.unsupported_media_type(["application/json", "application/yaml"])
-    return mapping(_read(request, yaml=kind == "application/yaml"))
+    if kind not in ("", "*/*", *_OBJECTS):
+        raise status.unsupported_media_type(_OBJECTS)
+    return mapping(_read(request, kind))
 
 
 def mapping(value: Any) -> Json:
@@ -69,7 +74,7 @@ def patch(request: Request) -> Any:
     accepted = (JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, APPLY_PATCH)
     if kind not in accepted:
         raise status.unsupported_media_type(accepted)
-    content = _read(request, yaml=kind == APPLY_PATCH)
+    content = _read(request, kind)
     wanted = list if kind == JSON_PATCH else dict
     if not isinstance(content, wanted):
         raise status.bad_request(
@@ -94,7 +99,7 @@ class DeleteOptions(msgspec.Struct, rename="camel"):
 def delete_options(request: Request, content: Any = None) -> DeleteOptions:
     """From the body, else from the query; `content` is the body when it is already decoded. Raises 400 and 422."""
     if content is None and request.body:
-        content = _read(request, yaml=media_type(request) == "application/yaml")
+        content = _read(request, media_type(request))
     try:
         options = msgspec.convert(content or {}, DeleteOptions)
     except msgspec.ValidationError as error:

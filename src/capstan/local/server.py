@@ -137,7 +137,9 @@ class Server:
             raise status.no_such_path()
         if target.subresource:
             return await self._subresources.handle(verb, request, served, target)
-        if verb not in resource.verbs or (verb in ("create",) and target.name):
+        if verb not in resource.verbs or (verb in ("update", "patch")) > bool(target.name):
+            raise status.method_not_allowed()
+        if verb == "create" and target.name:
             raise status.method_not_allowed()
         if resource.namespaced and not target.namespace and verb not in ("list", "watch"):
             raise status.method_not_allowed()
