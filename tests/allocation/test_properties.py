@@ -210,8 +210,8 @@ def solutions(
     def usable(claim: Any, option: Any, device: Device, picks: list[Picked]) -> Picked | None:
         admin = bool(option.get("adminAccess"))
         shared = bool(device.get("allowMultipleAllocations")) and not admin
-        for owner, other, taken, takes in picks:
-            if taken is device and not shared and takes is None:
+        for owner, other, taken, _ in picks:
+            if taken is device and not device.get("allowMultipleAllocations"):
                 by_admin = bool(other.get("adminAccess"))
                 if owner is claim or (not admin and (as_upstream or not by_admin)):
                     return None

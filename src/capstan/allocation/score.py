@@ -18,7 +18,8 @@ Squaring the size makes one large MIG placement worth more than the small ones i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from capstan.allocation.capacity import MEMORY, qualified
@@ -26,6 +27,7 @@ from capstan.allocation.claims import Alternative, Candidate, PreparedClaim
 from capstan.allocation.inventory import Inventory
 from capstan.allocation.model import Number
 from capstan.allocation.pools import AttributeValue, Device, values
+from capstan.allocation.symmetry import Reader, Symmetry
 from capstan.allocation.tables import Tables, memory, weight
 
 if TYPE_CHECKING:
@@ -49,8 +51,9 @@ class BestFit:
 
     def __init__(self, inventory: Inventory, claims: Sequence[PreparedClaim], tables: Tables) -> None:
         self._inventory = inventory
+        self._requests = [request for claim in claims for request in claim.requests]
         self._tables = tables
-        alternatives = [option for claim in claims for request in claim.requests for option in request.alternatives]
+        alternatives = [option for request in self._requests for option in request.alternatives]
         devices = {candidate.device: None for option in alternatives for candidate in option.candidates}
         self._largest: Number = max((memory(device) for device in devices), default=0)
         self._weight = {device: weight(device, self._largest) for device in devices}
@@ -87,16 +90,15 @@ class BestFit:
     def floor(self, alternative: Alternative) -> int:
         return self._floor[alternative]
 
-    def traits(self, device: Device) -> tuple[object, ...]:
-        return (
-            self._weight[device],
-            tuple(tuple(sorted(map(repr, group))) for group in self._values[device]),
-            self._spread.get(device, 0),
-            len(device.taints),
-            tuple(sorted(self._inventory.left(device.pool)[device.consumption[0][0]].items()))
-            if device.consumption
-            else (),
-        )
+    def symmetry(self, readers: list[Reader]) -> Symmetry:
+        alignment = [partial(self._aligned, place) for place in range(len(ALIGNMENT))]
+        return Symmetry(self._inventory, self._requests, [*readers, *alignment], self._traits)
+
+    def _aligned(self, place: int, device: Device) -> Values:
+        return self._values[device][place]
+
+    def _traits(self, device: Device) -> tuple[Hashable, ...]:
+        return (self._weight[device], self._spread.get(device, 0), bool(device.taints), device.binding)
 
     def _fixed(self, candidate: Candidate) -> int:
         device = candidate.device

@@ -4,27 +4,27 @@ Requests are satisfied in order, alternatives in the user's order, devices of a 
 candidates in allocation order and ends at the first solution, which is the one kube-scheduler's allocator finds;
 `best` takes them by cost and goes on improving while its budget lasts. What prunes never removes the first solution:
 
-- a device that failed is not tried again within the request, nor is any device of its symmetry class;
-- once a branch has failed, every request ahead must still have enough candidates, distinct devices (a bipartite
-  matching) and counters before a branch is entered.
+- after the first failed branch, of interchangeable devices only one is tried (symmetry.py);
+- a state that an interchangeable one has been searched from is not searched from again;
+- after a few failed branches, bounds on the requests ahead are checked before each step (lookahead.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple, Protocol
 
 from capstan.allocation.claims import Alternative, Candidate, PreparedClaim, Request
-from capstan.allocation.constraints import DistinctAttribute
 from capstan.allocation.inventory import Inventory, fits
+from capstan.allocation.lookahead import hopeful
 from capstan.allocation.model import AllocationError, Number
 from capstan.allocation.pools import Device, Pool
-from capstan.allocation.symmetry import Symmetry
+from capstan.allocation.symmetry import Reader, Symmetry
 from capstan.api.resource import MAX_RESULTS
 
 Parts = tuple[tuple[str, int], ...]
 
-PROPAGATE_AFTER = 8
+LOOK_AHEAD_AFTER = 8
 """Failed branches before looking ahead pays off: most searches never fail at all."""
 
 IMPROVEMENT_STEPS = 128
@@ -52,8 +52,8 @@ class Cost(Protocol):
     def floor(self, alternative: Alternative) -> int:
         """What one device of the alternative costs at least."""
 
-    def traits(self, device: Device) -> tuple[object, ...]:
-        """What else makes two devices cost differently."""
+    def symmetry(self, readers: list[Reader]) -> Symmetry:
+        """Which devices are interchangeable, costs included. `readers`: what the constraints compare."""
 
 
 class BudgetExhausted(AllocationError):
@@ -62,6 +62,10 @@ class BudgetExhausted(AllocationError):
     def __init__(self, steps: int) -> None:
         super().__init__(f"the search ended after {steps} steps without an answer")
         self.steps = steps
+
+
+class _Restart(Exception):
+    """The search has failed often enough for looking ahead to pay off."""
 
 
 class Search:
@@ -98,22 +102,37 @@ class Search:
         self._best_total = 0
         self._failures = 0
         self._symmetry: Symmetry | None = None
+        self._numbers: dict[Hashable, int] = {}
+        self._seen: dict[tuple[int, ...], int] = {}
+        self._any_admin = any(option.admin for request in self.requests for option in request.alternatives)
 
     def first(self) -> list[Pick] | None:
         """The first solution in allocation order, None if there is none. Raises BudgetExhausted and a selector's
         failure."""
-        return self.picks if self._request(0) else None
+        return self.picks if self._run() else None
 
     def best(self) -> list[Pick] | None:
         """The cheapest solution found, None if there is none at all. Raises BudgetExhausted if none was found in
         time."""
         try:
-            self._request(0)
+            self._run()
         except BudgetExhausted:
             if self._best is None:
                 raise
             self.proven = False
         return self._best
+
+    def _run(self) -> bool:
+        """Most searches never fail. One that does begins again, looking ahead from its very first step."""
+        try:
+            return self._request(0)
+        except _Restart:
+            while self.picks:
+                self._undo()
+            self._sizes = [0] * len(self.claims)
+            self._total = 0
+            self._seen.clear()
+            return hopeful(None, self.requests, self.possible, self.left) and self._request(0)
 
     # Branching
 
@@ -128,7 +147,7 @@ class Search:
             rank = self._cost.rank(position) if self._cost else 0
             self._total += rank
             self._sizes[request.claim.index] += size
-            done = self._all(index, alternative) if alternative.every else self._pick(index, alternative, size, set())
+            done = self._all(index, alternative) if alternative.every else self._pick(index, position, size, set())
             if done:
                 return True
             self._sizes[request.claim.index] -= size
@@ -139,6 +158,8 @@ class Search:
         if self._cost is None:
             return True
         if self._best is None or self._total < self._best_total:
+            if self._best is None:
+                self._forget_symmetry()
             self._best, self._best_total = list(self.picks), self._total
             self._limit = min(self._budget, self.steps + IMPROVEMENT_STEPS)
         return False
@@ -157,50 +178,122 @@ class Search:
             self._undo()
         return False
 
-    def _pick(self, index: int, alternative: Alternative, need: int, banned: set[object]) -> bool:
+    def _pick(self, index: int, position: int, need: int, banned: set[Device]) -> bool:
+        """Takes `need` more devices for the alternative at `position`; `banned` ones are taken or have failed
+        already."""
         if not need:
             return self._request(index + 1)
         self.steps += 1
         if self.steps > self._limit:
             raise BudgetExhausted(self.steps)
         request = self.requests[index]
+        alternative = request.alternatives[position]
+        states: dict[int, int] = {}
+        if self._symmetry is not None:
+            states = self._states(request)
+            if self._seen_before((index, position, need, *sorted(states.values()))):
+                return False
         options = self._options(request, alternative, banned)
-        if len(options) < need:
+        if len(options) < need or not self._hopeful(index, alternative, need, banned):
             return self._fail()
-        if self._failures >= PROPAGATE_AFTER and not self._feasible_ahead(index, alternative, need, banned):
-            return self._fail()
-        excluded: list[object] = []
-        done, failed = False, None
+        excluded: list[Device] = []
+        failed: set[tuple[int, int, Device | None]] = set()
+        symmetry, done = self._symmetry, False
         for cost, candidate, parts in options:
-            floor = self._total + cost + self._floor(index, alternative, need - 1) if self._best is not None else 0
-            if self._best is not None and floor >= self._best_total:
-                break
-            if failed is not None:
-                self._ban(self._kind(failed), banned, excluded)
-            if self._symmetry is not None and self._kind(candidate.device) in banned:
-                continue
-            failed = candidate.device
-            self._ban(failed, banned, excluded)
+            if self._best is not None:
+                least = self._total + cost + self._floor(index, alternative, need - 1)
+                if least >= self._best_total:
+                    break
+            device = candidate.device
+            if excluded:
+                if symmetry is None or symmetry is not self._symmetry:
+                    states, symmetry = self._states(request), self._symmetry
+                    failed = {self._kind(other, states) for other in excluded}
+                kind = self._kind(device, states)
+                if kind in failed:
+                    continue
+                failed.add(kind)
+            banned.add(device)
+            excluded.append(device)
             self._take(Pick(request, alternative, candidate, len(options), cost, parts))
-            if self._pick(index, alternative, need - 1, banned):
-                done = True
+            done = self._pick(index, position, need - 1, banned)
+            if done:
                 break
             self._undo()
         banned.difference_update(excluded)
-        return done or (self._fail() if self._best is None else False)
-
-    @staticmethod
-    def _ban(kind: object, banned: set[object], excluded: list[object]) -> None:
-        if kind not in banned:
-            banned.add(kind)
-            excluded.append(kind)
+        return done or self._fail()
 
     def _fail(self) -> bool:
         self._failures += 1
+        if self._failures == LOOK_AHEAD_AFTER and self._best is None:
+            raise _Restart
         return False
 
+    # Symmetry
+
+    def _kind(self, device: Device, states: dict[int, int]) -> tuple[int, int, Device | None]:
+        """Equal for two devices only if swapping them changes nothing for the rest of the search."""
+        assert self._symmetry is not None
+        component = self._symmetry.component[device]
+        state = states.get(component, -1 - self._symmetry.kind[component])
+        held = device in self._holders or device in self._shares
+        return state, self._symmetry.entry[device], device if held else None
+
+    def _states(self, request: Request) -> dict[int, int]:
+        """The state of every component that has picks: equal numbers mean the rest of the search sees no difference."""
+        symmetry = self._symmetry
+        if symmetry is None:
+            readers: list[Reader] = [constraint.values for claim in self.claims for constraint in claim.constraints]
+            symmetry = self._symmetry = self._symmetry_of(readers)
+        picked: dict[int, dict[Device, list[int]]] = {}
+        for pick in self.picks:
+            device, takes = pick.candidate.device, pick.candidate.takes
+            same_claim = pick.request.claim is request.claim
+            what = (
+                symmetry.entry[device],
+                None if takes is None else tuple(takes.items()),
+                frozenset(map(id, pick.alternative.constraints)) if same_claim else None,
+                pick.request is request,
+                pick.alternative.admin,
+                pick.request.claim.index if self._any_admin else None,
+            )
+            number = self._numbers.setdefault(what, len(self._numbers))
+            picked.setdefault(symmetry.component[device], {}).setdefault(device, []).append(number)
+        states = {}
+        for component, devices in picked.items():
+            state = (symmetry.kind[component], *sorted(tuple(sorted(numbers)) for numbers in devices.values()))
+            states[component] = self._numbers.setdefault(state, len(self._numbers))
+        return states
+
+    def _forget_symmetry(self) -> None:
+        """From the first solution on, devices must be alike in cost too to be interchangeable."""
+        self._symmetry = None
+        self._seen.clear()
+        self._numbers.clear()
+
+    def _symmetry_of(self, readers: list[Reader]) -> Symmetry:
+        if self._cost is not None and self._best is not None:
+            return self._cost.symmetry(readers)
+        return Symmetry(self.inventory, self.requests, readers, lambda device: ())
+
+    def _seen_before(self, state: tuple[int, ...]) -> bool:
+        """Whether the search was here at no higher cost: then whatever can be reached from here was reached."""
+        known = self._seen.get(state)
+        if known is not None and known <= self._total:
+            return True
+        self._seen[state] = self._total
+        return False
+
+    def _hopeful(self, index: int, alternative: Alternative, need: int, banned: set[Device]) -> bool:
+        if self._failures < LOOK_AHEAD_AFTER or self._best is not None:
+            return True
+        current = (c for c in alternative.candidates if c.device not in banned)
+        return hopeful(
+            (self.requests[index], alternative, need, current), self.requests[index + 1 :], self.possible, self.left
+        )
+
     def _options(
-        self, request: Request, alternative: Alternative, banned: set[object]
+        self, request: Request, alternative: Alternative, banned: set[Device]
     ) -> list[tuple[int, Candidate, Parts]]:
         """Possible candidates in the order to try them."""
         options: list[tuple[int, Candidate, Parts]] = []
@@ -229,15 +322,6 @@ class Search:
             )
         return total
 
-    def _kind(self, device: Device) -> object:
-        if self._symmetry is None:
-            traits = self._cost.traits if self._cost else None
-            self._symmetry = Symmetry(self.inventory, self.requests, traits)
-        return self._symmetry.kind(device, self._touched)
-
-    def _touched(self, device: Device) -> bool:
-        return device in self._holders or device in self._shares
-
     # State
 
     def possible(self, request: Request, alternative: Alternative, candidate: Candidate) -> bool:
@@ -245,7 +329,7 @@ class Search:
         device, claim = candidate.device, request.claim.index
         if candidate.takes is None:
             holders = self._holders.get(device)
-            if holders and self._conflict(holders, claim, alternative.admin):
+            if holders and not device.multiple and self._conflict(holders, claim, alternative.admin):
                 return False
         elif device in self._shares and not self._has_room(candidate):
             return False
@@ -353,115 +437,3 @@ class Search:
                 left = self._left[key] = dict(self.inventory.left(device.pool)[name])
             for counter, amount in taken:
                 left[counter] -= sign * amount
-
-    # Looking ahead
-
-    def _feasible_ahead(self, index: int, alternative: Alternative, need: int, banned: set[object]) -> bool:
-        """Whether the rest may still be satisfied, by bounds that never say no wrongly."""
-        slots: list[tuple[int, list[Device]]] = []
-        scarce: dict[str, Number] = {}
-        current = [c for c in alternative.candidates if c.device not in banned]
-        if not self._reserve(self.requests[index], [(alternative, need, current)], slots, scarce):
-            return False
-        for request in self.requests[index + 1 :]:
-            ways = [(option, option.count, option.candidates) for option in request.alternatives]
-            if not self._reserve(request, ways, slots, scarce):
-                return False
-        return self._counters_suffice(scarce) and _matching(slots)
-
-    def _reserve(
-        self,
-        request: Request,
-        ways: list[tuple[Alternative, int, list[Candidate]]],
-        slots: list[tuple[int, list[Device]]],
-        scarce: dict[str, Number],
-    ) -> bool:
-        """Notes what the request needs whichever way it is satisfied; False if no way is left."""
-        least, exclusive = 0, True
-        devices: dict[Device, None] = {}
-        demand: dict[str, Number] | None = None
-        for option, count, candidates in ways:
-            if option.unsatisfiable:
-                continue
-            open_ = [c for c in candidates if self.possible(request, option, c)]
-            if option.every:
-                if len(open_) < len(option.candidates) or not open_:
-                    continue
-                return True
-            if len(open_) < count or not _distinct(option, open_, count):
-                continue
-            least = min(least, count) if devices else count
-            devices.update(dict.fromkeys(c.device for c in open_))
-            exclusive = exclusive and not option.admin and all(c.takes is None for c in open_)
-            needs = _least_counters(open_, count) if not option.admin else {}
-            if demand is None:
-                demand = needs
-            else:
-                demand = {name: min(amount, needs.get(name, 0)) for name, amount in demand.items()}
-        if demand is None:
-            return False
-        for name, amount in demand.items():
-            scarce[name] = scarce.get(name, 0) + amount
-        if exclusive:
-            slots.append((least, list(devices)))
-        return True
-
-    def _counters_suffice(self, scarce: dict[str, Number]) -> bool:
-        if not scarce:
-            return True
-        available: dict[str, Number] = {}
-        seen: set[tuple[Pool, str]] = set()
-        for request in self.requests:
-            for option in request.alternatives:
-                for candidate in option.candidates:
-                    for name, _ in candidate.device.consumption:
-                        key = (candidate.device.pool, name)
-                        if key not in seen:
-                            seen.add(key)
-                            for counter, amount in self.left(*key).items():
-                                available[counter] = available.get(counter, 0) + max(0, amount)
-        return all(available.get(name, 0) >= amount for name, amount in scarce.items())
-
-
-def _distinct(option: Alternative, candidates: list[Candidate], count: int) -> bool:
-    """Whether as many different values as devices are left, for every constraint that wants them different."""
-    return all(
-        len({constraint.values(candidate.device) for candidate in candidates}) >= count
-        for constraint in option.constraints
-        if isinstance(constraint, DistinctAttribute)
-    )
-
-
-def _least_counters(candidates: list[Candidate], count: int) -> dict[str, Number]:
-    """What any `count` of the candidates take at least, per counter name; shared devices may take nothing more."""
-    least: dict[str, Number] | None = None
-    for candidate in candidates:
-        if candidate.takes is not None or not candidate.device.consumption:
-            return {}
-        takes: dict[str, Number] = {}
-        for _, taken in candidate.device.consumption:
-            for counter, amount in taken:
-                takes[counter] = takes.get(counter, 0) + amount
-        least = takes if least is None else {n: min(a, takes[n]) for n, a in least.items() if n in takes}
-    return {name: amount * count for name, amount in (least or {}).items()}
-
-
-def _matching(slots: list[tuple[int, list[Device]]]) -> bool:
-    """Whether every slot can get its number of devices with no device used twice (augmenting paths)."""
-    owner: dict[Device, int] = {}
-
-    def augment(slot: int, seen: set[Device]) -> bool:
-        for device in slots[slot][1]:
-            if device not in seen:
-                seen.add(device)
-                holder = owner.get(device)
-                if holder is None or augment(holder, seen):
-                    owner[device] = slot
-                    return True
-        return False
-
-    return all(
-        augment(slot, set())
-        for slot in sorted(range(len(slots)), key=lambda s: len(slots[s][1]))
-        for _ in range(slots[slot][0])
-    )

@@ -1,121 +1,118 @@
 """Which devices are interchangeable for a search: whatever can be done with one can be done with the other.
 
-Devices that share counters form a component (one physical GPU and its partitions). Untouched components with equal
-members and equal remaining counters are interchangeable as wholes; an attribute value that occurs in one component
-only (a UUID, the parent of partitions) does not tell components apart, its pattern within the component does.
+Devices that share counters form a component (one physical GPU and its partitions). Components with equal members, equal
+remaining counters and equal picks so far are interchangeable as wholes, and so are equal members of one component. An
+attribute value that one component has for itself (a UUID, the parent of partitions) does not tell components apart,
+only its pattern within the component does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from capstan.allocation.claims import Request
-from capstan.allocation.constraints import Constraint
 from capstan.allocation.inventory import Inventory
-from capstan.allocation.pools import Device, Pool
+from capstan.allocation.pools import AttributeValue, Device, Pool
 
-Traits = Callable[[Device], tuple[object, ...]]
-Component = tuple[Pool, str] | Device
+Reader = Callable[[Device], frozenset[AttributeValue]]
+"""Reads an attribute whose values are compared between devices, and only for being equal."""
+
+Traits = Callable[[Device], tuple[Hashable, ...]]
+"""What else may tell devices apart."""
+
+Home = tuple[Pool, str] | Device
 
 
 class Symmetry:
-    """Built once a search has failed somewhere; `kind` is equal for interchangeable devices."""
+    """Equal numbers mean interchangeable: `kind` of untouched components, `entry` of devices within equal
+    components."""
 
-    def __init__(self, inventory: Inventory, requests: Sequence[Request], traits: Traits | None) -> None:
-        roles: dict[Device, list[object]] = {}
-        constraints: dict[int, Constraint] = {}
+    def __init__(
+        self, inventory: Inventory, requests: Sequence[Request], readers: Sequence[Reader], traits: Traits
+    ) -> None:
+        roles: dict[Device, list[Hashable]] = {}
         for number, option in enumerate(option for request in requests for option in request.alternatives):
             for candidate in option.candidates:
                 takes = None if candidate.takes is None else tuple(sorted(candidate.takes.items()))
                 roles.setdefault(candidate.device, []).append((number, takes, candidate.error is not None))
-            for constraint in option.constraints:
-                constraints[id(constraint)] = constraint
-        self._component = _components(roles)
-        members: dict[Component, list[Device]] = {}
-        for device in roles:
-            members.setdefault(self._component[device], []).append(device)
-        for devices in members.values():
-            devices.sort(key=lambda device: device.order)
-        self._members = members
-        local = _local_values(list(constraints.values()), self._component)
-        kinds: dict[Component, tuple[object, ...]] = {}
-        self._place: dict[Device, object] = {}
-        for component, devices in members.items():
-            signature, places = _signature(inventory, devices, roles, list(constraints.values()), local, traits)
-            kinds[component] = signature
-            self._place.update(places)
-        numbers: dict[tuple[object, ...], int] = {}
-        self._kind = {component: numbers.setdefault(kind, len(numbers)) for component, kind in kinds.items()}
-
-    def kind(self, device: Device, touched: Callable[[Device], bool]) -> object:
-        """Equal for two devices only if swapping them (with their components) changes nothing for the search."""
-        component = self._component[device]
-        if any(touched(member) for member in self._members[component]):
-            return (component, device)
-        return (self._kind[component], self._place[device])
-
-
-def _components(devices: dict[Device, list[object]]) -> dict[Device, Component]:
-    parent: dict[Component, Component] = {}
-
-    def root(component: Component) -> Component:
-        while parent.setdefault(component, component) != component:
-            component = parent[component]
-        return component
-
-    for device in devices:
-        sets: list[Component] = [(device.pool, name) for name, _ in device.consumption] or [device]
-        for other in sets[1:]:
-            parent[root(other)] = root(sets[0])
-    return {
-        device: root((device.pool, device.consumption[0][0]) if device.consumption else device) for device in devices
-    }
-
-
-def _local_values(constraints: list[Constraint], component: dict[Device, Component]) -> set[tuple[int, object]]:
-    """(constraint, value) pairs that occur in one component only."""
-    seen: dict[tuple[int, object], Component] = {}
-    shared: set[tuple[int, object]] = set()
-    for device, home in component.items():
-        for number, constraint in enumerate(constraints):
-            for value in constraint.values(device):
-                if seen.setdefault((number, value), home) != home:
-                    shared.add((number, value))
-    return set(seen) - shared
-
-
-def _signature(
-    inventory: Inventory,
-    devices: list[Device],
-    roles: dict[Device, list[object]],
-    constraints: list[Constraint],
-    local: set[tuple[int, object]],
-    traits: Traits | None,
-) -> tuple[tuple[object, ...], dict[Device, object]]:
-    """The component's signature and each member's place in it. A constraint's local values are numbered by first
-    sight."""
-    sets = sorted({name for device in devices for name, _ in device.consumption})
-    pattern: dict[tuple[int, object], int] = {}
-    entries: list[tuple[object, ...]] = []
-    for device in devices:
-        use = inventory.use(device)
-        entry: list[object] = [
-            tuple(roles[device]),
-            tuple((sets.index(name), taken) for name, taken in device.consumption),
-            tuple(sorted(use.consumed.items())) if use else None,
-            device.multiple,
-        ]
-        for number, constraint in enumerate(constraints):
-            entry.append(
-                tuple(
-                    sorted(
-                        f"#{pattern.setdefault((number, value), len(pattern))}"
-                        if (number, value) in local
-                        else repr(value)
-                        for value in constraint.values(device)
-                    )
+        self.component = _components(roles)
+        """The number of each device's component."""
+        self.entry: dict[Device, int] = {}
+        members: list[list[Device]] = [[] for _ in set(self.component.values())]
+        for device in sorted(roles, key=lambda d: d.order):
+            members[self.component[device]].append(device)
+        read = {device: [reader(device) for reader in readers] for device in roles}
+        spread = _spread(self.component, read, len(readers))
+        numbers: dict[Hashable, int] = {}
+        self.kind: list[int] = []
+        for devices in members:
+            sets = sorted({name for device in devices for name, _ in device.consumption})
+            pattern: dict[Hashable, int] = {}
+            entries = []
+            for device in devices:
+                use = inventory.use(device)
+                entry: Hashable = (
+                    tuple(roles[device]),
+                    tuple((sets.index(name), taken) for name, taken in device.consumption),
+                    tuple(sorted(use.consumed.items())) if use else None,
+                    device.multiple,
+                    tuple(_pattern(number, found, spread, pattern) for number, found in enumerate(read[device])),
+                    traits(device),
                 )
-            )
-        entries.append((*entry, *(traits(device) if traits else ())))
-    remaining = tuple(tuple(sorted(inventory.left(devices[0].pool)[name].items())) for name in sets)
-    return (tuple(entries), remaining), {device: position for position, device in enumerate(devices)}
+                self.entry[device] = numbers.setdefault(entry, len(numbers))
+                entries.append(self.entry[device])
+            left = tuple(tuple(sorted(inventory.left(devices[0].pool)[name].items())) for name in sets)
+            self.kind.append(numbers.setdefault(("component", tuple(entries), left), len(numbers)))
+
+
+def _components(devices: dict[Device, list[Hashable]]) -> dict[Device, int]:
+    parent: dict[Home, Home] = {}
+
+    def root(home: Home) -> Home:
+        while parent.setdefault(home, home) != home:
+            home = parent[home]
+        return home
+
+    def homes(device: Device) -> list[Home]:
+        return [(device.pool, name) for name, _ in device.consumption] or [device]
+
+    for device in devices:
+        first, *others = homes(device)
+        for other in others:
+            parent[root(other)] = root(first)
+    numbers: dict[Home, int] = {}
+    return {device: numbers.setdefault(root(homes(device)[0]), len(numbers)) for device in devices}
+
+
+def _spread(
+    component: dict[Device, int], read: dict[Device, list[frozenset[AttributeValue]]], readers: int
+) -> list[dict[AttributeValue, tuple[bool, int]]]:
+    """Per reader and value: whether several components have it, and how many devices do."""
+    seen: list[dict[AttributeValue, tuple[set[int], int]]] = [{} for _ in range(readers)]
+    for device, found in read.items():
+        for number, several in enumerate(found):
+            for value in several:
+                homes, count = seen[number].get(value, (set(), 0))
+                homes.add(component[device])
+                seen[number][value] = (homes, count + 1)
+    return [{value: (len(homes) > 1, count) for value, (homes, count) in values.items()} for values in seen]
+
+
+def _pattern(
+    number: int,
+    found: frozenset[AttributeValue],
+    spread: list[dict[AttributeValue, tuple[bool, int]]],
+    pattern: dict[Hashable, int],
+) -> tuple[str, ...]:
+    """A set of values as far as it matters: shared ones by name, a component's own by number, a device's own not at
+    all."""
+    texts = []
+    for value in sorted(found, key=repr):
+        several, count = spread[number][value]
+        if several:
+            texts.append(repr(value))
+        elif count == 1:
+            texts.append("own")
+        else:
+            texts.append(f"#{pattern.setdefault((number, value), len(pattern))}")
+    return tuple(sorted(texts))
