@@ -359,7 +359,7 @@ def test_a_failed_take_back_is_tried_again_by_recover(machine: Machine, claims: 
     preparer = machine.started()
     machine.nvml.fail("set_compute_mode", "UNKNOWN")
     machine.nvml.fail("set_compute_mode", "TIMEOUT")
-    with pytest.raises(NodeError, match="UNKNOWN; and what was done could not be taken back yet: .*TIMEOUT"):
+    with pytest.raises(NodeError, match=r"UNKNOWN; and what was done could not be taken back yet: .*TIMEOUT"):
         preparer.prepare(claims.on("a", "gpu-0", config=(claims.opaque(LONG),)), soon())
     assert [record.state for record in preparer.records()] == ["started"]
     with pytest.raises(DeviceBusy):
