@@ -1,1 +1,19 @@
+"""Which pods start where, who must make room, and why: a pure function from a World to a Plan."""
 
+from capstan.scheduling.cycle import UnknownAction, cycle
+from capstan.scheduling.plan import Bind, Eviction, ImpliedClaim, Plan, Promise, Verdict
+from capstan.scheduling.policy import Policy
+from capstan.scheduling.world import World
+
+__all__ = [
+    "Bind",
+    "Eviction",
+    "ImpliedClaim",
+    "Plan",
+    "Policy",
+    "Promise",
+    "UnknownAction",
+    "Verdict",
+    "World",
+    "cycle",
+]

@@ -1,0 +1,116 @@
+"""`cycle`: from a World to a Plan. Pure and deterministic: the same World, policy and time give the same Plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from capstan.allocation import request_mappings, resolved
+from capstan.scheduling.allocate import allocate
+from capstan.scheduling.evict import consolidate, evict_stale, preempt, reclaim
+from capstan.scheduling.model import Status, Task
+from capstan.scheduling.plan import Bind, Eviction, ImpliedClaim, Plan, Promise
+from capstan.scheduling.policy import Policy
+from capstan.scheduling.queues import set_fair_shares
+from capstan.scheduling.session import Session
+from capstan.scheduling.world import World
+
+_STEPS: dict[str, Callable[[Session], None]] = {
+    "allocate": allocate,
+    "consolidate": consolidate,
+    "reclaim": reclaim,
+    "preempt": preempt,
+    "evict-stale": evict_stale,
+}
+
+
+class UnknownAction(ValueError):
+    """A policy names an action that does not exist."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"unknown action {name!r}; the actions are {', '.join(_STEPS)}")
+
+
+def cycle(world: World, policy: Policy, now: float) -> Plan:
+    """Decide what starts, what is evicted and why the rest waits, at POSIX time `now`.
+
+    The decisions stay in the World as assumed: binds and evictions until the cluster confirms them or `World.forget`
+    takes them back, promises until the next cycle. Raises UnknownAction.
+    """
+    for name in policy.actions:
+        if name not in _STEPS:
+            raise UnknownAction(name)
+    world.begin(now)
+    share_out(world, policy)
+    session = Session(world, policy, now)
+    start = world.mark()
+    for name in policy.actions:
+        _STEPS[name](session)
+    plan = _plan(session)
+    world.adopt(plan, start, now)
+    return plan
+
+
+def share_out(world: World, policy: Policy) -> None:
+    """Set the fair shares of all queues for the resources that pods of others leave."""
+    total = tuple(world.total[i] - world.foreign[i] - world.free_queue.allocated[i] for i in range(3))
+    set_fair_shares(world.roots, (total[0], total[1], total[2]), policy.usage, policy.k_value)
+
+
+def _plan(session: Session) -> Plan:
+    world = session.world
+    plan = Plan()
+    changed: dict[str, Task] = {}
+    for task, *_ in world.moves:
+        changed[task.uid] = task
+    for task in sorted(changed.values(), key=_plan_order):
+        gang = task.gang
+        group = "" if gang is None or gang.implicit else gang.name
+        if task.uid in session.evicted and (task.status == Status.RELEASING or task.leaving is not None):
+            _, action, winner, reason = session.evicted[task.uid]
+            place = task.leaving[0] if task.leaving is not None else task.node
+            plan.evictions.append(
+                Eviction(
+                    task.namespace, task.name, task.uid, place.name if place else "", group, action, winner, reason
+                )
+            )
+        if task.status == Status.ALLOCATED and task.node is not None:
+            plan.binds.append(_bind(world, task, group))
+        elif task.status == Status.PIPELINED and task.node is not None:
+            plan.promises.append(Promise(task.namespace, task.name, task.uid, task.node.name, group))
+    plan.verdicts.extend(session.verdicts())
+    return plan
+
+
+def _plan_order(task: Task) -> tuple[str, str, tuple[int, int, float, str]]:
+    gang = task.gang
+    return (task.namespace, gang.name if gang is not None else "", task.order)
+
+
+def _bind(world: World, task: Task, group: str) -> Bind:
+    assert task.node is not None
+    inventory = world.inventory
+    claims = {}
+    implied = None
+    if inventory is not None:
+        for key in task.held:
+            allocation = inventory.allocation(key)
+            if allocation is None:
+                continue
+            if task.implied is not None and key == task.implied.key:
+                mappings = tuple(request_mappings(world.pod(task.uid), inventory))
+                implied = ImpliedClaim(resolved(task.implied, allocation), allocation, mappings)
+            else:
+                claims[key] = allocation
+    reserve = tuple((task.namespace, name) for _, name in task.claims if name is not None)
+    return Bind(
+        namespace=task.namespace,
+        pod=task.name,
+        uid=task.uid,
+        node=task.node.name,
+        group=group,
+        claims=claims,
+        implied=implied,
+        reserve=(*reserve, implied.claim.key) if implied is not None else reserve,
+        gpu_groups=task.devices,
+        zones=task.zones,
+    )

@@ -1,0 +1,137 @@
+"""Single devices of a node: which shared GPUs a share takes, and claims through `capstan.allocation`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from capstan.allocation import Allocation, NodeView
+from capstan.allocation import allocate as allocate_claims
+from capstan.api.resource import MAX_RESERVED_FOR, ResourceClaim
+from capstan.api.scheduling import QUEUE_LABEL
+from capstan.scheduling.model import GPU, GPU_COLUMN, Node, Share, Task
+from capstan.scheduling.policy import Policy
+from capstan.scheduling.world import World
+
+
+def pick(share: Share, node: Node, *, later: bool, pack: bool) -> tuple[str, ...] | None:
+    """The devices a share takes on a device-plugin node, None when there are too few.
+
+    A device in use shows by its users; one whose users are all terminating counts as whole again later. `pack` fills
+    the fullest device first and opens a new one last; otherwise the emptiest comes first.
+    """
+    portion = share.on(node.gpu_memory)
+    if portion > GPU:
+        return None
+    whole = node.later[GPU_COLUMN] if later else min(node.idle[GPU_COLUMN], node.later[GPU_COLUMN])
+    used: list[tuple[int, str]] = []
+    spare: list[tuple[int, str]] = []
+    for name, device in node.devices.items():
+        if not later and device.users_now and device.used_now + portion > GPU:
+            continue
+        if device.used_later + portion > GPU:
+            continue
+        (used if device.users_later else spare).append((device.used_later, name))
+    used.sort(key=lambda pair: (-pair[0], pair[1]) if pack else pair)
+    # Taking a device that is shared now and free later costs the node a whole device later.
+    fresh = [name for _, name in sorted(spare, key=lambda pair: pair[1])][: max(0, node.later[GPU_COLUMN])]
+    if len(fresh) < share.devices:
+        opened = max(0, min(whole, node.later[GPU_COLUMN]) - len(fresh))
+        fresh += _new_names(node, min(opened, share.devices - len(fresh)))
+    names = [name for _, name in used] + fresh if pack else fresh + [name for _, name in used]
+    return tuple(names[: share.devices]) if len(names) >= share.devices else None
+
+
+def joins(share: Share, node: Node) -> bool:
+    """Whether the share fits on a device that is already shared."""
+    portion = share.on(node.gpu_memory)
+    fitting = sum(d.used_later + portion <= GPU for d in node.devices.values() if d.users_now or d.users_later)
+    return fitting > 0
+
+
+def _new_names(node: Node, count: int) -> list[str]:
+    names: list[str] = []
+    number = 0
+    while len(names) < count:
+        if str(number) not in node.devices:
+            names.append(str(number))
+        number += 1
+    return names
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """Claims were allocated (or were already). `later`: on devices that are still in use by terminating pods."""
+
+    later: bool
+
+
+def uses_claims(task: Task, node: Node) -> bool:
+    return bool(task.claims) or (task.implied is not None and node.by_claims)
+
+
+def claims_of(world: World, task: Task, node: Node) -> list[ResourceClaim] | None:
+    """The claims the task needs on the node, None when one of them does not exist."""
+    claims: list[ResourceClaim] = []
+    for _, name in task.claims:
+        claim = world.claims.get((task.namespace, name or ""))
+        if claim is None:
+            return None
+        claims.append(claim)
+    if task.implied is not None and node.by_claims:
+        claims.append(task.implied)
+    return claims
+
+
+def _crowded(world: World, task: Task, claim: ResourceClaim) -> bool:
+    """Whether one more user would exceed what `reservedFor` can list."""
+    users = {consumer.uid for consumer in claim.status.reserved_for}
+    if len(users) + len(world.claim_users.get(claim.key, ())) < MAX_RESERVED_FOR:
+        return False
+    users.update(uid for uid in world.claim_users.get(claim.key, ()) if world.tasks[uid].node is not None)
+    users.discard(task.uid)
+    return len(users) >= MAX_RESERVED_FOR
+
+
+def _same_queue(world: World, task: Task, claim: ResourceClaim) -> bool:
+    """A GPU claim that nobody's pod owns is shared; in a queue it may be used only with the label of that queue."""
+    gang = task.gang
+    if gang is None or gang.queue is world.free_queue or claim.metadata.controller() is not None:
+        return True
+    return not world.claims_gpus(claim) or claim.metadata.labels.get(QUEUE_LABEL) == gang.queue_name
+
+
+def allocate(world: World, policy: Policy, task: Task, node: Node, *, later: bool) -> Granted | None:
+    """Allocate what the task's claims still lack, on this node, in the inventory; None when that is impossible.
+
+    With `later`, or when there is no other way, the claims of terminating pods on the node are released first; from
+    then on the inventory shows the node's future and everything placed there by claims waits.
+    """
+    inventory = world.inventory
+    claims = claims_of(world, task, node)
+    if inventory is None or claims is None:
+        return None
+    view = NodeView(node.name, node.labels)
+    open_claims = []
+    for claim in claims:
+        if _crowded(world, task, claim) or not _same_queue(world, task, claim):
+            return None
+        held = inventory.allocation(claim.key)
+        if held is None:
+            open_claims.append(claim)
+        elif held.node_selector is not None and not held.node_selector.matches(node.name, node.labels):
+            return None
+    if not open_claims:
+        return Granted(later)
+    drained = world.is_drained(node)
+    if not later or drained:
+        result = allocate_claims(inventory, open_claims, view, policy=policy.allocation_policy)
+        if isinstance(result, Allocation):
+            world.grant(task, result.results)
+            return Granted(later or drained)
+    if drained or not world.drain(node):
+        return None
+    result = allocate_claims(inventory, open_claims, view, policy=policy.allocation_policy)
+    if isinstance(result, Allocation):
+        world.grant(task, result.results)
+        return Granted(True)
+    return None

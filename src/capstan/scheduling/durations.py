@@ -1,0 +1,19 @@
+"""Go durations (`1h30m`, `600s`, `250ms`), as KAI's fields and annotations carry them."""
+
+from __future__ import annotations
+
+import re
+
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
+
+
+def seconds(text: str) -> float:
+    """Seconds of a duration. Raises ValueError when it is malformed."""
+    sign, rest = (-1.0, text[1:]) if text.startswith("-") else (1.0, text.removeprefix("+"))
+    if rest == "0":
+        return 0.0
+    parts = _PART.findall(rest)
+    if not parts or "".join(number + unit for number, unit in parts) != rest:
+        raise ValueError(f"{text!r} is not a duration; write for example 90s, 10m or 1h30m")
+    return sign * sum(float(number) * _UNITS[unit] for number, unit in parts)

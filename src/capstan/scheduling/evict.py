@@ -1,0 +1,466 @@
+"""The actions that make room: consolidate, reclaim, preempt (kai.md 2.6 to 2.8), and the eviction of stale gangs.
+
+One solver serves all three. It takes victims in order until a counting bound says that the unit could fit, then
+simulates on the journal: evict, place, and only if everything is placed keep going. The number of victims gallops up
+and is then halved down to the smallest that works. Victims that turn out not to be needed get their places back, the
+most important first; the others are placed elsewhere if there is room. Nothing is evicted unless the winner was placed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from capstan.scheduling import verdicts
+from capstan.scheduling.gangs import next_unit
+from capstan.scheduling.model import (
+    GPU,
+    GPU_COLUMN,
+    HOLDS_NOW,
+    Gang,
+    Node,
+    Queue,
+    Shape,
+    Status,
+    Task,
+)
+from capstan.scheduling.order import JobOrder, demand_of
+from capstan.scheduling.queues import exceeded
+from capstan.scheduling.session import Refusal, Session
+from capstan.scheduling.topology import slots
+from capstan.scheduling.victims import (
+    Allowed,
+    Fairness,
+    Victim,
+    VictimOrder,
+    preempt_protection,
+    reclaim_protection,
+    victims_of,
+)
+
+_NODE_TRIES = 64
+"""Consolidation tries so many single nodes to empty for a pod before it combines several."""
+
+
+def reclaim(session: Session) -> None:
+    """Take back from queues that have more than their share, for a queue that has less."""
+    _each(session, "reclaim", _reclaim_for)
+
+
+def preempt(session: Session) -> None:
+    """Make room for a gang by ending less important ones of the same queue."""
+    _each(session, "preempt", _preempt_for)
+
+
+def consolidate(session: Session) -> None:
+    """Move running gangs together so that a pending one fits; every victim gets a new place."""
+    if session.policy.max_consolidation_victims == 0:
+        return
+    if "spread" in (session.policy.gpu_placement, session.policy.cpu_placement):
+        return  # moving pods together is the opposite of what spreading wants
+    _each(session, "consolidate", _consolidate_for)
+
+
+def _each(session: Session, action: str, attempt: Callable[[Session, Gang, Sequence[Task]], Refusal | None]) -> None:
+    """Pop waiting gangs in queue order; one that is like another that failed in this action is not tried again."""
+    order = JobOrder(session.world, list(session.candidates()))
+    failed: dict[object, Refusal] = {}
+    while (gang := order.pop()) is not None:
+        unit = next_unit(gang)
+        refusal = _too_early(session, gang) if unit else None
+        if not unit or refusal is not None:
+            if refusal is not None:
+                session.refuse(gang, refusal)
+            order.done()
+            continue
+        signature = _signature(gang, unit, action)
+        refusal = failed.get(signature)
+        if refusal is None:
+            refusal = attempt(session, gang, unit)
+            if refusal is None:
+                session.refusals.pop(gang.key, None)
+                order.done(gang if gang.pending else None)
+                continue
+            failed[signature] = refusal
+        if refusal.message:
+            session.refuse(gang, refusal)
+        order.done()
+
+
+def _too_early(session: Session, gang: Gang) -> Refusal | None:
+    waited = session.now - gang.created
+    if waited >= gang.preemption_delay:
+        return None
+    text = f"waits {gang.preemption_delay:g} s before others may be evicted for it, {waited:.0f} s have passed"
+    return Refusal("PreemptionDelayNotElapsed", text)
+
+
+def _signature(gang: Gang, unit: Sequence[Task], action: str) -> object:
+    counts: dict[int, int] = {}
+    for task in unit:
+        counts[task.shape.number] = counts.get(task.shape.number, 0) + 1
+    own = gang.key if any(task.claims for task in unit) or gang.root.levels or gang.root.children else None
+    assert gang.queue is not None
+    queue = None if action == "consolidate" else gang.queue.name
+    return (queue, gang.preemptible, gang.priority, own, tuple(sorted(counts.items())))
+
+
+# -- reclaim -------------------------------------------------------------------------------------------------------
+
+
+def _reclaim_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal | None:
+    world, policy, queue = session.world, session.policy, gang.queue
+    assert queue is not None
+    if queue is world.free_queue:
+        return Refusal("", "")
+    demand = demand_of(unit)
+    fairness = Fairness(queue, demand, policy.saturation_multiplier)
+    if not fairness.may_reclaim(preemptible=gang.preemptible):
+        return Refusal("", "")
+
+    def allowed(victim: Gang) -> Allowed:
+        if not victim.preemptible:
+            return "none"
+        return "surplus" if reclaim_protection(victim, queue, policy, session.now) else "all"
+
+    leaves = [q for q in _leaves(world.queues.values()) if q is not queue and fairness.candidate(q)]
+    order = VictimOrder(world, leaves, allowed, fairness.admit)
+    solver = _Solver(session, gang, unit, "reclaim", replace=policy.reclaim_may_consolidate)
+    if solver.solve(order):
+        return None
+    if policy.reclaim_may_consolidate and leaves:
+        # Victims that get another place are not taken from anybody: look again, and judge only what is really lost.
+        everyone = VictimOrder(world, leaves, allowed, lambda victim: "take")
+        again = _Solver(session, gang, unit, "reclaim", replace=True, judge=lambda lost: _fair(fairness, lost))
+        if again.solve(everyone):
+            return None
+    return solver.refusal(f"reclaimable for queue {queue.name}")
+
+
+def _fair(fairness: Fairness, lost: Iterable[Victim]) -> bool:
+    fresh = Fairness(fairness.reclaimer, fairness.demand, fairness.multiplier)
+    return all(fresh.admit(victim) == "take" for victim in lost)
+
+
+def _leaves(queues: Iterable[Queue]) -> Iterator[Queue]:
+    return (queue for queue in queues if queue.active and not queue.children and not queue.error)
+
+
+# -- preempt -------------------------------------------------------------------------------------------------------
+
+
+def _preempt_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal | None:
+    policy, queue = session.policy, gang.queue
+    assert queue is not None
+    bound = exceeded(gang, demand_of(unit))
+    if bound is not None and bound.quota:
+        return session.over(gang, unit)  # victims are preemptible: ending them does not free quota of this kind
+
+    def allowed(victim: Gang) -> Allowed:
+        if not victim.preemptible or victim.priority >= gang.priority:
+            return "none"
+        return "surplus" if preempt_protection(victim, policy, session.now) else "all"
+
+    solver = _Solver(session, gang, unit, "preempt", replace=policy.reclaim_may_consolidate)
+    if solver.solve(victims_of(queue, allowed)):
+        return None
+    return solver.refusal(f"preemptible at lower priority in queue {queue.name}")
+
+
+# -- consolidate ---------------------------------------------------------------------------------------------------
+
+
+def _consolidate_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal | None:
+    if not gang.preemptible or session.over(gang, unit) is not None:
+        return Refusal("", "")
+    world = session.world
+    needed = sum(task.shape.gpus for task in unit)
+    free = sum(max(0, node.later[GPU_COLUMN]) for node in world.nodes.values())
+    portions = sum(GPU - d.used_later for n in world.nodes.values() for d in n.devices.values() if d.users_later)
+    if demand_of(unit)[2] > free * GPU + portions or needed > free + portions // GPU:
+        return Refusal("", "")
+    most = session.policy.max_consolidation_victims
+
+    def allowed(victim: Gang) -> Allowed:
+        return "all" if victim.preemptible and victim is not gang else "none"
+
+    units = list(VictimOrder(world, _leaves(world.queues.values()), allowed, lambda victim: "take"))
+    by_node: dict[str, list[Victim]] = {}
+    for victim in units:
+        for name in {task.node.name for task in victim.tasks if task.node is not None}:
+            by_node.setdefault(name, []).append(victim)
+    nodes = sorted(by_node, key=lambda name: (-world.nodes[name].later[GPU_COLUMN], name))
+    if len(unit) == 1:
+        for name in nodes[:_NODE_TRIES]:
+            if _Solver(session, gang, unit, "consolidate", replace=True, every=True, most=most).solve(by_node[name]):
+                return None
+    seen: set[int] = set()
+    joined = [v for name in nodes for v in by_node[name] if not (id(v) in seen or seen.add(id(v)))]  # type: ignore[func-returns-value]
+    if _Solver(session, gang, unit, "consolidate", replace=True, every=True, most=most).solve(joined):
+        return None
+    return Refusal("", "")
+
+
+# -- the solver ----------------------------------------------------------------------------------------------------
+
+
+class _Solver:
+    """Finds the smallest prefix of victims that lets the unit start, and carries it out in the World.
+
+    `replace`: try to give victims another place; `every`: all of them must get one; `judge`: the last word on those
+    that do not; `most`: no more victim pods than that (-1: any number).
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        gang: Gang,
+        unit: Sequence[Task],
+        action: str,
+        *,
+        replace: bool,
+        every: bool = False,
+        most: int = -1,
+        judge: Callable[[list[Victim]], bool] | None = None,
+    ) -> None:
+        self.session, self.gang, self.unit, self.action = session, gang, unit, action
+        self.replace, self.every, self.most, self.judge = replace, every, most, judge
+        self.taken: list[Victim] = []
+        self.room = _Bound(session, unit)
+        self._lost: list[Victim] = []
+
+    def solve(self, victims: Iterable[Victim]) -> bool:
+        """Try; on success the World holds the outcome, on failure it is as before."""
+        stream = iter(victims)
+        taken = self.taken
+        pods = 0
+        failed_at = 0
+        step = 1
+        open_ = True
+        while open_:
+            wanted = len(taken) + step if self.room.enough() and taken else len(taken) + 1
+            while len(taken) < wanted or not self.room.enough():
+                victim = next(stream, None)
+                if victim is None or (self.most >= 0 and pods + len(victim.tasks) > self.most):
+                    open_ = False
+                    break
+                taken.append(victim)
+                pods += len(victim.tasks)
+                self.room.add(victim)
+            if len(taken) == failed_at or not taken or not self.room.enough():
+                return False
+            if self._probe(len(taken)):
+                return self._commit(self._smallest(failed_at, len(taken)))
+            step = 1 if failed_at == 0 else step * 2
+            failed_at = len(taken)
+        return False
+
+    def _smallest(self, failed: int, worked: int) -> int:
+        """The smallest number of victims that works, between one that fails and one that works."""
+        while worked - failed > 1:
+            middle = (failed + worked) // 2
+            if self._probe(middle):
+                worked = middle
+            else:
+                failed = middle
+        return worked
+
+    def _probe(self, count: int) -> bool:
+        world = self.session.world
+        mark = world.mark()
+        works = self._simulate(count)
+        world.rollback(mark)
+        return works
+
+    def _simulate(self, count: int) -> bool:
+        """Evict the first `count` victims and place the unit; with conditions on the victims, those too."""
+        session = self.session
+        for victim in self.taken[:count]:
+            for task in victim.tasks:
+                session.world.move(task, Status.RELEASING, task.node, task.devices, zones=task.zones)
+        if exceeded(self.gang, demand_of(self.unit)) is not None:
+            return False
+        if not session.place(self.gang, self.unit, later=True):
+            return False
+        if not self.every and self.judge is None:
+            return True
+        self._lost = self._spare(count)
+        if self.every and self._lost:
+            return False
+        return self.judge is None or self.judge(self._lost)
+
+    def _commit(self, count: int) -> bool:
+        session = self.session
+        world = session.world
+        mark = world.mark()
+        if not self._simulate(count):
+            world.rollback(mark)
+            return False
+        if not self.every and self.judge is None:
+            self._lost = self._spare(count)
+        reason = self._reason()
+        winner = self.gang.name.removeprefix("pod/")
+        for victim in self.taken[:count]:
+            for task in victim.tasks:
+                if task.status == Status.RELEASING or task.leaving is not None:
+                    session.evicted[task.uid] = (task, self.action, f"{self.gang.namespace}/{winner}", reason)
+        return True
+
+    def _spare(self, count: int) -> list[Victim]:
+        """Give victims their place back where it is still free, others a new one; returns those without any."""
+        # The most important come first, which is the reverse of the order in which they were chosen.
+        candidates = list(reversed(self.taken[:count]))
+        homeless = [victim for victim in candidates if not self._restore(victim)]
+        if not (self.replace or self.every):
+            return homeless
+        hopeless: set[int] = set()
+        lost = []
+        for victim in homeless:
+            shapes = {task.shape.number for task in victim.tasks}
+            if shapes & hopeless or not self._move(victim):
+                lost.append(victim)
+                if len(victim.tasks) == 1 and not victim.tasks[0].claims:
+                    hopeless |= shapes
+        return lost
+
+    def _restore(self, victim: Victim) -> bool:
+        world = self.session.world
+        if exceeded(victim.gang, victim.amounts) is not None:
+            return False
+        mark = world.mark()
+        for task in victim.tasks:
+            if not _still_free(world.is_drained(task.node) if task.node else False, task):
+                world.rollback(mark)
+                return False
+            world.move(task, self._status_of(task), task.node, task.devices, zones=task.zones)
+        return True
+
+    def _status_of(self, task: Task) -> Status:
+        """What the task was before this cycle: in flight, bound or running."""
+        return Status.BINDING if task.uid in self.session.world.binds else task.phase
+
+    def _move(self, victim: Victim) -> bool:
+        session = self.session
+        if exceeded(victim.gang, victim.amounts) is not None:
+            return False
+        by_order = sorted(victim.tasks, key=lambda task: task.order)
+        return session.place(victim.gang, by_order, later=True)
+
+    def _reason(self) -> str:
+        gang = self.gang
+        assert gang.queue is not None
+        demand = demand_of(self.unit)
+        needs = verdicts.amount(demand[2], "gpu") if demand[2] else verdicts.amount(demand[0], "cpu")
+        winner = f"{gang.namespace}/{gang.name.removeprefix('pod/')}"
+        if self.action == "reclaim":
+            return f"queue {gang.queue.name} takes back {needs} for {winner}, within its fair share"
+        if self.action == "preempt":
+            return f"{winner} has priority {gang.priority} in the same queue and needs {needs}"
+        return f"moved to make {needs} free in one place for {winner}"
+
+    def refusal(self, where: str) -> Refusal:
+        """Why there was no solution, with the bound that decided."""
+        before = self.session.refusals.get(self.gang.key)
+        demand = demand_of(self.unit)
+        resource = "gpu" if demand[2] else "cpu"
+        i = 2 if demand[2] else 0
+        freed = sum(victim.amounts[i] for victim in self.taken)
+        text = f"needs {verdicts.amount(demand[i], resource)}, {verdicts.bare(freed, resource)} {where}"
+        if before is not None and before.reason != "PodSchedulingErrors":
+            return Refusal(before.reason, f"{before.message}; {text}", before.details, before.task)
+        details: dict[str, object] = {"requested": demand[i], "reclaimable": freed}
+        if before is not None and before.message:
+            text = f"{before.message}; {text}"
+        return Refusal("PodSchedulingErrors", text, details, before.task if before is not None else None)
+
+
+def _still_free(drained: bool, task: Task) -> bool:
+    """Whether a victim's old place was not given away."""
+    node = task.node
+    if node is None or (drained and (task.claims or task.implied is not None)):
+        return False
+    for column, amount in task.shape.requests:
+        if node.later[column] < amount:
+            return False
+    if task.devices and task.shape.share is not None:
+        portion = task.shape.share.on(node.gpu_memory)
+        fresh = 0
+        for name in task.devices:
+            device = node.devices.get(name)
+            if device is None or device.used_later + portion > GPU:
+                return False
+            fresh += not device.users_later
+        return fresh <= node.later[GPU_COLUMN]
+    for zone in node.zones:
+        if zone.name in task.zones:
+            for resource, amount in task.shape.numa:
+                free = zone.capacity.get(resource, 0) - zone.used.get(resource, 0)
+                if resource in zone.capacity and free < amount // len(task.zones):
+                    return False
+    return True
+
+
+class _Bound:
+    """A quick no: by columns alone, how many of the unit's pods could be placed once the victims so far are gone."""
+
+    def __init__(self, session: Session, unit: Sequence[Task]) -> None:
+        self.wanted: dict[int, int] = {}
+        self.shapes: dict[int, Shape] = {}
+        for task in unit:
+            self.shapes[task.shape.number] = task.shape
+            self.wanted[task.shape.number] = self.wanted.get(task.shape.number, 0) + 1
+        self.found = {number: session.slot_count(shape) for number, shape in self.shapes.items()}
+        self._freed: dict[str, tuple[Node, dict[int, int]]] = {}
+        self._added: dict[tuple[int, str], int] = {}
+        self._shares = any(shape.share is not None for shape in self.shapes.values())
+
+    def enough(self) -> bool:
+        """Shares and claims are not counted by columns; for them only the simulation decides."""
+        return self._shares or all(self.found[number] >= count for number, count in self.wanted.items())
+
+    def add(self, victim: Victim) -> None:
+        for task in victim.tasks:
+            node = task.node
+            if node is None:
+                continue
+            freed = self._freed.setdefault(node.name, (node, {}))[1]
+            for column, amount in task.shape.requests:
+                freed[column] = freed.get(column, 0) + amount
+            if task.devices:
+                freed[GPU_COLUMN] = freed.get(GPU_COLUMN, 0) + len(task.devices)
+            for number, shape in self.shapes.items():
+                more = slots(shape, node, freed) - slots(shape, node)
+                self.found[number] += more - self._added.get((number, node.name), 0)
+                self._added[(number, node.name)] = more
+
+
+# -- stale gangs ---------------------------------------------------------------------------------------------------
+
+
+def evict_stale(session: Session) -> None:
+    """End gangs that have lost part of their minimum and did not get it back within their grace period."""
+    world, now = session.world, session.now
+    for gang in [gang for queue in world.queues.values() for _, gang in queue.active]:
+        if gang.error or not _stale(gang):
+            if gang.stale_since is not None:
+                gang.stale_since = None
+            continue
+        if gang.stale_since is None:
+            gang.stale_since = now
+        grace = session.policy.stale_grace if gang.stale_grace is None else gang.stale_grace
+        if grace < 0 or now - gang.stale_since < grace:
+            continue
+        text = (
+            f"fewer pods than its minimum have run for {now - gang.stale_since:.0f} s; the grace period is {grace:g} s"
+        )
+        for leaf in gang.root.leaves():
+            for _, task in list(leaf.active):
+                session.evicted[task.uid] = (task, "evict-stale", f"{gang.namespace}/{gang.name}", text)
+                world.move(task, Status.RELEASING, task.node, task.devices, zones=task.zones)
+
+
+def _stale(gang: Gang) -> bool:
+    """Pods run, fewer than the minimum, and none of the missing ones is missing because it has finished."""
+    root = gang.root
+    if root.satisfied or any(leaf.succeeded for leaf in root.leaves()):
+        return False
+    return any(HOLDS_NOW[task.status] for leaf in root.leaves() for _, task in leaf.active)

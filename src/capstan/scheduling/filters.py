@@ -1,0 +1,231 @@
+"""Which nodes a pod may use at all: rules over node classes, and rules that depend on what else runs there.
+
+Every refusal is a short reason in words; verdicts count nodes by reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from capstan.api.core import PodAffinityTerm, Taint, TopologySpreadConstraint, tolerates
+from capstan.scheduling.model import ACTIVE, Node, NodeClass, Shape, Status, Task
+from capstan.scheduling.world import World
+
+MIG_STRATEGY = "nvidia.com/mig.strategy"
+_UNSCHEDULABLE = Taint(key="node.kubernetes.io/unschedulable", effect="NoSchedule")
+
+
+def class_reason(shape: Shape, node_class: NodeClass) -> str:
+    """Why no node of the class suits the shape, judged by labels, taints and readiness; empty when they do."""
+    reason = node_class.reasons.get(shape.number)
+    if reason is None:
+        reason = node_class.reasons[shape.number] = _class_reason(shape, node_class)
+    return reason
+
+
+def _class_reason(shape: Shape, node_class: NodeClass) -> str:
+    if not node_class.ready:
+        return "node is not ready"
+    if node_class.unschedulable and not tolerates(shape.tolerations, _UNSCHEDULABLE):
+        return "node is cordoned"
+    for taint in node_class.taints:
+        if taint.effect in ("NoSchedule", "NoExecute") and not tolerates(shape.tolerations, taint):
+            return f"untolerated taint {taint.key}" + (f"={taint.value}" if taint.value else "")
+    if shape.by_name:
+        return ""
+    labels = node_class.labels
+    if any(labels.get(key) != value for key, value in shape.node_selector):
+        return "node selector does not match"
+    if shape.node_affinity is not None and not shape.node_affinity.matches("", labels):
+        return "node affinity does not match"
+    return ""
+
+
+def node_reason(shape: Shape, node: Node) -> str:
+    """As `class_reason`, for one node: rules that name nodes are judged here."""
+    reason = class_reason(shape, node.node_class)
+    if reason:
+        return reason
+    if shape.share is not None and not node.by_claims and node.labels.get(MIG_STRATEGY, "none") != "none":
+        return "GPUs in MIG mode cannot be shared"
+    if not shape.by_name:
+        return ""
+    labels = node.labels
+    if any(labels.get(key) != value for key, value in shape.node_selector):
+        return "node selector does not match"
+    if shape.node_affinity is not None and not shape.node_affinity.matches(node.name, labels):
+        return "node affinity does not match"
+    return ""
+
+
+def preference(shape: Shape, node: Node) -> int:
+    """Sum of the weights of the preferred node affinity terms that match."""
+    return sum(t.weight for t in shape.preferred_nodes if t.preference.matches(node.name, node.labels))
+
+
+def needs_company(world: World, task: Task) -> bool:
+    """Whether `dynamic_reason` has to be asked for this task."""
+    return task.shape.dynamic or bool(world.guards)
+
+
+def dynamic_reason(world: World, task: Task, node: Node, *, later: bool) -> str:
+    """Why other pods, ports or volumes keep the task off the node; empty when they do not.
+
+    With `later`, terminating pods are taken as gone and promised ones as present.
+    """
+    shape = task.shape
+    if shape.ports:
+        for other in _on(node, later):
+            if any(a.clashes(b) for a in shape.ports for b in other.shape.ports):
+                return f"host port {shape.ports[0].port} is taken"
+    if shape.volumes:
+        reason = _volume_reason(world, task, node)
+        if reason:
+            return reason
+    if shape.pod_affinity is not None:
+        for term in shape.pod_affinity.required_during_scheduling_ignored_during_execution:
+            if not _affinity_holds(world, task, node, term, later):
+                return "pod affinity does not match"
+    if shape.pod_anti_affinity is not None:
+        for term in shape.pod_anti_affinity.required_during_scheduling_ignored_during_execution:
+            if _any_in_domain(world, node, term.topology_key, later, _selects(term, task), task):
+                return "pod anti-affinity does not allow it"
+    if world.guards and _guarded(world, task, node, later):
+        return "another pod's anti-affinity does not allow it"
+    for constraint in shape.spread:
+        if constraint.when_unsatisfiable == "DoNotSchedule" and not _spreads(world, task, node, constraint, later):
+            return f"topology spread over {constraint.topology_key} would be exceeded"
+    return ""
+
+
+def company_score(world: World, task: Task, node: Node, *, later: bool) -> int:
+    """Sum of the weights of preferred pod (anti-)affinity terms that hold on the node."""
+    score = 0
+    for affinity, sign in ((task.shape.pod_affinity, 1), (task.shape.pod_anti_affinity, -1)):
+        if affinity is None:
+            continue
+        for weighted in affinity.preferred_during_scheduling_ignored_during_execution:
+            term = weighted.pod_affinity_term
+            if _any_in_domain(world, node, term.topology_key, later, _selects(term, task), task):
+                score += sign * weighted.weight
+    return score
+
+
+def _on(node: Node, later: bool) -> Iterator[Task]:
+    for other in node.tasks.values():
+        here = other.node is node
+        if later:
+            if here and (ACTIVE[other.status] or other.status == Status.STUCK):
+                yield other
+        elif not here or other.status != Status.PIPELINED:
+            yield other
+
+
+def _domain(world: World, node: Node, key: str) -> Iterable[Node]:
+    if key == "kubernetes.io/hostname":
+        return (node,)
+    value = node.labels.get(key)
+    return [other for other in world.nodes.values() if other.labels.get(key) == value]
+
+
+def _selects(term: PodAffinityTerm, owner: Task) -> Callable[[Task], bool]:
+    namespaces = term.namespaces if term.namespaces or term.namespace_selector else [owner.namespace]
+    everywhere = term.namespace_selector is not None and not term.namespaces
+    selector = term.label_selector
+    same = {key: owner.labels[key] for key in term.match_label_keys if key in owner.labels}
+    other = {key: owner.labels[key] for key in term.mismatch_label_keys if key in owner.labels}
+
+    def matches(task: Task) -> bool:
+        labels = task.labels
+        return (
+            (everywhere or task.namespace in namespaces)
+            and selector is not None
+            and selector.matches(labels)
+            and all(labels.get(key) == value for key, value in same.items())
+            and all(labels.get(key) != value for key, value in other.items())
+        )
+
+    return matches
+
+
+def _any_in_domain(world: World, node: Node, key: str, later: bool, matches: Callable[[Task], bool], but: Task) -> bool:
+    if key not in node.labels:
+        return False
+    return any(
+        other is not but and matches(other) for member in _domain(world, node, key) for other in _on(member, later)
+    )
+
+
+def _affinity_holds(world: World, task: Task, node: Node, term: PodAffinityTerm, later: bool) -> bool:
+    if term.topology_key not in node.labels:
+        return False
+    matches = _selects(term, task)
+    if _any_in_domain(world, node, term.topology_key, later, matches, task):
+        return True
+    # The first pod of a set that wants its own company may go anywhere (upstream's rule).
+    return matches(task) and not any(
+        other is not task and matches(other) for member in world.nodes.values() for other in _on(member, later)
+    )
+
+
+def _guarded(world: World, task: Task, node: Node, later: bool) -> bool:
+    for guard in world.guards.values():
+        home = guard.node
+        if home is None or guard is task or guard.shape.pod_anti_affinity is None:
+            continue
+        if guard.uid not in home.tasks or (later and guard.status == Status.RELEASING):
+            continue
+        for term in guard.shape.pod_anti_affinity.required_during_scheduling_ignored_during_execution:
+            key = term.topology_key
+            if key in node.labels and home.labels.get(key) == node.labels[key] and _selects(term, guard)(task):
+                return True
+    return False
+
+
+def _spreads(world: World, task: Task, node: Node, constraint: TopologySpreadConstraint, later: bool) -> bool:
+    key = constraint.topology_key
+    if key not in node.labels:
+        return False
+    selector = constraint.label_selector
+    same = {name: task.labels[name] for name in constraint.match_label_keys if name in task.labels}
+    counts: dict[str, int] = {}
+    for member in world.nodes.values():
+        value = member.labels.get(key)
+        if value is None or (constraint.node_affinity_policy == "Honor" and not _selected(task.shape, member)):
+            continue
+        if constraint.node_taints_policy == "Honor" and class_reason(task.shape, member.node_class):
+            continue
+        counts.setdefault(value, 0)
+        for other in _on(member, later):
+            if (
+                other is not task
+                and other.namespace == task.namespace
+                and selector is not None
+                and selector.matches(other.labels)
+                and all(other.labels.get(name) == wanted for name, wanted in same.items())
+            ):
+                counts[value] += 1
+    least = min(counts.values(), default=0)
+    if constraint.min_domains is not None and len(counts) < constraint.min_domains:
+        least = 0
+    own = 1 if selector is not None and selector.matches(task.labels) else 0
+    return counts.get(node.labels[key], 0) + own - least <= constraint.max_skew
+
+
+def _selected(shape: Shape, node: Node) -> bool:
+    return all(node.labels.get(key) == value for key, value in shape.node_selector) and (
+        shape.node_affinity is None or shape.node_affinity.matches(node.name, node.labels)
+    )
+
+
+def _volume_reason(world: World, task: Task, node: Node) -> str:
+    for name in task.volumes:
+        claim = world.volume_claims.get((task.namespace, name))
+        if claim is None:
+            return f"persistent volume claim {name} does not exist"
+        volume = world.volumes.get(claim.spec.volume_name) if claim.spec.volume_name else None
+        affinity = volume.spec.node_affinity if volume is not None else None
+        required = affinity.required if affinity is not None else None
+        if required is not None and not required.matches(node.name, node.labels):
+            return f"volume of claim {name} is not reachable from the node"
+    return ""

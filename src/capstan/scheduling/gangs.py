@@ -1,0 +1,245 @@
+"""Gangs: the tree of a PodGroup, and the units in which a gang starts, grows and shrinks (kai.md 2.5).
+
+A *unit* is what is placed or evicted as a whole: all pods of the minimum at first, then one pod (or one more subgroup)
+at a time; backwards, surplus pods one by one, then surplus subgroups, then the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from capstan.api import clock
+from capstan.api.core import Pod
+from capstan.api.scheduling import (
+    DEFAULT_PRIORITY,
+    NODE_POOL_LABEL,
+    PREEMPTIBLE_BELOW,
+    QUEUE_LABEL,
+    PodGroup,
+    TopologyConstraint,
+)
+from capstan.scheduling import durations
+from capstan.scheduling.model import Gang, Group, Levels, Task
+
+STALE_SINCE = "kai.scheduler/stale-podgroup-timestamp"
+LAST_START = "kai.scheduler/last-start-timestamp"
+
+
+def build_gang(obj: PodGroup, priorities: Mapping[str, int]) -> Gang:
+    """The gang of a PodGroup. What is contradictory in it becomes `error`; the gang then never starts."""
+    spec, meta = obj.spec, obj.metadata
+    gang = Gang(
+        namespace=meta.namespace,
+        name=meta.name,
+        uid=meta.uid or f"{meta.namespace}/{meta.name}",
+        created=clock.parse(meta.creation_timestamp),
+        queue_name=spec.queue or meta.labels.get(QUEUE_LABEL, ""),
+        root=Group("", None, 1, _levels(spec.topology_constraint)),
+        groups={},
+        priority_class=spec.priority_class_name,
+        pool=meta.labels.get(NODE_POOL_LABEL, ""),
+    )
+    if spec.preemptibility:
+        gang.explicit = spec.preemptibility.lower() == "preemptible"
+    gang.reprioritize(priorities.get(spec.priority_class_name, DEFAULT_PRIORITY))
+    problems = [*_timing(gang, obj), *_tree(gang, obj)]
+    gang.error = "; ".join(problems)
+    return gang
+
+
+def _timing(gang: Gang, obj: PodGroup) -> Iterator[str]:
+    spec, notes = obj.spec, obj.metadata.annotations
+    try:
+        if spec.preemption_delay:
+            gang.preemption_delay = durations.seconds(spec.preemption_delay)
+        if spec.staleness_grace_period:
+            gang.stale_grace = durations.seconds(spec.staleness_grace_period)
+        gang.stale_since = clock.parse(notes[STALE_SINCE]) if STALE_SINCE in notes else None
+        gang.last_start = clock.parse(notes[LAST_START]) if LAST_START in notes else None
+    except ValueError as malformed:
+        yield str(malformed)
+
+
+def _tree(gang: Gang, obj: PodGroup) -> Iterator[str]:
+    """Build the subgroup tree; yields what is wrong with it."""
+    spec = obj.spec
+    root = gang.root
+    if not spec.sub_groups:
+        root.minimum = 1 if spec.min_member is None else max(0, spec.min_member)
+        gang.groups[""] = root
+        if spec.min_sub_group:
+            yield "minSubGroup is set but there are no subGroups"
+        return
+    nodes: dict[str, Group] = {}
+    for sub in spec.sub_groups:
+        if sub.name in nodes:
+            yield f"subgroup {sub.name} is named twice"
+        nodes[sub.name] = Group(sub.name, root, 0, _levels(sub.topology_constraint))
+    for sub in spec.sub_groups:
+        node = nodes[sub.name]
+        if sub.parent:
+            parent = nodes.get(sub.parent)
+            if parent is None or _below(parent, node):
+                yield f"subgroup {sub.name} has the parent {sub.parent}, which is " + (
+                    "missing" if parent is None else "below itself"
+                )
+                continue
+            node.parent = parent
+        assert node.parent is not None
+        node.parent.children.append(node)
+    for sub in spec.sub_groups:
+        node = nodes[sub.name]
+        if node.children:
+            if sub.min_member is not None:
+                yield f"subgroup {sub.name} has children and minMember; only leaves count pods"
+            node.minimum = len(node.children) if sub.min_sub_group is None else sub.min_sub_group
+            yield from _reachable(node)
+        else:
+            node.minimum = 1 if sub.min_member is None else max(0, sub.min_member)
+            gang.groups[sub.name] = node
+    root.minimum = len(root.children) if spec.min_sub_group is None else spec.min_sub_group
+    yield from _reachable(root)
+
+
+def _reachable(group: Group) -> Iterator[str]:
+    if group.minimum > len(group.children):
+        where = f"subgroup {group.name}" if group.name else "the pod group"
+        yield f"{where} needs {group.minimum} subgroups and has {len(group.children)}"
+
+
+def _below(node: Group, ancestor: Group) -> bool:
+    current: Group | None = node
+    while current is not None:
+        if current is ancestor:
+            return True
+        current = current.parent
+    return False
+
+
+def _levels(constraint: TopologyConstraint | None) -> Levels | None:
+    if constraint is None or not constraint.topology:
+        return None
+    return Levels(constraint.topology, constraint.required_topology_level, constraint.preferred_topology_level)
+
+
+def implicit_gang(pod: Pod, priorities: Mapping[str, int], default_queue: str) -> Gang:
+    """The gang of one that a pod without a PodGroup forms."""
+    meta, spec = pod.metadata, pod.spec
+    root = Group("", None, 1)
+    gang = Gang(
+        namespace=meta.namespace,
+        name=f"pod/{meta.name}",
+        uid=meta.uid or f"{meta.namespace}/{meta.name}",
+        created=clock.parse(meta.creation_timestamp),
+        queue_name=meta.labels.get(QUEUE_LABEL, default_queue),
+        root=root,
+        groups={"": root},
+        priority_class=spec.priority_class_name,
+        implicit=True,
+        pool=meta.labels.get(NODE_POOL_LABEL, ""),
+    )
+    known = priorities.get(spec.priority_class_name, 0)
+    gang.reprioritize(spec.priority if spec.priority is not None else known)
+    return gang
+
+
+# -- starting and growing ------------------------------------------------------------------------------------------
+
+
+def next_unit(gang: Gang) -> list[Task]:
+    """The tasks to place next, together; empty when the gang cannot use any (nothing waits, or too few pods exist)."""
+    return _grow(gang.root)
+
+
+def _grow(group: Group) -> list[Task]:
+    if not group.children:
+        missing = group.minimum - len(group.active)
+        if missing > len(group.pending):
+            return []
+        return [task for _, task in group.pending[: max(missing, 1)]]
+    lacking = group.minimum - sum(child.satisfied for child in group.children)
+    ordered = sorted(group.children, key=lambda child: (child.satisfied, child.saturation, child.name))
+    if lacking > 0:
+        unit: list[Task] = []
+        for child in ordered:
+            if lacking and not child.satisfied and (more := _grow(child)):
+                unit += more
+                lacking -= 1
+        return unit if not lacking else []
+    for child in ordered:
+        if more := _grow(child):
+            return more
+    return []
+
+
+def starts(gang: Gang) -> bool:
+    """Whether the next unit brings the gang to its minimum, as opposed to growing beyond it."""
+    return not gang.root.satisfied
+
+
+# -- shrinking -----------------------------------------------------------------------------------------------------
+
+
+def shrink(gang: Gang) -> Iterator[tuple[list[Task], bool]]:
+    """The units to give up, in order, each assuming that those before it are gone; True marks elastic surplus."""
+    have = {leaf: [task for _, task in leaf.active] for leaf in gang.root.leaves()}
+    while surplus := _surplus_leaf(gang.root, have):
+        yield [have[surplus].pop()], True
+    while extra := _surplus_group(gang.root, have):
+        gone = [task for leaf in extra.leaves() for task in have[leaf]]
+        for leaf in extra.leaves():
+            have[leaf] = []
+        yield gone, False
+    rest = [task for leaf in gang.root.leaves() for task in have[leaf]]
+    if rest:
+        yield rest, False
+
+
+Have = dict[Group, list[Task]]
+
+
+def _satisfied(group: Group, have: Have) -> bool:
+    if group.children:
+        return sum(_satisfied(child, have) for child in group.children) >= group.minimum
+    return len(have[group]) >= group.minimum
+
+
+def _surplus_leaf(root: Group, have: Have) -> Group | None:
+    """The leaf above its minimum that can best do without a pod: the fullest, last by name."""
+    leaves = [leaf for leaf in root.leaves() if len(have[leaf]) > leaf.minimum]
+    return max(leaves, key=lambda leaf: (len(have[leaf]) / max(leaf.minimum, 1), leaf.name), default=None)
+
+
+def _surplus_group(group: Group, have: Have) -> Group | None:
+    """A whole subgroup that its parent does not need for its minimum."""
+    for child in group.children:
+        if child.children and (found := _surplus_group(child, have)):
+            return found
+    running = [c for c in group.children if any(have[leaf] for leaf in c.leaves())]
+    satisfied = [c for c in running if _satisfied(c, have)]
+    partial = [c for c in running if not _satisfied(c, have)]
+    if partial and len(satisfied) >= group.minimum:
+        return max(partial, key=lambda c: c.name)
+    if len(satisfied) > group.minimum:
+        return max(satisfied, key=lambda c: c.name)
+    return None
+
+
+def surplus(gang: Gang) -> bool:
+    """Whether the gang has more than its minimum at any place of its tree."""
+    have = {leaf: [task for _, task in leaf.active] for leaf in gang.root.leaves()}
+    return _surplus_leaf(gang.root, have) is not None or _surplus_group(gang.root, have) is not None
+
+
+def phase(gang: Gang) -> int:
+    """Elastic phase in the order of jobs: 0 below its minimum, 1 exactly at it, 2 above."""
+    root = gang.root
+    if not root.children:
+        have = len(root.active)
+        return 0 if have < root.minimum else 1 if have == root.minimum else 2
+    if not root.satisfied:
+        return 0
+    return 2 if surplus(gang) else 1
+
+
+__all__ = ["PREEMPTIBLE_BELOW", "build_gang", "implicit_gang", "next_unit", "phase", "shrink", "starts", "surplus"]

@@ -1,0 +1,225 @@
+"""Where tasks are: the one function that changes it, and the journal that undoes it.
+
+Every move adjusts all sums that depend on it (node columns, shared devices, gang lists, queue charges) by the
+difference, in integers, so that undoing the moves in reverse order restores the ledger exactly. Nothing else may
+write those sums.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from operator import itemgetter
+
+from capstan.scheduling.model import (
+    ACTIVE,
+    GPU_COLUMN,
+    HOLDS_LATER,
+    HOLDS_NOW,
+    NOTHING,
+    Amounts,
+    Gang,
+    Node,
+    Queue,
+    SharedDevice,
+    Status,
+    Task,
+    Zone,
+)
+
+Entry = tuple[Task, Status, Node | None, tuple[str, ...], tuple[Node, tuple[str, ...]] | None, Amounts, tuple[str, ...]]
+_first = itemgetter(0)
+_PENDING = Status.PENDING
+
+
+class Ledger:
+    """All sums over tasks. `position` and `undo` bracket speculation; `settle` forgets how to go back."""
+
+    def __init__(self) -> None:
+        self.moves: list[Entry] = []
+        self.touched: list[Node] = []
+        """Nodes in the order of their changes; placement indexes read on from where they stopped."""
+        self.foreign: list[int] = [0, 0, 0]
+        """Held by pods that this engine does not own."""
+
+    def position(self) -> int:
+        return len(self.moves)
+
+    def undo(self, position: int) -> None:
+        """Take back every move since `position`, newest first."""
+        moves = self.moves
+        while len(moves) > position:
+            task, status, node, devices, leaving, charge, zones = moves.pop()
+            self._apply(task, status, node, devices, leaving, charge, zones)
+
+    def settle(self) -> None:
+        self.moves.clear()
+
+    def move(
+        self,
+        task: Task,
+        status: Status,
+        node: Node | None,
+        devices: tuple[str, ...] = (),
+        *,
+        leaving: tuple[Node, tuple[str, ...]] | None = None,
+        charge: Amounts | None = None,
+        zones: tuple[str, ...] = (),
+    ) -> None:
+        """Put a task into a status and place. `charge` is given when the place changes what it costs its queue."""
+        self.moves.append((task, task.status, task.node, task.devices, task.leaving, task.charge, task.zones))
+        self._apply(task, status, node, devices, leaving, task.charge if charge is None else charge, zones)
+
+    def _apply(
+        self,
+        task: Task,
+        status: Status,
+        node: Node | None,
+        devices: tuple[str, ...],
+        leaving: tuple[Node, tuple[str, ...]] | None,
+        charge: Amounts,
+        zones: tuple[str, ...],
+    ) -> None:
+        before = task.status
+        self.hold(task, -1)
+        if task.gang is not None:
+            self._count(task, before, status, charge)
+        elif task.node is not None or node is not None:
+            for i in range(3):
+                self.foreign[i] -= task.charge[i] if HOLDS_NOW[before] and task.node is not None else 0
+                self.foreign[i] += charge[i] if HOLDS_NOW[status] and node is not None else 0
+        task.status, task.node, task.devices = status, node, devices
+        task.leaving, task.charge, task.zones = leaving, charge, zones
+        self.hold(task, 1)
+
+    def hold(self, task: Task, sign: int) -> None:
+        """Add (1) or take away (-1) what a task occupies on its node and on the node it is leaving."""
+        node = task.node
+        if node is not None:
+            now, later = HOLDS_NOW[task.status], HOLDS_LATER[task.status]
+            if now or later:
+                self._occupy(node, task, task.devices, now, later, sign)
+                if task.zones and later:
+                    for zone in node.zones:
+                        if zone.name in task.zones:
+                            _align(zone, task, len(task.zones), sign)
+        if task.leaving is not None:
+            self._occupy(task.leaving[0], task, task.leaving[1], True, False, sign)
+
+    def _occupy(self, node: Node, task: Task, devices: tuple[str, ...], now: bool, later: bool, sign: int) -> None:
+        if now and later:
+            idle, after = node.idle, node.later
+            for column, amount in task.shape.requests:
+                amount *= sign
+                idle[column] -= amount
+                after[column] -= amount
+        else:
+            columns = node.idle if now else node.later
+            for column, amount in task.shape.requests:
+                columns[column] -= amount * sign
+        if devices:
+            share = task.shape.share
+            assert share is not None, "only shares hold named devices"
+            portion = share.on(node.gpu_memory)
+            for name in devices:
+                _use(node, name, portion, now, later, sign)
+        if sign > 0:
+            node.tasks[task.uid] = task
+        else:
+            node.tasks.pop(task.uid, None)
+        node.version += 1
+        self.touched.append(node)
+
+    def _count(self, task: Task, before: Status, after: Status, charge: Amounts) -> None:
+        gang, group = task.gang, task.group
+        assert gang is not None
+        was_active, is_active = ACTIVE[before], ACTIVE[after]
+        if group is not None and before != after:
+            self._list(gang, task, before, after, was_active, is_active)
+        queue = gang.queue
+        if queue is None:
+            return
+        old = task.charge
+        gone = old if was_active else NOTHING
+        come = charge if is_active else NOTHING
+        asked = old if was_active or before == _PENDING else NOTHING
+        asks = charge if is_active or after == _PENDING else NOTHING
+        if gone != come:
+            d0, d1, d2 = come[0] - gone[0], come[1] - gone[1], come[2] - gone[2]
+            level: Queue | None = queue
+            while level is not None:
+                sums = level.allocated
+                sums[0] += d0
+                sums[1] += d1
+                sums[2] += d2
+                if not gang.preemptible:
+                    sums = level.fixed
+                    sums[0] += d0
+                    sums[1] += d1
+                    sums[2] += d2
+                level = level.parent
+        if asked != asks:
+            d0, d1, d2 = asks[0] - asked[0], asks[1] - asked[1], asks[2] - asked[2]
+            level = queue
+            while level is not None:
+                sums = level.requested
+                sums[0] += d0
+                sums[1] += d1
+                sums[2] += d2
+                level = level.parent
+
+    def _list(self, gang: Gang, task: Task, before: Status, after: Status, was: bool, is_: bool) -> None:
+        group, queue = task.group, gang.queue
+        assert group is not None
+        if before == _PENDING:
+            del group.pending[bisect_left(group.pending, task.order, key=_first)]
+            gang.pending -= 1
+            if not gang.pending and queue is not None:
+                del queue.pending[bisect_left(queue.pending, gang.order, key=_first)]
+        elif after == _PENDING:
+            insort(group.pending, (task.order, task), key=_first)
+            gang.pending += 1
+            if gang.pending == 1 and queue is not None:
+                insort(queue.pending, (gang.order, gang), key=_first)
+        if was and not is_:
+            del group.active[bisect_left(group.active, task.order, key=_first)]
+            gang.active -= 1
+            if not gang.active and queue is not None:
+                del queue.active[bisect_left(queue.active, gang.order, key=_first)]
+        elif is_ and not was:
+            insort(group.active, (task.order, task), key=_first)
+            gang.active += 1
+            if gang.active == 1 and queue is not None:
+                insort(queue.active, (gang.order, gang), key=_first)
+        if before == Status.GATED:
+            group.gated -= 1
+        elif after == Status.GATED:
+            group.gated += 1
+        if before == Status.SUCCEEDED:
+            group.succeeded -= 1
+        elif after == Status.SUCCEEDED:
+            group.succeeded += 1
+
+
+def _use(node: Node, name: str, portion: int, now: bool, later: bool, sign: int) -> None:
+    """A shared device costs its node one whole device, in either view, for as long as it has a user in that view."""
+    device = node.devices.get(name)
+    if device is None:
+        device = node.devices[name] = SharedDevice()
+    if now:
+        device.used_now += portion * sign
+        device.users_now += sign
+        if device.users_now == (1 if sign > 0 else 0):
+            node.idle[GPU_COLUMN] -= sign
+    if later:
+        device.used_later += portion * sign
+        device.users_later += sign
+        if device.users_later == (1 if sign > 0 else 0):
+            node.later[GPU_COLUMN] -= sign
+    if not device.users_now and not device.users_later:
+        del node.devices[name]
+
+
+def _align(zone: Zone, task: Task, zones: int, sign: int) -> None:
+    for resource, amount in task.shape.numa:
+        if resource in zone.capacity:
+            zone.used[resource] = zone.used.get(resource, 0) + amount // zones * sign

@@ -1,0 +1,386 @@
+"""What the engine thinks in: shapes, tasks, gangs, queues and nodes, as plain mutable records.
+
+`World` owns and indexes these objects; only `World.move` changes where a task is, so that the undo journal sees
+everything. Units everywhere: CPU in millicores, memory in bytes, GPUs in millionths of a device (`GPU`), time in POSIX
+seconds. All amounts are integers: what is added and taken away again leaves exactly what was there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from capstan.api.core import (
+    PodAffinity,
+    PreferredSchedulingTerm,
+    Taint,
+    Toleration,
+    TopologySpreadConstraint,
+)
+from capstan.api.resource import ResourceClaim
+from capstan.api.scheduling import PREEMPTIBLE_BELOW
+from capstan.api.selectors import NodeSelector
+
+GPU = 1_000_000
+"""One whole device in quota arithmetic."""
+GPU_RESOURCE = "nvidia.com/gpu"
+MIG_PREFIX = "nvidia.com/mig-"
+UNLIMITED = -1
+
+CPU_COLUMN, MEMORY_COLUMN, PODS_COLUMN, GPU_COLUMN = range(4)
+"""The fixed first columns of every node (GPU_COLUMN counts devices); extended resources follow as they appear."""
+
+Amounts = tuple[int, int, int]
+"""(CPU, memory, GPU): the resources that queues divide."""
+NOTHING: Amounts = (0, 0, 0)
+RESOURCES = ("cpu", "memory", "gpu")
+
+
+class Status(IntEnum):
+    """Where a task stands. The words are those of scenario files and of KAI."""
+
+    PENDING = 0
+    GATED = 1
+    ALLOCATED = 2
+    """Placed by the running cycle on free resources."""
+    PIPELINED = 3
+    """Promised resources that are still being released."""
+    BINDING = 4
+    BOUND = 5
+    RUNNING = 6
+    RELEASING = 7
+    STUCK = 8
+    """Terminating for so long that nobody counts on its resources."""
+    SUCCEEDED = 9
+    FAILED = 10
+
+
+HOLDS_NOW = tuple(s in (2, 4, 5, 6, 7, 8) for s in range(11))
+"""Statuses that occupy their node at this moment."""
+HOLDS_LATER = tuple(s in (2, 3, 4, 5, 6, 8) for s in range(11))
+"""Statuses that occupy their node once everything that is terminating has gone."""
+ACTIVE = tuple(s in (2, 3, 4, 5, 6) for s in range(11))
+"""Statuses whose resources are charged to the queue and that count towards a gang's minimum."""
+WAITING = tuple(s in (0, 1) for s in range(11))
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A part of each of `devices` GPUs: `portion` in millionths of one, or `memory` in MiB (the other is 0)."""
+
+    portion: int
+    memory: int
+    devices: int
+
+    def on(self, gpu_memory: int) -> int:
+        """Millionths of one device on a node with GPUs of `gpu_memory` MiB; more than a device when it cannot fit."""
+        if not self.memory:
+            return self.portion
+        return -(-self.memory * GPU // gpu_memory) if gpu_memory > 0 else GPU + 1
+
+
+@dataclass(frozen=True, slots=True)
+class HostPort:
+    ip: str
+    protocol: str
+    port: int
+
+    def clashes(self, other: HostPort) -> bool:
+        wild = "", "0.0.0.0"
+        return (self.port, self.protocol) == (other.port, other.protocol) and (
+            self.ip == other.ip or self.ip in wild or other.ip in wild
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Shape:
+    """Everything about a pod that matters for where it may run. Pods that are alike share one shape."""
+
+    number: int
+    requests: tuple[tuple[int, int], ...]
+    """(column, amount) of what a node must have free; the GPU column only for whole devices."""
+    quota: Amounts
+    """What it costs its queue; for a share in MiB the GPU part depends on the node (`World.charge`)."""
+    share: Share | None = None
+    node_selector: tuple[tuple[str, str], ...] = ()
+    node_affinity: NodeSelector | None = None
+    preferred_nodes: list[PreferredSchedulingTerm] = field(default_factory=list)
+    tolerations: list[Toleration] = field(default_factory=list)
+    pod_affinity: PodAffinity | None = None
+    pod_anti_affinity: PodAffinity | None = None
+    spread: list[TopologySpreadConstraint] = field(default_factory=list)
+    ports: tuple[HostPort, ...] = ()
+    claims: bool = False
+    """Uses ResourceClaims by name."""
+    volumes: bool = False
+    by_name: bool = False
+    """Its node rules name single nodes, so that the verdict for a node class does not hold for its members."""
+    error: str = ""
+    """Set when the request itself is wrong; such a pod never starts."""
+    numa: tuple[tuple[str, int], ...] = ()
+    """What must come from one NUMA zone on nodes that align; empty when the pod is not Guaranteed."""
+
+    @property
+    def gpus(self) -> int:
+        """Whole devices asked for."""
+        return next((amount for column, amount in self.requests if column == GPU_COLUMN), 0)
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.share is not None or self.quota[2] > 0
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether other pods or single devices decide about feasibility, beyond the columns of the node."""
+        return bool(
+            self.claims or self.volumes or self.ports or self.pod_affinity or self.pod_anti_affinity or self.spread
+        )
+
+
+@dataclass(slots=True, eq=False)
+class SharedDevice:
+    """One GPU of a node that tasks hold parts of; used amounts in millionths."""
+
+    used_now: int = 0
+    users_now: int = 0
+    used_later: int = 0
+    users_later: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class NodeClass:
+    """Nodes with equal labels (but for the host name), taints and readiness."""
+
+    labels: dict[str, str]
+    taints: list[Taint]
+    unschedulable: bool
+    ready: bool
+    reasons: dict[int, str] = field(default_factory=dict)
+    """shape number -> why no node of the class suits it; empty text when they do."""
+
+
+@dataclass(slots=True, eq=False)
+class Zone:
+    """A NUMA zone of a node: allocatable amounts by resource name, and what tasks hold of them later."""
+
+    name: str
+    capacity: dict[str, int]
+    used: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    name: str
+    labels: dict[str, str]
+    node_class: NodeClass
+    capacity: list[int]
+    idle: list[int]
+    """Free at this moment, by column."""
+    later: list[int]
+    """Free once everything terminating has gone and every promise is kept, by column."""
+    gpu_memory: int
+    """MiB of each GPU; 100 when the node does not say (shares in MiB are then refused)."""
+    product: str = ""
+    by_claims: bool = False
+    """Its GPUs are allocated through ResourceClaims (`allocation.Inventory`), not by a device plugin."""
+    offers: Amounts = NOTHING
+    """What it contributes to the cluster's total at present."""
+    offers_memory: int = 0
+    claim_columns: set[int] = field(default_factory=set)
+    """Columns whose capacity comes from ResourceSlices."""
+    devices: dict[str, SharedDevice] = field(default_factory=dict)
+    tasks: dict[str, Task] = field(default_factory=dict)
+    version: int = 0
+    """Raised by every change; entries of placement indexes carry the version they were made for. Never rolled back."""
+    zones: list[Zone] = field(default_factory=list)
+    numa_policy: str = ""
+    numa_scope: str = ""
+
+
+Placement = tuple[Status, "Node | None", "tuple[str, ...]", "tuple[Node, tuple[str, ...]] | None"]
+"""Status, node, shared devices, and for a moved task the place that it is leaving."""
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """A pod."""
+
+    uid: str
+    namespace: str
+    name: str
+    shape: Shape
+    order: tuple[int, int, float, str]
+    """Position inside the gang: task priority (negated), role, creation, UID."""
+    labels: dict[str, str]
+    group: Group | None = None
+    """The leaf of its gang's tree; None for pods that this engine does not own."""
+    gang: Gang | None = None
+    status: Status = Status.PENDING
+    node: Node | None = None
+    devices: tuple[str, ...] = ()
+    leaving: tuple[Node, tuple[str, ...]] | None = None
+    charge: Amounts = NOTHING
+    """What its queue is charged at present (pending demand or allocation)."""
+    claims: tuple[tuple[str, str | None], ...] = ()
+    """(name in the pod, ResourceClaim name or None while it is not generated)."""
+    volumes: tuple[str, ...] = ()
+    blocked: str = ""
+    """Why it is gated."""
+    terminating_since: float = 0.0
+    nominated: str = ""
+    zones: tuple[str, ...] = ()
+    implied: ResourceClaim | None = None
+    """The claim synthesized for its extended resources or share on nodes that allocate by claims."""
+    held: tuple[tuple[str, str], ...] = ()
+    """Claims whose allocation or reservation this engine made for it and that the cluster has not confirmed yet."""
+    phase: Status = Status.PENDING
+    """What the cluster itself says, before in-flight decisions of this engine."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return (self.namespace, self.name)
+
+
+Ordered = tuple[tuple[int, int, float, str], Task]
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """A topology constraint: the Topology's name and node label keys of the levels (empty: none)."""
+
+    topology: str = ""
+    required: str = ""
+    preferred: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """A node of a gang's tree: a leaf needs `minimum` of its tasks, an inner one `minimum` of its children."""
+
+    name: str
+    parent: Group | None
+    minimum: int
+    levels: Levels | None = None
+    children: list[Group] = field(default_factory=list)
+    pending: list[Ordered] = field(default_factory=list)
+    """Sorted; waiting and not gated."""
+    active: list[Ordered] = field(default_factory=list)
+    """Sorted; see ACTIVE."""
+    gated: int = 0
+    succeeded: int = 0
+
+    @property
+    def satisfied(self) -> bool:
+        if self.children:
+            return sum(child.satisfied for child in self.children) >= self.minimum
+        return len(self.active) >= self.minimum
+
+    @property
+    def ready(self) -> bool:
+        """Enough pods live for the minimum to be reachable without further pods being created."""
+        if self.children:
+            return sum(child.ready for child in self.children) >= self.minimum
+        return len(self.active) + len(self.pending) >= self.minimum
+
+    def leaves(self) -> list[Group]:
+        return [leaf for child in self.children for leaf in child.leaves()] if self.children else [self]
+
+    @property
+    def saturation(self) -> float:
+        """Active over minimum, for the order among siblings."""
+        if self.children:
+            have = sum(child.satisfied for child in self.children)
+        else:
+            have = len(self.active)
+        return have / self.minimum if self.minimum else float(have)
+
+
+@dataclass(slots=True, eq=False)
+class Gang:
+    """A PodGroup, or the implicit group of a pod that has none."""
+
+    namespace: str
+    name: str
+    uid: str
+    created: float
+    queue_name: str
+    root: Group
+    groups: dict[str, Group]
+    """leaf name -> leaf; the only leaf of a gang without subgroups is called ''."""
+    priority: int = 0
+    preemptible: bool = True
+    preemption_delay: float = 0.0
+    stale_grace: float | None = None
+    stale_since: float | None = None
+    last_start: float | None = None
+    implicit: bool = False
+    error: str = ""
+    """Why it can never start as written (contradictory topology, unknown subgroup...)."""
+    tasks: dict[str, Task] = field(default_factory=dict)
+    queue: Queue | None = None
+    pending: int = 0
+    active: int = 0
+    pool: str = ""
+    priority_class: str = ""
+    explicit: bool | None = None
+    """Preemptibility as the user set it, if at all."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return (self.namespace, self.name)
+
+    @property
+    def order(self) -> tuple[int, float, str]:
+        """Position among the gangs of a queue, but for the elastic phase."""
+        return (-self.priority, self.created, self.uid)
+
+    def reprioritize(self, priority: int) -> None:
+        """Only while no queue lists the gang."""
+        self.priority = priority
+        self.preemptible = self.explicit if self.explicit is not None else priority < PREEMPTIBLE_BELOW
+
+
+@dataclass(slots=True, eq=False)
+class Queue:
+    """Bounds and sums per resource, in the order of RESOURCES; -1 is unlimited."""
+
+    name: str
+    parent_name: str
+    priority: int
+    created: float
+    quota: Amounts
+    limit: Amounts
+    weight: tuple[float, float, float]
+    preempt_min_runtime: float | None = None
+    reclaim_min_runtime: float | None = None
+    error: str = ""
+    """Why nothing can be scheduled under it: a missing parent, a cycle, a bad number."""
+    parent: Queue | None = None
+    children: list[Queue] = field(default_factory=list)
+    depth: int = 0
+    rank: int = 0
+    """Position by creation among all queues."""
+    allocated: list[int] = field(default_factory=lambda: [0, 0, 0])
+    fixed: list[int] = field(default_factory=lambda: [0, 0, 0])
+    """Allocated to gangs that are not preemptible."""
+    requested: list[int] = field(default_factory=lambda: [0, 0, 0])
+    """Allocated and pending."""
+    pending: list[tuple[tuple[int, float, str], Gang]] = field(default_factory=list)
+    """Sorted; gangs with a pending task."""
+    active: list[tuple[tuple[int, float, str], Gang]] = field(default_factory=list)
+    """Sorted; gangs with an active task."""
+    fair: list[int] = field(default_factory=lambda: [0, 0, 0])
+    """Fair share, set at the start of every cycle."""
+    entitled: list[int] = field(default_factory=lambda: [0, 0, 0])
+    """The fair share, or what the queue deserves and asks for, whichever is more: what it may reclaim up to."""
+    share: list[int] = field(default_factory=lambda: [0, 0, 0])
+    """Allocatable share: the fair share or the quota, whichever is more, but no more than the limit."""
+
+    def path(self) -> list[Queue]:
+        """This queue and its ancestors, leaf first."""
+        path, queue = [], self
+        while True:
+            path.append(queue)
+            if queue.parent is None:
+                return path
+            queue = queue.parent

@@ -1,0 +1,218 @@
+"""One cycle in progress: what actions share, from placing a unit of a gang to recording why it could not be placed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from capstan.scheduling import verdicts
+from capstan.scheduling.filters import dynamic_reason, needs_company, node_reason
+from capstan.scheduling.gangs import next_unit
+from capstan.scheduling.model import ACTIVE, Gang, Group, Node, Queue, Shape, Status, Task
+from capstan.scheduling.order import demand_of
+from capstan.scheduling.placement import Placer
+from capstan.scheduling.plan import Verdict
+from capstan.scheduling.policy import Policy
+from capstan.scheduling.queues import exceeded
+from capstan.scheduling.topology import ANYWHERE, Scope, contradiction, scopes
+from capstan.scheduling.world import World
+
+
+@dataclass(slots=True)
+class Refusal:
+    """Why a unit was not placed: the reason, and the task that found no node after `placed` others had."""
+
+    reason: str
+    message: str
+    details: dict[str, object] = field(default_factory=dict)
+    task: Task | None = None
+
+
+class Session:
+    def __init__(self, world: World, policy: Policy, now: float) -> None:
+        self.world, self.policy, self.now = world, policy, now
+        self.placer = Placer(world, policy)
+        self.refusals: dict[tuple[str, str], Refusal] = {}
+        self.evicted: dict[str, tuple[Task, str, str, str]] = {}
+        """uid -> task, action, for which gang, why"""
+        self.started: list[Gang] = []
+        self._stuck: Task | None = None
+        self._placed = 0
+
+    # -- which gangs ---------------------------------------------------------------------------------------------------
+
+    def candidates(self) -> Iterator[Gang]:
+        """Gangs with something to place, in no particular order; the others get their refusal."""
+        world = self.world
+        for queue in (*world.queues.values(), world.free_queue, world.nowhere):
+            for _, gang in queue.pending:
+                if self.policy.node_pool is not None and gang.pool != self.policy.node_pool:
+                    continue
+                refusal = self._unfit(gang, queue)
+                if refusal is None:
+                    yield gang
+                else:
+                    self.refusals[gang.key] = refusal
+
+    def _unfit(self, gang: Gang, queue: Queue) -> Refusal | None:
+        if queue is self.world.nowhere:
+            name = gang.queue_name or "(none given)"
+            return Refusal("QueueDoesNotExist", f"queue {name} does not exist")
+        if queue.error:
+            return Refusal("QueueDoesNotExist", f"queue {queue.name} cannot be used: {queue.error}")
+        if queue.children:
+            return Refusal("QueueDoesNotExist", f"queue {queue.name} has child queues; name one of its leaves")
+        if gang.error:
+            return Refusal("InvalidPodGroup", gang.error)
+        for group in _all_groups(gang.root):
+            wrong = contradiction(self.world, group.levels) if group.levels is not None else ""
+            if wrong:
+                return Refusal("InvalidTopology", wrong)
+        wrong_shape = next((t for leaf in gang.root.leaves() for _, t in leaf.pending if t.shape.error), None)
+        if wrong_shape is not None:
+            return Refusal("PodSchedulingErrors", f"pod {wrong_shape.name}: {wrong_shape.shape.error}")
+        if not gang.root.ready:
+            return Refusal("NotReady", verdicts.not_ready(gang))
+        return None
+
+    # -- placing -------------------------------------------------------------------------------------------------------
+
+    def over(self, gang: Gang, unit: Sequence[Task]) -> Refusal | None:
+        """The queue bound that the unit would break, as a refusal."""
+        bound = exceeded(gang, demand_of(unit))
+        if bound is None:
+            return None
+        reason = "NonPreemptibleOverQuota" if bound.quota else "OverLimit"
+        return Refusal(reason, verdicts.over_bound(bound), verdicts.bound_details(bound))
+
+    def place(self, gang: Gang, unit: Sequence[Task], *, later: bool) -> bool:
+        """Place all tasks of a unit or none. Where a promise is among them, the start waits as a whole."""
+        mark = self.world.mark()
+        self._stuck, self._placed = None, 0
+        by_leaf: dict[int, list[Task]] = {}
+        for task in unit:
+            by_leaf.setdefault(id(task.group), []).append(task)
+        if not self._place_group(gang.root, by_leaf, ANYWHERE, later):
+            self.world.rollback(mark)
+            return False
+        if not later:
+            self._wait_together(gang, unit)
+        return True
+
+    def _place_group(self, group: Group, tasks: dict[int, list[Task]], scope: Scope, later: bool) -> bool:
+        if group.levels is None:
+            return self._place_inside(group, tasks, scope, later)
+        own = [task for leaf in group.leaves() for task in tasks.get(id(leaf), ())]
+        active = [task for leaf in group.leaves() for _, task in leaf.active]
+        if not own:
+            return True
+        for narrower in scopes(self.world, group.levels, own, active, scope):
+            mark = self.world.mark()
+            if self._place_inside(group, tasks, narrower, later):
+                return True
+            self.world.rollback(mark)
+        self._stuck = self._stuck or own[0]
+        return False
+
+    def _place_inside(self, group: Group, tasks: dict[int, list[Task]], scope: Scope, later: bool) -> bool:
+        if group.children:
+            ordered = sorted(group.children, key=lambda child: (child.satisfied, child.saturation, child.name))
+            return all(self._place_group(child, tasks, scope, later) for child in ordered)
+        place = self.placer.place
+        for task in tasks.get(id(group), ()):
+            if place(task, later=later, nodes=scope.nodes, boost=scope.boost, key=scope.key) is None:
+                self._stuck = task
+                return False
+            self._placed += 1
+        return True
+
+    def slot_count(self, shape: Shape) -> int:
+        """How many pods of the shape the cluster takes by its columns, terminating pods taken as gone."""
+        return self.placer.slots(shape).total()
+
+    def _wait_together(self, gang: Gang, unit: Sequence[Task]) -> None:
+        """If the minimum depends on promised tasks, none of the unit may start yet."""
+        if not any(task.status == Status.PIPELINED for task in unit) or _satisfied_now(gang.root):
+            return
+        for task in unit:
+            if task.status == Status.ALLOCATED:
+                self.world.move(task, Status.PIPELINED, task.node, task.devices, zones=task.zones)
+
+    # -- explaining ----------------------------------------------------------------------------------------------------
+
+    def refuse(self, gang: Gang, refusal: Refusal) -> None:
+        self.refusals[gang.key] = refusal
+
+    def no_room(self, gang: Gang, unit: Sequence[Task]) -> Refusal:
+        """The refusal after `place` has failed for lack of nodes."""
+        task = self._stuck or unit[0]
+        return Refusal("PodSchedulingErrors", verdicts.no_room(gang, unit, self._placed), {}, task)
+
+    def verdicts(self) -> list[Verdict]:
+        """A verdict for every gang that still waits, in order of namespace and name."""
+        found = []
+        counted: dict[int, dict[str, int]] = {}
+        waiting = {gang.key: gang for queue in self._queues() for _, gang in queue.pending}
+        for task in self.world.gated.values():
+            if task.gang is not None:
+                waiting[task.gang.key] = task.gang
+        for key in sorted(waiting):
+            gang = waiting[key]
+            refusal = self.refusals.get(key)
+            if refusal is None:
+                gated = [task for task in gang.tasks.values() if task.status == Status.GATED]
+                if not gated:
+                    continue
+                refusal = Refusal("SchedulingGated", verdicts.gated(gated))
+            nodes: dict[str, int] = {}
+            if refusal.task is not None:
+                number = refusal.task.shape.number
+                if number not in counted:
+                    counted[number] = self.node_reasons(refusal.task)
+                nodes = counted[number]
+            found.append(verdicts.verdict(gang, refusal.reason, refusal.message, refusal.details, nodes))
+        return found
+
+    def _queues(self) -> Iterable[Queue]:
+        return (*self.world.queues.values(), self.world.free_queue, self.world.nowhere)
+
+    def node_reasons(self, task: Task) -> dict[str, int]:
+        """How many nodes refuse the task, by reason, most frequent first."""
+        counts: Counter[str] = Counter()
+        for node in self.world.nodes.values():
+            counts[self.node_reason(task, node)] += 1
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    def node_reason(self, task: Task, node: Node) -> str:
+        shape = task.shape
+        reason = node_reason(shape, node) or verdicts.short_of(self.world, shape, node)
+        if not reason and needs_company(self.world, task):
+            reason = dynamic_reason(self.world, task, node, later=False)
+        return reason or "no set of nodes or devices fits all of it together"
+
+    def unit_of(self, gang: Gang) -> list[Task]:
+        return next_unit(gang)
+
+
+def _all_groups(group: Group) -> Iterator[Group]:
+    yield group
+    for child in group.children:
+        yield from _all_groups(child)
+
+
+def _satisfied_now(group: Group) -> bool:
+    """As `Group.satisfied`, without promised tasks."""
+    if group.children:
+        return sum(_satisfied_now(child) for child in group.children) >= group.minimum
+    return sum(task.status != Status.PIPELINED for _, task in group.active) >= group.minimum
+
+
+def is_active(task: Task) -> bool:
+    return ACTIVE[task.status]
+
+
+def same_shape(tasks: Sequence[Task]) -> Shape | None:
+    """The shape of all tasks when they share one."""
+    first = tasks[0].shape
+    return first if all(task.shape is first for task in tasks) else None

@@ -1,0 +1,245 @@
+"""Pods to shapes: what a pod asks for, reduced to what matters for its place, so that equal pods are judged once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from decimal import Decimal
+
+import msgspec
+
+from capstan.api import quantity
+from capstan.api.core import Container, Pod, Quantity, Resources
+from capstan.api.selectors import NodeSelector
+from capstan.scheduling.model import (
+    CPU_COLUMN,
+    GPU,
+    GPU_COLUMN,
+    GPU_RESOURCE,
+    MEMORY_COLUMN,
+    MIG_PREFIX,
+    PODS_COLUMN,
+    HostPort,
+    Shape,
+    Share,
+)
+
+FRACTION = "gpu-fraction"
+MEMORY = "gpu-memory"
+DEVICES = "gpu-fraction-num-devices"
+_MIG = re.compile(r"nvidia\.com/mig-(\d+)g\.(\d+)gb.*")
+_HOST_LABEL = "kubernetes.io/hostname"
+Requests = dict[str, Decimal]
+
+
+class InvalidShare(ValueError):
+    """The GPU share annotations of a pod contradict themselves; the message names the annotation and the rule."""
+
+
+def mig_slices(resource: str) -> int:
+    """Compute slices of a MIG resource (`nvidia.com/mig-2g.10gb`: 2), what it counts in quotas; 0 for others."""
+    found = _MIG.fullmatch(resource)
+    return int(found[1]) if found else 0
+
+
+def effective_requests(pod: Pod) -> Requests:
+    """What the pod occupies: the larger of its containers' sum and each init step, plus overhead (KEP-753)."""
+    total: Requests = {}
+    sidecars: Requests = {}
+    start: Requests = {}
+    for container in pod.spec.init_containers:
+        own = _container_requests(container)
+        if container.restart_policy == "Always":
+            _add(sidecars, own)
+            _raise(start, sidecars)
+        else:
+            _add(own, sidecars)
+            _raise(start, own)
+    for container in pod.spec.containers:
+        _add(total, _container_requests(container))
+    _add(total, sidecars)
+    _raise(total, start)
+    if pod.spec.resources is not None:
+        total.update(_requests(pod.spec.resources))
+    _add(total, {name: quantity.parse(amount) for name, amount in pod.spec.overhead.items()})
+    return total
+
+
+def _container_requests(container: Container) -> Requests:
+    return _requests(container.resources)
+
+
+def _requests(resources: Resources) -> Requests:
+    merged: dict[str, Quantity] = {**resources.limits, **resources.requests}
+    return {name: quantity.parse(amount) for name, amount in merged.items()}
+
+
+def _add(total: Requests, more: Mapping[str, Decimal]) -> None:
+    for name, amount in more.items():
+        total[name] = total.get(name, Decimal(0)) + amount
+
+
+def _raise(total: Requests, other: Mapping[str, Decimal]) -> None:
+    for name, amount in other.items():
+        total[name] = max(total.get(name, Decimal(0)), amount)
+
+
+def guaranteed(pod: Pod) -> bool:
+    """Quality of service class Guaranteed: every container limits CPU and memory to exactly what it requests."""
+    containers = [*pod.spec.containers, *pod.spec.init_containers]
+    for container in containers:
+        limits, requests = container.resources.limits, container.resources.requests
+        for name in ("cpu", "memory"):
+            if name not in limits or quantity.parse(requests.get(name, limits[name])) != quantity.parse(limits[name]):
+                return False
+    return bool(containers)
+
+
+def gpu_share(annotations: Mapping[str, str], whole_gpus: Decimal) -> Share | None:
+    """The GPU share a pod asks for by annotation, if any. Raises InvalidShare (kai.md 2.11)."""
+    fraction, memory, devices = (annotations.get(name) for name in (FRACTION, MEMORY, DEVICES))
+    if fraction is None and memory is None:
+        if devices is not None:
+            raise InvalidShare(f"annotation {DEVICES} needs {FRACTION} or {MEMORY} next to it")
+        return None
+    if fraction is not None and memory is not None:
+        raise InvalidShare(f"annotations {FRACTION} and {MEMORY} exclude each other; keep one")
+    if whole_gpus:
+        raise InvalidShare(f"annotation {(fraction and FRACTION) or MEMORY} excludes whole GPUs ({GPU_RESOURCE})")
+    count = _positive(DEVICES, devices) if devices is not None else 1
+    if memory is not None:
+        return Share(0, _positive(MEMORY, memory), count)
+    try:
+        portion = Decimal(fraction or "")
+    except ArithmeticError:
+        portion = Decimal(0)
+    if not portion.is_finite() or not 0 < portion < 1:
+        raise InvalidShare(f"annotation {FRACTION} is {fraction!r}; write a number above 0 and below 1")
+    return Share(max(1, int(portion * GPU)), 0, count)
+
+
+def _positive(name: str, text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise InvalidShare(f"annotation {name} is {text!r}; write a whole number above 0")
+    return int(text)
+
+
+def _names_nodes(selector: NodeSelector | None) -> bool:
+    return selector is not None and any(
+        term.match_fields or any(e.key == _HOST_LABEL for e in term.match_expressions)
+        for term in selector.node_selector_terms
+    )
+
+
+class Shapes:
+    """Interns shapes. `columns` maps resource names to node columns and grows as resources appear."""
+
+    def __init__(self) -> None:
+        self.columns: dict[str, int] = {
+            "cpu": CPU_COLUMN,
+            "memory": MEMORY_COLUMN,
+            "pods": PODS_COLUMN,
+            GPU_RESOURCE: GPU_COLUMN,
+        }
+        self._shapes: dict[tuple[object, ...], Shape] = {}
+        self._parsed: dict[bytes, Shape] = {}
+
+    def column(self, resource: str) -> int:
+        return self.columns.setdefault(resource, len(self.columns))
+
+    def resource(self, column: int) -> str:
+        return next(name for name, number in self.columns.items() if number == column)
+
+    def amount(self, resource: str, value: Decimal) -> int:
+        """A quantity in the unit of its column, rounded up."""
+        return quantity.milli(str(value)) if resource == "cpu" else quantity.whole(str(value))
+
+    def of(self, pod: Pod) -> Shape:
+        """The shape of a pod; a request that is wrong gives a shape with `error` set."""
+        spec = pod.spec
+        notes = pod.metadata.annotations
+        raw = _encoder.encode(
+            (
+                [(c.resources, [p for p in c.ports if p.host_port]) for c in spec.containers],
+                [(c.resources, c.restart_policy) for c in spec.init_containers],
+                spec.resources,
+                spec.overhead,
+                spec.node_selector,
+                spec.affinity,
+                spec.tolerations,
+                spec.topology_spread_constraints,
+                bool(spec.resource_claims),
+                any(v.persistent_volume_claim or v.ephemeral for v in spec.volumes),
+                [notes.get(FRACTION), notes.get(MEMORY), notes.get(DEVICES)],
+            )
+        )
+        shape = self._parsed.get(raw)
+        if shape is None:
+            shape = self._parsed[raw] = self._parse(pod, raw)
+        return shape
+
+    def _parse(self, pod: Pod, raw: bytes) -> Shape:
+        spec = pod.spec
+        error, share = "", None
+        try:
+            requests = effective_requests(pod)
+            negative = next((name for name, amount in requests.items() if amount < 0), None)
+            if negative is not None:
+                error = f"the request for {negative} is negative"
+            share = gpu_share(pod.metadata.annotations, requests.get(GPU_RESOURCE, Decimal(0)))
+        except (quantity.InvalidQuantity, InvalidShare) as refused:
+            requests, error = {}, str(refused)
+        columns = sorted(
+            (self.column(name), self.amount(name, amount)) for name, amount in requests.items() if amount > 0
+        )
+        columns = sorted([*columns, (PODS_COLUMN, 1)])
+        amounts = dict(columns)
+        gpu = amounts.get(GPU_COLUMN, 0) * GPU
+        gpu += sum(int(amount) * mig_slices(name) * GPU for name, amount in requests.items() if MIG_PREFIX in name)
+        if share is not None and not share.memory:
+            gpu += share.portion * share.devices
+        affinity = spec.affinity
+        node_affinity = affinity.node_affinity if affinity else None
+        required = node_affinity.required_during_scheduling_ignored_during_execution if node_affinity else None
+        names = ("cpu", "memory", *(n for n in requests if self.column(n) >= GPU_COLUMN))
+        aligned = guaranteed(pod) if not error else False
+        shape = Shape(
+            number=0,
+            requests=tuple(columns),
+            quota=(amounts.get(CPU_COLUMN, 0), amounts.get(MEMORY_COLUMN, 0), gpu),
+            share=share,
+            node_selector=tuple(sorted(spec.node_selector.items())),
+            node_affinity=required,
+            preferred_nodes=(
+                node_affinity.preferred_during_scheduling_ignored_during_execution if node_affinity else []
+            ),
+            tolerations=spec.tolerations,
+            pod_affinity=affinity.pod_affinity if affinity else None,
+            pod_anti_affinity=affinity.pod_anti_affinity if affinity else None,
+            spread=spec.topology_spread_constraints,
+            ports=tuple(
+                HostPort(port.host_ip, port.protocol, port.host_port)
+                for container in spec.containers
+                for port in container.ports
+                if port.host_port
+            ),
+            claims=bool(spec.resource_claims),
+            volumes=any(v.persistent_volume_claim or v.ephemeral for v in spec.volumes),
+            by_name=_HOST_LABEL in spec.node_selector or _names_nodes(required),
+            error=error,
+            numa=tuple((n, self.amount(n, requests[n])) for n in dict.fromkeys(names) if aligned and n in requests),
+        )
+        rest = raw if shape.dynamic or shape.preferred_nodes or error else b""
+        key = (
+            shape.requests,
+            share,
+            shape.node_selector,
+            _encoder.encode((required, spec.tolerations)),
+            shape.numa,
+            rest,
+        )
+        return self._shapes.setdefault(key, replace(shape, number=len(self._shapes)))
+
+
+_encoder = msgspec.msgpack.Encoder(order="deterministic")

@@ -1,0 +1,158 @@
+"""Topology constraints: which sets of nodes a group of tasks may be placed on together, best first (kai.md 2.9)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from capstan.scheduling.filters import node_reason
+from capstan.scheduling.model import GPU, GPU_COLUMN, Levels, Node, Shape, Task
+from capstan.scheduling.world import World
+
+_NONE: Mapping[int, int] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Where tasks may go: a set of nodes (None: anywhere), ranked by `boost`, known to indexes by `key`."""
+
+    nodes: Sequence[Node] | None = None
+    boost: dict[str, int] = field(default_factory=dict)
+    key: object = None
+
+
+ANYWHERE = Scope()
+
+
+def contradiction(world: World, levels: Levels) -> str:
+    """What is wrong with a constraint itself; empty when nothing is."""
+    known = world.topologies.get(levels.topology)
+    if known is None:
+        return f"topology {levels.topology} does not exist"
+    for level in (levels.required, levels.preferred):
+        if level and level not in known:
+            return f"topology {levels.topology} has no level {level}; its levels are {', '.join(known)}"
+    if levels.required and levels.preferred and known.index(levels.preferred) < known.index(levels.required):
+        return f"the preferred level {levels.preferred} lies above the required level {levels.required}"
+    return ""
+
+
+def scopes(
+    world: World, levels: Levels, tasks: Sequence[Task], active: Iterable[Task], within: Scope
+) -> Iterator[Scope]:
+    """The domains that could hold all `tasks`: from the preferred level up to the required one, tightest first.
+
+    Without a required level the last scope is everything that carries the topology's labels. Tasks that are already
+    placed (`active`) pin the required domain.
+    """
+    labels = world.topologies.get(levels.topology)
+    if labels is None or contradiction(world, levels):
+        return
+    pool = world.nodes.values() if within.nodes is None else within.nodes
+    placed = {task.node.name for task in active if task.node is not None}
+    nodes = [node for node in pool if all(label in node.labels for label in labels)]
+    required = labels.index(levels.required) if levels.required else -1
+    if placed and required >= 0:
+        pinned = {_domain(world.nodes[name], labels, required) for name in placed if name in world.nodes}
+        if len(pinned) == 1:
+            nodes = [node for node in nodes if _domain(node, labels, required) in pinned]
+    lowest = labels.index(levels.preferred) if levels.preferred else required
+    room = _Room(tasks, nodes)
+    for level in range(lowest, max(required, 0) - 1, -1):
+        yield from _ranked(room, nodes, labels, level, lowest, levels, within)
+    if required < 0:
+        boost = _boost(room, nodes, labels, lowest) if lowest >= 0 else {}
+        if room.fits(nodes):
+            yield Scope(nodes, _merged(within.boost, boost), (within.key, levels))
+
+
+def _ranked(
+    room: _Room, nodes: list[Node], labels: Sequence[str], level: int, lowest: int, levels: Levels, within: Scope
+) -> Iterator[Scope]:
+    fitting = [
+        (-room.tightness(members), name, members)
+        for name, members in _domains(nodes, labels, level)
+        if room.fits(members)
+    ]
+    fitting.sort(key=lambda item: item[:2])
+    for _, name, members in fitting:
+        boost = _boost(room, members, labels, lowest) if level < lowest else {}
+        yield Scope(members, _merged(within.boost, boost), (within.key, levels, name))
+
+
+def _boost(room: _Room, nodes: Sequence[Node], labels: Sequence[str], level: int) -> dict[str, int]:
+    """Rank the domains of the preferred level so that the roomiest is filled first and the fewest are used."""
+    ordered = sorted(_domains(nodes, labels, level), key=lambda item: (room.capacity(item[1]), item[0]))
+    return {node.name: rank for rank, (_, members) in enumerate(ordered) for node in members}
+
+
+def _merged(outer: dict[str, int], inner: dict[str, int]) -> dict[str, int]:
+    if not outer:
+        return inner
+    return {name: outer.get(name, 0) * 10_000 + rank for name, rank in inner.items()} if inner else outer
+
+
+def _domain(node: Node, labels: Sequence[str], level: int) -> tuple[str, ...]:
+    return tuple(node.labels.get(label, "") for label in labels[: level + 1])
+
+
+def _domains(nodes: Iterable[Node], labels: Sequence[str], level: int) -> list[tuple[tuple[str, ...], list[Node]]]:
+    found: dict[tuple[str, ...], list[Node]] = {}
+    for node in nodes:
+        found.setdefault(_domain(node, labels, level), []).append(node)
+    return sorted(found.items())
+
+
+class _Room:
+    """How much of the tasks a set of nodes could take, by columns alone."""
+
+    def __init__(self, tasks: Sequence[Task], nodes: Iterable[Node]) -> None:
+        self.tasks = tasks
+        shapes = list({task.shape.number: task.shape for task in tasks}.values())
+        self.uniform = shapes[0] if len(shapes) == 1 else None
+        self.needs: dict[int, int] = {}
+        for task in tasks:
+            for column, amount in task.shape.requests:
+                self.needs[column] = self.needs.get(column, 0) + amount
+        if self.uniform is not None:
+            self.slots = {node.name: slots(self.uniform, node) for node in nodes}
+        else:
+            self.slots = {node.name: int(any(not node_reason(shape, node) for shape in shapes)) for node in nodes}
+
+    def capacity(self, nodes: Iterable[Node]) -> int:
+        if self.uniform is not None:
+            return sum(self.slots[node.name] for node in nodes)
+        return sum(node.later[GPU_COLUMN] for node in nodes)
+
+    def fits(self, nodes: Sequence[Node]) -> bool:
+        if self.uniform is not None:
+            return self.capacity(nodes) >= len(self.tasks)
+        usable = [node for node in nodes if self.slots[node.name]]
+        return all(sum(node.later[column] for node in usable) >= amount for column, amount in self.needs.items())
+
+    def tightness(self, nodes: Sequence[Node]) -> float:
+        """Requested over free; the tightest domain that fits wastes least."""
+        if self.uniform is not None:
+            return len(self.tasks) / max(self.capacity(nodes), 1)
+        column = GPU_COLUMN if GPU_COLUMN in self.needs else 0
+        return self.needs[column] / max(sum(node.later[column] for node in nodes), 1)
+
+
+def slots(shape: Shape, node: Node, freed: Mapping[int, int] = _NONE) -> int:
+    """How many tasks of the shape a node takes by its columns (and shared devices) once terminating pods are gone.
+
+    `freed` adds to the columns what victims would give back.
+    """
+    if node_reason(shape, node):
+        return 0
+    later = node.later
+    most = min((max(0, later[column] + freed.get(column, 0)) // amount for column, amount in shape.requests), default=0)
+    share = shape.share
+    if share is not None and not node.by_claims:
+        portion = share.on(node.gpu_memory)
+        if portion > GPU:
+            return 0
+        parts = sum((GPU - d.used_later) // portion for d in node.devices.values() if d.users_later)
+        parts += max(0, node.later[GPU_COLUMN]) * (GPU // portion)
+        most = min(most, parts // share.devices)
+    return most

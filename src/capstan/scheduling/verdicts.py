@@ -1,0 +1,131 @@
+"""The wording of refusals: every sentence names the bound that decided, in numbers, in units people use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from capstan.scheduling.model import (
+    CPU_COLUMN,
+    GPU,
+    GPU_COLUMN,
+    GPU_RESOURCE,
+    MEMORY_COLUMN,
+    PODS_COLUMN,
+    RESOURCES,
+    UNLIMITED,
+    Gang,
+    Group,
+    Node,
+    Shape,
+    Task,
+)
+from capstan.scheduling.plan import Verdict
+from capstan.scheduling.queues import Exceeded
+from capstan.scheduling.world import World
+
+_NAMES = {"cpu": "CPU cores", "memory": "GB of memory", "gpu": "GPUs"}
+_SCALE = {"cpu": 1000, "memory": 10**9, "gpu": GPU}
+
+
+def amount(value: int, resource: str) -> str:
+    """`79 GPUs`, `1.5 CPU cores`, `4 GB of memory`."""
+    number = value / _SCALE[resource]
+    return f"{number:.6g} {_NAMES[resource]}"
+
+
+def bare(value: int, resource: str) -> str:
+    return "unlimited" if value == UNLIMITED else f"{value / _SCALE[resource]:.6g}"
+
+
+def over_bound(bound: Exceeded) -> str:
+    resource = RESOURCES[bound.resource]
+    kind = "quota" if bound.quota else "limit"
+    held = "non-preemptible jobs hold" if bound.quota else "allocated are"
+    return (
+        f"needs {amount(bound.asked, resource)}, but the {kind} of queue {bound.queue.name} is "
+        f"{bare(bound.bound, resource)} and {held} {bare(bound.used, resource)}"
+    )
+
+
+def bound_details(bound: Exceeded) -> dict[str, object]:
+    resource = RESOURCES[bound.resource]
+    scale = _SCALE[resource]
+    return {
+        "queueDetails": {
+            "name": bound.queue.name,
+            "resource": resource,
+            "requested": bound.asked / scale,
+            "allocated": bound.used / scale,
+            "quota" if bound.quota else "limit": bound.bound / scale,
+        }
+    }
+
+
+def not_ready(gang: Gang) -> str:
+    lacking = _lacking(gang.root)
+    return lacking or "the pod group has fewer pods than it needs"
+
+
+def _lacking(group: Group) -> str:
+    if not group.children:
+        have = len(group.active) + len(group.pending)
+        if have >= group.minimum:
+            return ""
+        where = f"subgroup {group.name} needs" if group.name else "needs"
+        gated = f", {group.gated} more are gated" if group.gated else ""
+        return f"{where} {group.minimum} pods, {have} exist{gated}"
+    return next((text for child in group.children if (text := _lacking(child))), "")
+
+
+def gated(tasks: Sequence[Task]) -> str:
+    first = min(tasks, key=lambda task: task.order)
+    return f"{len(tasks)} pods wait at a gate: {first.blocked}"
+
+
+def no_room(gang: Gang, unit: Sequence[Task], placed: int) -> str:
+    if len(unit) == 1:
+        return f"no node has room for pod {unit[0].name}"
+    return f"needs {len(unit)} pods at once, room was found for {placed}"
+
+
+def short_of(world: World, shape: Shape, node: Node) -> str:
+    """The first resource of which a node has too little for the shape."""
+    for column, wanted in sorted(shape.requests, key=lambda pair: -pair[0]):
+        if node.capacity[column] < wanted:
+            return f"has fewer {_column(world, column)} than one pod asks for"
+        if min(node.idle[column], node.later[column]) < wanted:
+            return f"insufficient {_column(world, column)}"
+    if shape.share is not None and not node.by_claims:
+        portion = shape.share.on(node.gpu_memory)
+        if portion > GPU:
+            return "GPUs are smaller than the share"
+        free = max(0, node.later[GPU_COLUMN]) + sum(
+            GPU - d.used_later >= portion for d in node.devices.values() if d.users_later
+        )
+        if free < shape.share.devices:
+            return "insufficient room on shared GPUs"
+    return ""
+
+
+def _column(world: World, column: int) -> str:
+    if column == GPU_COLUMN:
+        return f"GPUs ({GPU_RESOURCE})"
+    return {CPU_COLUMN: "CPU", MEMORY_COLUMN: "memory", PODS_COLUMN: "pod slots"}.get(column) or world.shapes.resource(
+        column
+    )
+
+
+def verdict(gang: Gang, reason: str, message: str, details: Mapping[str, object], nodes: Mapping[str, int]) -> Verdict:
+    if nodes:
+        message += " (" + ", ".join(f"{count} nodes: {text}" for text, count in nodes.items()) + ")"
+    waiting = [task for leaf in gang.root.leaves() for _, task in leaf.pending]
+    names = tuple(task.name for task in sorted(waiting, key=lambda task: task.order))
+    return Verdict(
+        namespace=gang.namespace,
+        group="" if gang.implicit else gang.name,
+        reason=reason,
+        message=message,
+        details=dict(details),
+        nodes=dict(nodes),
+        pods=names,
+    )

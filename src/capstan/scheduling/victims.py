@@ -1,0 +1,273 @@
+"""Who would have to make room, in which order, and whether fairness allows it (kai.md 2.2, 2.6, 2.7).
+
+Victims come one unit at a time (`gangs.shrink`), from the queue that is most over its share and there from the least
+important, newest gang. `Fairness` admits a unit only while its queue may still lose something, so that any prefix of
+the admitted victims is a fair set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from itertools import groupby
+from typing import Literal
+
+from capstan.scheduling.gangs import shrink
+from capstan.scheduling.model import NOTHING, UNLIMITED, Amounts, Gang, Queue, Task
+from capstan.scheduling.order import demand_of
+from capstan.scheduling.policy import Policy
+from capstan.scheduling.queues import queue_key
+from capstan.scheduling.world import World
+
+Allowed = Literal["all", "surplus", "none"]
+Answer = Literal["take", "skip", "exhausted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """A unit that a gang could give up."""
+
+    gang: Gang
+    tasks: list[Task]
+    surplus: bool
+    amounts: Amounts
+
+
+def victims_of(queue: Queue, allowed: Callable[[Gang], Allowed]) -> Iterator[Victim]:
+    """The units of a leaf queue: lowest priority first, there surplus before cores, newest first."""
+    for _, group in groupby(reversed(queue.active), key=lambda entry: entry[1].priority):
+        cores: list[Victim] = []
+        gangs = [(gang, verdict) for _, gang in group if (verdict := allowed(gang)) != "none"]
+        for gang, verdict in gangs:
+            if gang.root.minimum >= gang.active and not gang.root.children:
+                if verdict == "all":
+                    tasks = [task for _, task in gang.root.active]
+                    cores.append(Victim(gang, tasks, False, demand_of(tasks)))
+                continue
+            for tasks, surplus in shrink(gang):
+                unit = Victim(gang, tasks, surplus, demand_of(tasks))
+                if surplus:
+                    yield unit
+                elif verdict == "all":
+                    cores.append(unit)
+        yield from cores
+
+
+class VictimOrder:
+    """Merges the victims of many leaf queues: always from the queue that comes last in scheduling order."""
+
+    def __init__(
+        self,
+        world: World,
+        leaves: Iterable[Queue],
+        allowed: Callable[[Gang], Allowed],
+        admit: Callable[[Victim], Answer],
+    ) -> None:
+        self._total = world.total
+        self._admit = admit
+        self._removed: dict[str, list[int]] = {}
+        self._next: dict[str, Victim] = {}
+        self._streams: dict[str, Iterator[Victim]] = {}
+        self._below: dict[str, list[tuple[tuple[float, ...], int, Queue]]] = {}
+        self._queues: dict[str, Queue] = {}
+        for leaf in leaves:
+            stream = victims_of(leaf, allowed)
+            first = next(stream, None)
+            if first is not None:
+                self._streams[leaf.name], self._next[leaf.name] = stream, first
+                self._hang(leaf)
+        for queue in sorted(self._queues.values(), key=lambda queue: -queue.depth):
+            self._below.setdefault(_parent(queue), []).append((NONE, -queue.rank, queue))
+        for siblings in self._below.values():
+            if len(siblings) > 1:
+                siblings[:] = [(self._key(queue), rank, queue) for _, rank, queue in siblings]
+                heapify(siblings)
+
+    def _hang(self, queue: Queue | None) -> None:
+        while queue is not None and queue.name not in self._queues:
+            self._queues[queue.name] = queue
+            self._removed[queue.name] = [0, 0, 0]
+            queue = queue.parent
+
+    def _key(self, queue: Queue) -> tuple[float, ...]:
+        a = self._removed[queue.name]
+        leaf = queue
+        while self._below.get(leaf.name):
+            leaf = self._below[leaf.name][0][2]
+        top = self._next[leaf.name].amounts if leaf.name in self._next else NOTHING
+        removed = (a[0] + top[0], a[1] + top[1], a[2] + top[2])
+        return tuple(-float(part) for part in queue_key(queue, NOTHING, removed, self._total))
+
+    def __iter__(self) -> Iterator[Victim]:
+        """Admitted victims. A queue whose victims are exhausted for good is not asked again."""
+        while self._below.get(""):
+            leaf = self._below[""][0][2]
+            while self._below.get(leaf.name):
+                leaf = self._below[leaf.name][0][2]
+            victim = self._next[leaf.name]
+            answer = self._admit(victim)
+            following = None if answer == "exhausted" else next(self._streams[leaf.name], None)
+            if following is None:
+                del self._next[leaf.name]
+            else:
+                self._next[leaf.name] = following
+            self._advance(leaf, victim.amounts if answer == "take" else NOTHING)
+            if answer == "take":
+                yield victim
+
+    def _advance(self, leaf: Queue, amounts: Amounts) -> None:
+        queue: Queue | None = leaf
+        while queue is not None:
+            removed = self._removed[queue.name]
+            for i in range(3):
+                removed[i] += amounts[i]
+            siblings = self._below[_parent(queue)]
+            _, rank, top = heappop(siblings)
+            assert top is queue
+            if queue.name in self._next or self._below.get(queue.name):
+                heappush(siblings, (self._key(queue) if siblings else NONE, rank, queue))
+            queue = queue.parent
+
+
+NONE: tuple[float, ...] = ()
+
+
+def _parent(queue: Queue) -> str:
+    return queue.parent.name if queue.parent is not None else ""
+
+
+# -- protection ----------------------------------------------------------------------------------------------------
+
+
+def _runtime(gang: Gang, now: float) -> float:
+    return float("inf") if gang.last_start is None else now - gang.last_start
+
+
+def preempt_protection(gang: Gang, policy: Policy, now: float) -> bool:
+    """Whether its minimum run time protects the gang's core from preemption: the first value, leaf to root."""
+    queue = gang.queue
+    while queue is not None:
+        if queue.preempt_min_runtime is not None:
+            return _runtime(gang, now) < queue.preempt_min_runtime
+        queue = queue.parent
+    return _runtime(gang, now) < policy.preempt_min_runtime
+
+
+def reclaim_protection(gang: Gang, reclaimer: Queue, policy: Policy, now: float) -> bool:
+    """As `preempt_protection`, for reclaim: from the queue below the lowest common ancestor (or the leaf) upwards."""
+    assert gang.queue is not None
+    queue: Queue | None = gang.queue
+    if policy.reclaim_min_runtime_method == "lca":
+        queue = levelled(reclaimer, gang.queue)[1]
+    while queue is not None:
+        if queue.reclaim_min_runtime is not None:
+            return _runtime(gang, now) < queue.reclaim_min_runtime
+        queue = queue.parent
+    return _runtime(gang, now) < policy.reclaim_min_runtime
+
+
+def levelled(left: Queue, right: Queue) -> tuple[Queue, Queue]:
+    """The first ancestors, from the root down, in which the paths of two queues differ."""
+    pair = (left, right)
+    for a, b in zip(reversed(left.path()), reversed(right.path()), strict=False):
+        pair = (a, b)
+        if a is not b:
+            break
+    return pair
+
+
+# -- fairness ------------------------------------------------------------------------------------------------------
+
+
+class Fairness:
+    """What reclaim may take (kai.md 2.6), kept up to date while victims are added one after another."""
+
+    def __init__(self, reclaimer: Queue, demand: Amounts, multiplier: float) -> None:
+        self.reclaimer, self.demand, self.multiplier = reclaimer, demand, multiplier
+        self.left: dict[str, list[int]] = {}
+        """What the queues that lose something would have left."""
+        self.involved: dict[str, set[int]] = {}
+        self._queues: dict[str, Queue] = {}
+        self._wanted = {i for i in range(3) if demand[i] > 0}
+
+    def may_reclaim(self, *, preemptible: bool) -> bool:
+        """Whether the reclaimer stays within its fair share, and within its quota if it cannot be preempted."""
+        queue, demand = self.reclaimer, self.demand
+        if any(queue.allocated[i] + demand[i] > queue.entitled[i] for i in range(3) if demand[i]):
+            return False
+        return preemptible or _within(queue.fixed, demand, queue.quota)
+
+    def candidate(self, leaf: Queue) -> bool:
+        """Whether the queue can lose anything at all."""
+        ours, theirs = levelled(self.reclaimer, leaf)
+        if not _within(ours.allocated, self.demand, ours.quota):
+            return _exceeds(theirs.allocated, theirs.share)
+        under = False
+        for i in self._wanted:
+            quota = theirs.quota[i]
+            if quota == UNLIMITED:
+                continue
+            if theirs.allocated[i] > quota:
+                return True
+            under = under or theirs.allocated[i] < quota
+        return not under
+
+    def admit(self, victim: Victim) -> Answer:
+        """Count the victim in if its queue may lose it: before it, the queue has more than it is entitled to."""
+        leaf = victim.gang.queue
+        assert leaf is not None
+        ours, theirs = levelled(self.reclaimer, leaf)
+        left = self.left.get(theirs.name, theirs.allocated)
+        guaranteed = _within(ours.allocated, self.demand, ours.quota) and _exceeds(left, theirs.quota)
+        if not guaranteed and not _exceeds(left, theirs.share):
+            return "exhausted"
+        saved = {q.name: (list(self.left[q.name]) if q.name in self.left else None) for q in leaf.path()}
+        saved_involved = {q.name: set(self.involved.get(q.name, ())) for q in leaf.path()}
+        for queue in leaf.path():
+            self._queues[queue.name] = queue
+            rest = self.left.setdefault(queue.name, list(queue.allocated))
+            for i in range(3):
+                rest[i] -= victim.amounts[i]
+                if victim.amounts[i] > 0:
+                    self.involved.setdefault(queue.name, set()).add(i)
+        if self._balanced():
+            return "take"
+        for name, rest_before in saved.items():
+            if rest_before is None:
+                del self.left[name]
+            else:
+                self.left[name] = rest_before
+            self.involved[name] = saved_involved[name]
+        return "skip"
+
+    def _balanced(self) -> bool:
+        """No queue on the reclaimer's path ends up fuller, relative to its fair share, than a sibling that lost."""
+        queue: Queue | None = self.reclaimer
+        while queue is not None:
+            have = self.left.get(queue.name, queue.allocated)
+            for name, rest in self.left.items():
+                sibling = self._queues[name]
+                if sibling.parent is not queue.parent or sibling is queue:
+                    continue
+                for i in self.involved[name] | self._wanted:
+                    ratio = _ratio(have[i] + self.demand[i], queue.entitled[i])
+                    saturated = ratio * self.multiplier >= _ratio(rest[i], sibling.entitled[i])
+                    if ratio > 1 and sibling.entitled[i] > 0 and saturated:
+                        return False
+            queue = queue.parent
+        return True
+
+
+def _within(allocated: list[int], demand: Amounts, bound: Amounts) -> bool:
+    return all(bound[i] == UNLIMITED or allocated[i] + demand[i] <= bound[i] for i in range(3))
+
+
+def _exceeds(allocated: list[int], bound: Amounts | list[int]) -> bool:
+    return any(bound[i] != UNLIMITED and allocated[i] > bound[i] for i in range(3))
+
+
+def _ratio(allocated: int, fair: int) -> float:
+    if fair == 0:
+        return float("inf") if allocated > 0 else 0.0
+    return allocated / fair

@@ -1,0 +1,273 @@
+"""Scenario files: a small cluster, what waits in it, and what one or more scheduling cycles must make of it.
+
+`load` reads the files strictly: an unknown key is an error that names its place. `capstan.simulate.run` plays a
+scenario. The format is documented in docs/scheduling.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+import yaml
+
+from capstan.scheduling import Policy, durations
+from capstan.scheduling.policy import ACTIONS
+
+Amount = str | int | float
+State = Literal[
+    "Pending",
+    "Gated",
+    "Allocated",
+    "Pipelined",
+    "Binding",
+    "Bound",
+    "Running",
+    "Releasing",
+    "Succeeded",
+    "Failed",
+    "StuckInReleasing",
+]
+PLACED: frozenset[str] = frozenset({"Allocated", "Binding", "Bound", "Running", "Releasing", "StuckInReleasing"})
+
+
+class Strict(msgspec.Struct, rename="camel", forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """Base of everything in a scenario file."""
+
+
+class PlacementSettings(Strict):
+    gpu: Literal["binpack", "spread"] = "binpack"
+    cpu: Literal["binpack", "spread"] = "binpack"
+    shared_gpu: Literal["binpack", "spread"] | None = msgspec.field(default=None, name="sharedGpu")
+
+
+class Settings(Strict):
+    placement: PlacementSettings = msgspec.field(default_factory=PlacementSettings)
+    max_consolidation_victims: int = 16
+    reclaim_may_consolidate: bool = True
+    stale_grace: str = "60s"
+
+
+class Mig(Strict):
+    strategy: Literal["none", "single", "mixed"] = "mixed"
+    instances: dict[str, int] = {}
+
+
+class Numa(Strict):
+    policy: Literal["none", "best-effort", "restricted", "single-numa-node"] = "none"
+    scope: Literal["container", "pod"] = "container"
+    zones: list[dict[str, Amount]] = []
+
+
+class NodeSetup(Strict):
+    cpu: Amount = 0
+    memory: Amount = 0
+    pods: int = 110
+    gpus: int = 0
+    gpu_memory: int = 0
+    mig: Mig | None = None
+    labels: dict[str, str] = {}
+    taints: list[dict[str, str]] = []
+    numa: Numa | None = None
+
+
+class TopologySetup(Strict):
+    name: str
+    levels: list[str]
+
+
+class Bound(Strict):
+    quota: float = -1
+    limit: float = -1
+    weight: float = 1
+
+
+class QueueSetup(Strict):
+    name: str
+    parent: str | None = None
+    priority: int = 100
+    gpu: Bound = msgspec.field(default_factory=Bound)
+    cpu: Bound = msgspec.field(default_factory=Bound)
+    memory: Bound = msgspec.field(default_factory=Bound)
+    preempt_min_runtime: str | None = None
+    reclaim_min_runtime: str | None = None
+
+
+class Constraint(Strict):
+    name: str
+    required: str = ""
+    preferred: str = ""
+
+
+class Request(Strict):
+    cpu: Amount = 0
+    memory: Amount = 0
+    gpus: int = 0
+    gpu_fraction: float | None = None
+    gpu_memory: int | None = None
+    gpu_devices: int | None = None
+    mig: dict[str, int] = {}
+    best_effort: bool = False
+
+
+class SubGroupSetup(Strict):
+    name: str
+    parent: str | None = None
+    min_member: int | None = None
+    min_sub_group: int | None = None
+    topology: Constraint | None = None
+
+
+class TaskSetup(Strict):
+    state: State = "Pending"
+    name: str = ""
+    node: str | None = None
+    gpu_groups: list[str] = []
+    subgroup: str = ""
+    priority: int | None = None
+    node_affinity: list[str] = []
+    pod_affinity: dict[str, Any] | None = None
+    pod_anti_affinity: dict[str, Any] | None = None
+    numa: dict[str, dict[str, Amount]] = {}
+    labels: dict[str, str] = {}
+    request: Request | None = None
+    claims: list[str] = []
+    claim_templates: list[str] = []
+
+
+class JobSetup(Strict):
+    name: str
+    queue: str
+    tasks: list[TaskSetup]
+    namespace: str = "default"
+    priority: int = 50
+    preemptible: bool | None = None
+    age: float | None = None
+    running_for: str | None = None
+    preemption_delay: str | None = None
+    stale_since: str | None = None
+    stale_grace: str | None = None
+    qos: Literal["Guaranteed", "Burstable", "BestEffort"] = "Burstable"
+    request: Request = msgspec.field(default_factory=Request)
+    min_member: int | None = None
+    topology: Constraint | None = None
+    min_sub_group: int | None = None
+    subgroups: list[SubGroupSetup] = []
+    on_evict: Literal["recreate", "delete", "stay"] = "recreate"
+
+
+class Dra(Strict):
+    device_classes: list[dict[str, Any]] = []
+    resource_slices: list[dict[str, Any]] = []
+    resource_claims: list[dict[str, Any]] = []
+    resource_claim_templates: list[dict[str, Any]] = []
+
+
+class Outcome(Strict):
+    status: str | None = None
+    node: str | None = None
+    gpus: float | None = None
+    gpu_groups: list[str] | None = None
+    numa_zones: list[str] | None = None
+
+
+class NodeOutcome(Strict):
+    idle_gpus: float | None = msgspec.field(default=None, name="idleGPUs")
+    releasing_gpus: float | None = msgspec.field(default=None, name="releasingGPUs")
+    numa_free: dict[str, dict[str, Amount]] = {}
+
+
+class Bounds(Strict):
+    binds: int | None = None
+    evictions: int | None = None
+    pipelined: int | None = None
+
+
+class Expect(Strict):
+    jobs: dict[str, Outcome] = {}
+    tasks: dict[str, Outcome] = {}
+    nodes: dict[str, NodeOutcome] = {}
+    at_most: Bounds = msgspec.field(default_factory=Bounds)
+    errors: dict[str, str] = {}
+
+
+class Scenario(Strict):
+    name: str
+    nodes: dict[str, NodeSetup]
+    queues: list[QueueSetup]
+    jobs: list[JobSetup]
+    expect: Expect
+    source: str = ""
+    actions: list[str] = msgspec.field(default_factory=lambda: list(ACTIONS))
+    rounds: int = 1
+    stable_rounds: int = 0
+    settings: Settings = msgspec.field(default_factory=Settings)
+    topologies: list[TopologySetup] = []
+    dra: Dra | None = None
+
+    def policy(self) -> Policy:
+        """The engine settings that the scenario asks for. Raises ValueError for a malformed duration."""
+        settings, placement = self.settings, self.settings.placement
+        return Policy(
+            actions=tuple(self.actions),
+            gpu_placement=placement.gpu,
+            cpu_placement=placement.cpu,
+            shared_gpu_placement=placement.shared_gpu,
+            max_consolidation_victims=settings.max_consolidation_victims,
+            reclaim_may_consolidate=settings.reclaim_may_consolidate,
+            stale_grace=durations.seconds(settings.stale_grace),
+        )
+
+
+class InvalidScenario(ValueError):
+    """A scenario file that cannot be understood; the message names the scenario and the field."""
+
+
+def load(text: str) -> list[Scenario]:
+    """All scenarios of a file: YAML or JSON, one mapping, a list, or several YAML documents. Raises InvalidScenario."""
+    try:
+        documents = list(yaml.load_all(text, Loader=_LOADER))
+    except yaml.YAMLError as malformed:
+        raise InvalidScenario(f"not YAML: {malformed}") from malformed
+    found: list[Scenario] = []
+    for document in documents:
+        for entry in document if isinstance(document, list) else [document]:
+            if entry is None:
+                continue
+            name = entry.get("name", "?") if isinstance(entry, dict) else "?"
+            try:
+                scenario = msgspec.convert(entry, Scenario)
+            except msgspec.ValidationError as wrong:
+                raise InvalidScenario(f"scenario {name!r}: {wrong}") from wrong
+            found.append(scenario)
+    for scenario in found:
+        _check(scenario)
+    return found
+
+
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def _check(scenario: Scenario) -> None:
+    """Names that point nowhere are mistakes of the file, not behaviour to test."""
+    queues = {queue.name for queue in scenario.queues}
+    tasks = {name for job in scenario.jobs for name in task_names(job)}
+    problems = [
+        f"job {job.name} is in the unknown queue {job.queue}" for job in scenario.jobs if job.queue not in queues
+    ]
+    for job in scenario.jobs:
+        for name, task in zip(task_names(job), job.tasks, strict=True):
+            if task.node is not None and task.node not in scenario.nodes:
+                problems.append(f"task {name} is on the unknown node {task.node}")
+            if task.state in PLACED and task.node is None:
+                problems.append(f"task {name} is {task.state} and needs a node")
+    jobs = {job.name for job in scenario.jobs}
+    problems += [f"expect names the unknown job {name}" for name in scenario.expect.jobs if name not in jobs]
+    problems += [f"expect names the unknown task {name}" for name in scenario.expect.tasks if name not in tasks]
+    problems += [f"unknown action {name}" for name in scenario.actions if name not in ACTIONS]
+    if problems:
+        raise InvalidScenario(f"scenario {scenario.name!r}: {problems[0]}")
+
+
+def task_names(job: JobSetup) -> list[str]:
+    return [task.name or f"{job.name}-{i}" for i, task in enumerate(job.tasks)]
