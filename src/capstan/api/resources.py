@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from capstan.api import apps, batch, coordination, core, policy, rbac, resource, scheduling
+from capstan.api import apps, batch, coordination, core, platform, policy, rbac, resource, scheduling
 
 T = TypeVar("T")
 
@@ -92,3 +92,11 @@ QUEUES = _of("scheduling.run.ai/v2", "queues", scheduling.Queue, namespaced=Fals
 POD_GROUPS = _of("scheduling.run.ai/v2alpha2", "podgroups", scheduling.PodGroup)
 BIND_REQUESTS = _of("scheduling.run.ai/v1alpha2", "bindrequests", scheduling.BindRequest)
 TOPOLOGIES = _of("kai.scheduler/v1alpha1", "topologies", scheduling.Topology, namespaced=False)
+
+BLUEPRINTS = _of("platform.capstan.dev/v1alpha1", "blueprints", platform.Blueprint, namespaced=False)
+BLUEPRINT_VERSIONS = _of(
+    "platform.capstan.dev/v1alpha1", "blueprintversions", platform.BlueprintVersion, namespaced=False
+)
+CLUSTERS = _of("platform.capstan.dev/v1alpha1", "clusters", platform.Cluster, namespaced=False)
+ROLLOUTS = _of("platform.capstan.dev/v1alpha1", "rollouts", platform.Rollout, namespaced=False)
+TENANTS = _of("platform.capstan.dev/v1alpha1", "tenants", platform.Tenant, namespaced=False)

@@ -1,0 +1,85 @@
+"""`queues`: the tree of KAI queues."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from capstan.blueprints.components.values import InvalidValues, Manifest, Values, manifest
+
+
+class Bound(Values):
+    """Units as in KAI: GPUs, millicores, megabytes; -1 is unlimited."""
+
+    quota: float = 0
+    limit: float = -1
+    weight: float = 1
+
+
+class Queue(Values):
+    parent: str = ""
+    priority: int | None = None
+    display_name: str = ""
+    gpu: Bound = msgspec.field(default_factory=Bound)
+    cpu: Bound = msgspec.field(default_factory=Bound)
+    memory: Bound = msgspec.field(default_factory=Bound)
+    gpu_types: dict[str, Bound] = {}
+    preempt_min_runtime: str = ""
+    reclaim_min_runtime: str = ""
+
+
+class Queues(Values):
+    queues: dict[str, Queue]
+    existing: list[str] = []
+    """Queues that others manage and that may be parents here."""
+
+
+def render(values: Queues) -> list[Manifest]:
+    for name, queue in values.queues.items():
+        _check_parent(name, queue, values)
+        for kind, bound in (("gpu", queue.gpu), ("cpu", queue.cpu), ("memory", queue.memory)):
+            if -1 < bound.limit < bound.quota:
+                message = f"the limit {bound.limit:g} is below the quota {bound.quota:g}"
+                raise InvalidValues(f"queues.{name}.{kind}.limit", message, "raise the limit, or use -1 for none")
+    return [_queue(name, queue) for name, queue in values.queues.items()]
+
+
+def _check_parent(name: str, queue: Queue, values: Queues) -> None:
+    seen = [name]
+    parent = queue.parent
+    while parent and parent not in values.existing:
+        if parent not in values.queues:
+            hint = "add it, or list it under existing when others manage it"
+            raise InvalidValues(f"queues.{seen[-1]}.parent", f"the parent queue {parent!r} is missing", hint)
+        if parent in seen:
+            cycle = " -> ".join([*seen[seen.index(parent) :], parent])
+            raise InvalidValues(f"queues.{name}.parent", f"queues form a cycle: {cycle}")
+        seen.append(parent)
+        parent = values.queues[parent].parent
+
+
+def _queue(name: str, queue: Queue) -> Manifest:
+    resources: dict[str, Any] = {
+        kind: _bound(bound) for kind, bound in (("gpu", queue.gpu), ("cpu", queue.cpu), ("memory", queue.memory))
+    }
+    if queue.gpu_types:
+        resources["gpuTypes"] = {product: _bound(bound) for product, bound in queue.gpu_types.items()}
+    optional = {
+        "parentQueue": queue.parent,
+        "displayName": queue.display_name,
+        "priority": queue.priority,
+        "preemptMinRuntime": queue.preempt_min_runtime,
+        "reclaimMinRuntime": queue.reclaim_min_runtime,
+    }
+    stated = {field: value for field, value in optional.items() if value not in ("", None)}
+    spec: dict[str, Any] = {"resources": resources, **stated}
+    return manifest("scheduling.run.ai/v2", "Queue", name, spec=spec)
+
+
+def _bound(bound: Bound) -> dict[str, float]:
+    return {"quota": _number(bound.quota), "limit": _number(bound.limit), "overQuotaWeight": _number(bound.weight)}
+
+
+def _number(value: float) -> float:
+    return int(value) if value == int(value) else value
