@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from capstan.scheduling import verdicts
+from capstan.scheduling.filters import dynamic_reason, needs_company
 from capstan.scheduling.gangs import next_unit
 from capstan.scheduling.model import (
     GPU,
@@ -36,9 +37,12 @@ from capstan.scheduling.victims import (
     reclaim_protection,
     victims_of,
 )
+from capstan.scheduling.world import World
 
 _NODE_TRIES = 64
 """Consolidation tries so many single nodes to empty for a pod before it combines several."""
+_ANY = 1 << 40
+"""`-1 % _ANY` is a bound that nothing reaches."""
 
 
 def reclaim(session: Session) -> None:
@@ -178,26 +182,72 @@ def _consolidate_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refu
     portions = sum(GPU - d.used_later for n in world.nodes.values() for d in n.devices.values() if d.users_later)
     if demand_of(unit)[2] > free * GPU + portions or needed > free + portions // GPU:
         return Refusal("", "")
-    most = session.policy.max_consolidation_victims
+    for chosen in _movable(session, gang, unit):
+        if _Solver(session, gang, unit, "consolidate", replace=True, every=True).solve(chosen):
+            return None
+    return Refusal("", "")
+
+
+def _movable(session: Session, gang: Gang, unit: Sequence[Task]) -> Iterator[list[Victim]]:
+    """Sets of victims worth trying, each in order: for a single pod those of one node, then those of several nodes.
+
+    On a node the victims are taken in victim order until one more pod of the unit would fit there.
+    """
+    world, most = session.world, session.policy.max_consolidation_victims
+    shape = max((task.shape for task in unit), key=lambda shape: (shape.quota[2], shape.quota[0]))
 
     def allowed(victim: Gang) -> Allowed:
         return "all" if victim.preemptible and victim is not gang else "none"
 
-    units = list(VictimOrder(world, _leaves(world.queues.values()), allowed, lambda victim: "take"))
     by_node: dict[str, list[Victim]] = {}
-    for victim in units:
-        for name in {task.node.name for task in victim.tasks if task.node is not None}:
-            by_node.setdefault(name, []).append(victim)
-    nodes = sorted(by_node, key=lambda name: (-world.nodes[name].later[GPU_COLUMN], name))
-    if len(unit) == 1:
-        for name in nodes[:_NODE_TRIES]:
-            if _Solver(session, gang, unit, "consolidate", replace=True, every=True, most=most).solve(by_node[name]):
-                return None
-    seen: set[int] = set()
-    joined = [v for name in nodes for v in by_node[name] if not (id(v) in seen or seen.add(id(v)))]  # type: ignore[func-returns-value]
-    if _Solver(session, gang, unit, "consolidate", replace=True, every=True, most=most).solve(joined):
-        return None
-    return Refusal("", "")
+    ready: list[str] = []
+    tries = 0
+    for victim in VictimOrder(world, _leaves(world.queues.values()), allowed, lambda victim: "take"):
+        for name in sorted({task.node.name for task in victim.tasks if task.node is not None}):
+            chosen = by_node.setdefault(name, [])
+            if name in ready:
+                continue
+            chosen.append(victim)
+            if not shape.share and slots(shape, world.nodes[name], _given_back(chosen, name)) <= _slots_now(
+                world, shape, name
+            ):
+                continue
+            ready.append(name)
+            if len(unit) == 1 and _pods(chosen) <= most % _ANY and tries < _NODE_TRIES:
+                tries += 1
+                yield chosen
+    joined: dict[int, Victim] = {}
+    for name in sorted(ready, key=lambda name: (_pods(by_node[name]), ready.index(name))):
+        joined |= {id(victim): victim for victim in by_node[name]}
+    if len(ready) > 1:
+        limited, pods = [], 0
+        for victim in joined.values():
+            pods += len(victim.tasks)
+            if pods > most % _ANY:
+                break
+            limited.append(victim)
+        yield limited
+
+
+def _pods(victims: Iterable[Victim]) -> int:
+    return sum(len(victim.tasks) for victim in victims)
+
+
+def _slots_now(world: World, shape: Shape, name: str) -> int:
+    return slots(shape, world.nodes[name])
+
+
+def _given_back(victims: Iterable[Victim], name: str) -> dict[int, int]:
+    """What the victims hold on a node, by column."""
+    freed: dict[int, int] = {}
+    for victim in victims:
+        for task in victim.tasks:
+            if task.node is not None and task.node.name == name:
+                for column, amount in task.shape.requests:
+                    freed[column] = freed.get(column, 0) + amount
+                if task.devices:
+                    freed[GPU_COLUMN] = freed.get(GPU_COLUMN, 0) + len(task.devices)
+    return freed
 
 
 # -- the solver ----------------------------------------------------------------------------------------------------
@@ -207,7 +257,7 @@ class _Solver:
     """Finds the smallest prefix of victims that lets the unit start, and carries it out in the World.
 
     `replace`: try to give victims another place; `every`: all of them must get one; `judge`: the last word on those
-    that do not; `most`: no more victim pods than that (-1: any number).
+    that do not.
     """
 
     def __init__(
@@ -219,20 +269,19 @@ class _Solver:
         *,
         replace: bool,
         every: bool = False,
-        most: int = -1,
         judge: Callable[[list[Victim]], bool] | None = None,
     ) -> None:
         self.session, self.gang, self.unit, self.action = session, gang, unit, action
-        self.replace, self.every, self.most, self.judge = replace, every, most, judge
+        self.replace, self.every, self.judge = replace, every, judge
         self.taken: list[Victim] = []
         self.room = _Bound(session, unit)
         self._lost: list[Victim] = []
+        self._was: dict[str, tuple[Status, Node | None, tuple[str, ...], tuple[str, ...]]] = {}
 
     def solve(self, victims: Iterable[Victim]) -> bool:
         """Try; on success the World holds the outcome, on failure it is as before."""
         stream = iter(victims)
         taken = self.taken
-        pods = 0
         failed_at = 0
         step = 1
         open_ = True
@@ -240,11 +289,10 @@ class _Solver:
             wanted = len(taken) + step if self.room.enough() and taken else len(taken) + 1
             while len(taken) < wanted or not self.room.enough():
                 victim = next(stream, None)
-                if victim is None or (self.most >= 0 and pods + len(victim.tasks) > self.most):
+                if victim is None:
                     open_ = False
                     break
                 taken.append(victim)
-                pods += len(victim.tasks)
                 self.room.add(victim)
             if len(taken) == failed_at or not taken or not self.room.enough():
                 return False
@@ -274,19 +322,52 @@ class _Solver:
     def _simulate(self, count: int) -> bool:
         """Evict the first `count` victims and place the unit; with conditions on the victims, those too."""
         session = self.session
+        self._was.clear()
         for victim in self.taken[:count]:
             for task in victim.tasks:
-                session.world.move(task, Status.RELEASING, task.node, task.devices, zones=task.zones)
+                self._was[task.uid] = (task.status, task.node, task.devices, task.zones)
+                self._evict(task)
+        if self.every:
+            return self._rearrange(count)
         if exceeded(self.gang, demand_of(self.unit)) is not None:
             return False
         if not session.place(self.gang, self.unit, later=True):
             return False
-        if not self.every and self.judge is None:
+        if self.judge is None:
             return True
         self._lost = self._spare(count)
-        if self.every and self._lost:
-            return False
-        return self.judge is None or self.judge(self._lost)
+        return self.judge(self._lost)
+
+    def _evict(self, task: Task) -> None:
+        """End a task; one that was only placed in this cycle simply goes back to waiting."""
+        world = self.session.world
+        if task.status == Status.ALLOCATED:
+            world.move(task, Status.PENDING, None)
+        elif self.every and task.node is not None:
+            world.move(task, Status.PENDING, None, leaving=(task.node, task.devices))
+        else:
+            world.move(task, Status.RELEASING, task.node, task.devices, zones=task.zones)
+
+    def _rearrange(self, count: int) -> bool:
+        """Place the winner and all victims in queue order, as if none had a place yet; all have to get one."""
+        session, world = self.session, self.session.world
+        victims = [task for victim in self.taken[:count] for task in victim.tasks]
+        gangs = {gang.key: gang for gang in (self.gang, *(victim.gang for victim in self.taken[:count]))}
+        order = JobOrder(world, gangs.values())
+        while (gang := order.pop()) is not None:
+            unit = list(self.unit) if gang is self.gang else next_unit(gang)
+            if not unit or exceeded(gang, demand_of(unit)) is not None or not session.place(gang, unit, later=True):
+                return False
+            for task in unit:
+                if task.leaving is not None and task.leaving == (task.node, task.devices):
+                    self._put_back(task)
+            unplaced = gang is not self.gang and any(t.gang is gang and t.node is None for t in victims)
+            order.done(gang if unplaced else None)
+        return all(task.node is not None for task in victims)
+
+    def _put_back(self, task: Task) -> None:
+        status, node, devices, zones = self._was[task.uid]
+        self.session.world.move(task, status, node, devices, zones=zones)
 
     def _commit(self, count: int) -> bool:
         session = self.session
@@ -303,6 +384,8 @@ class _Solver:
             for task in victim.tasks:
                 if task.status == Status.RELEASING or task.leaving is not None:
                     session.evicted[task.uid] = (task, self.action, f"{self.gang.namespace}/{winner}", reason)
+                elif task.status == Status.PENDING:
+                    session.refuse(victim.gang, Refusal("PodSchedulingErrors", f"gave way: {reason}"))
         return True
 
     def _spare(self, count: int) -> list[Victim]:
@@ -328,15 +411,12 @@ class _Solver:
             return False
         mark = world.mark()
         for task in victim.tasks:
-            if not _still_free(world.is_drained(task.node) if task.node else False, task):
+            _, node, devices, zones = self._was[task.uid]
+            if node is None or not _still_free(world, task, node, devices, zones):
                 world.rollback(mark)
                 return False
-            world.move(task, self._status_of(task), task.node, task.devices, zones=task.zones)
+            self._put_back(task)
         return True
-
-    def _status_of(self, task: Task) -> Status:
-        """What the task was before this cycle: in flight, bound or running."""
-        return Status.BINDING if task.uid in self.session.world.binds else task.phase
 
     def _move(self, victim: Victim) -> bool:
         session = self.session
@@ -373,29 +453,31 @@ class _Solver:
         return Refusal("PodSchedulingErrors", text, details, before.task if before is not None else None)
 
 
-def _still_free(drained: bool, task: Task) -> bool:
+def _still_free(world: World, task: Task, node: Node, devices: tuple[str, ...], zones: tuple[str, ...]) -> bool:
     """Whether a victim's old place was not given away."""
-    node = task.node
-    if node is None or (drained and (task.claims or task.implied is not None)):
+    if world.is_drained(node) and (task.claims or task.implied is not None):
         return False
     for column, amount in task.shape.requests:
         if node.later[column] < amount:
             return False
-    if task.devices and task.shape.share is not None:
+    if devices and task.shape.share is not None:
         portion = task.shape.share.on(node.gpu_memory)
         fresh = 0
-        for name in task.devices:
+        for name in devices:
             device = node.devices.get(name)
-            if device is None or device.used_later + portion > GPU:
+            if device is not None and device.used_later + portion > GPU:
                 return False
-            fresh += not device.users_later
-        return fresh <= node.later[GPU_COLUMN]
+            fresh += device is None or not device.users_later
+        if fresh > node.later[GPU_COLUMN]:
+            return False
     for zone in node.zones:
-        if zone.name in task.zones:
+        if zone.name in zones:
             for resource, amount in task.shape.numa:
                 free = zone.capacity.get(resource, 0) - zone.used.get(resource, 0)
-                if resource in zone.capacity and free < amount // len(task.zones):
+                if resource in zone.capacity and free < amount // len(zones):
                     return False
+    if needs_company(world, task):
+        return not dynamic_reason(world, task, node, later=True)
     return True
 
 

@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import Literal
 
 from capstan.scheduling.gangs import shrink
-from capstan.scheduling.model import NOTHING, UNLIMITED, Amounts, Gang, Queue, Task
+from capstan.scheduling.model import NOTHING, UNLIMITED, Amounts, Gang, Queue, Status, Task
 from capstan.scheduling.order import demand_of
 from capstan.scheduling.policy import Policy
 from capstan.scheduling.queues import queue_key
@@ -36,22 +36,32 @@ class Victim:
 
 def victims_of(queue: Queue, allowed: Callable[[Gang], Allowed]) -> Iterator[Victim]:
     """The units of a leaf queue: lowest priority first, there surplus before cores, newest first."""
-    for _, group in groupby(reversed(queue.active), key=lambda entry: entry[1].priority):
-        cores: list[Victim] = []
-        gangs = [(gang, verdict) for _, gang in group if (verdict := allowed(gang)) != "none"]
-        for gang, verdict in gangs:
-            if gang.root.minimum >= gang.active and not gang.root.children:
-                if verdict == "all":
-                    tasks = [task for _, task in gang.root.active]
-                    cores.append(Victim(gang, tasks, False, demand_of(tasks)))
+    for _, entries in groupby(reversed(queue.active), key=lambda entry: entry[1].priority):
+        group = [gang for _, gang in entries]
+        rest: dict[tuple[str, str], list[Victim]] = {}
+        for gang in group:
+            if (gang.active > gang.root.minimum or gang.root.children) and _settled(gang):
+                verdict = allowed(gang)
+                units = [Victim(gang, tasks, surplus, demand_of(tasks)) for tasks, surplus in shrink(gang)]
+                yield from (unit for unit in units if unit.surplus and verdict != "none")
+                rest[gang.key] = [unit for unit in units if not unit.surplus]
+        for gang in group:
+            if not _settled(gang) or allowed(gang) != "all":
                 continue
-            for tasks, surplus in shrink(gang):
-                unit = Victim(gang, tasks, surplus, demand_of(tasks))
-                if surplus:
-                    yield unit
-                elif verdict == "all":
-                    cores.append(unit)
-        yield from cores
+            if gang.key in rest:
+                yield from rest[gang.key]
+            else:
+                tasks = [task for _, task in gang.root.active]
+                yield Victim(gang, tasks, False, demand_of(tasks))
+
+
+def _settled(gang: Gang) -> bool:
+    """Whether no pod of the gang was promised or given devices in this very cycle: that is not taken back."""
+    return not any(
+        task.status == Status.PIPELINED or (task.status == Status.ALLOCATED and task.held)
+        for leaf in gang.root.leaves()
+        for _, task in leaf.active
+    )
 
 
 class VictimOrder:
