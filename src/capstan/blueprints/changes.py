@@ -102,7 +102,7 @@ def _walk(desired: Value, live: Value, tree: Tree, path: Path) -> Iterator[Diffe
                 yield from _walk(value, live[name], (tree or {}).get(step), here)
     elif isinstance(desired, list) and isinstance(live, list) and (keys := _keys(tree)):
         for item in desired:
-            step = _step(item, keys)
+            step = _step(item, keys, tree)
             found = find(live, (step,))
             if found is ABSENT:
                 yield Difference((*path, step), ABSENT, item)
@@ -119,7 +119,7 @@ def _leaves(desired: Value, tree: Tree, path: Path) -> Iterator[Path]:
                 yield from _leaves(value, (tree or {}).get("f:" + name), (*path, "f:" + name))
     elif isinstance(desired, list) and (keys := _keys(tree)):
         for item in desired:
-            step = _step(item, keys)
+            step = _step(item, keys, tree)
             yield from _leaves(item, (tree or {}).get(step), (*path, step))
     else:
         yield path
@@ -142,10 +142,15 @@ def _keys(tree: Tree) -> tuple[str, ...]:
     return ()
 
 
-def _step(item: Value, keys: tuple[str, ...]) -> str:
+def _step(item: Value, keys: tuple[str, ...], tree: Tree) -> str:
+    """The step of an item. Keys that the manifest leaves out to be defaulted are taken from the live object's steps."""
     if keys == ("=",) or not isinstance(item, Mapping):
         return "v:" + msgspec.json.encode(item, order="sorted").decode()
-    return "k:" + msgspec.json.encode({key: item[key] for key in sorted(keys) if key in item}).decode()
+    step = "k:" + msgspec.json.encode({key: item[key] for key in sorted(keys) if key in item}).decode()
+    if not tree or step in tree:
+        return step
+    known = (each for each in tree if each[0] == "k" and _has_key(item, msgspec.json.decode(each[2:])))
+    return next(known, step)
 
 
 def _has_key(item: Value, key: Mapping[str, Value]) -> bool:
