@@ -106,6 +106,13 @@ def test_restoring_gives_every_device_back_to_the_driver_it_had(kernel: Kernel) 
     assert vfio.plan_restore(vfio.read_group(kernel.sys, GPU), before).writes == ()
 
 
+def test_a_card_is_given_back_also_by_a_process_that_did_not_take_it(kernel: Kernel) -> None:
+    kernel.bind()
+    vfio.carry_out(kernel.sys, vfio.plan_release(vfio.read_group(kernel.sys, GPU), GPU, "nvidia"), kernel.write)
+    assert (kernel.driver(GPU), kernel.driver(AUDIO)) == ("nvidia", "snd_hda_intel")
+    assert vfio.plan_release(vfio.read_group(kernel.sys, GPU), GPU, "nvidia").writes == ()
+
+
 def test_a_device_that_had_no_driver_is_left_without_one(tmp_path: Path) -> None:
     kernel = Kernel(tmp_path)
     kernel.add(GPU, 3, None)

@@ -198,8 +198,19 @@ def plan_restore(group: Sequence[PciDevice], before: dict[str, str | None]) -> P
     return Plan(tuple(writes), {d.address: before[d.address] for d in group if d.address in before})
 
 
+def plan_release(group: Sequence[PciDevice], address: str, driver: str) -> Plan:
+    """How to give a card back when nobody remembers what it had: the device at `address` must end with `driver`.
+
+    The card's other functions are offered to whichever driver of the host wants them.
+    """
+    target = next(device for device in group if device.address == address)
+    taken = [device for device in group if _goes_along(device, target) and device.driver == VFIO_DRIVER]
+    writes = [write for device in taken for write in _rebind(device, driver)]
+    return Plan(tuple(writes), {address: driver})
+
+
 def _rebind(device: PciDevice, driver: str | None) -> Iterator[Write]:
-    """The override makes the kernel offer the device to that driver only; a newline takes it away again."""
+    """The override makes the kernel offer the device to vfio-pci only; a newline makes it open to all drivers again."""
     directory = f"bus/pci/devices/{device.address}"
     yield Write(f"{directory}/driver_override", VFIO_DRIVER if driver == VFIO_DRIVER else "\n")
     if device.driver is not None:

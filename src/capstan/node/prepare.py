@@ -44,7 +44,7 @@ class Preparer:
         self._pool = pool
         self._catalog = catalog
         self._machine = Machine(nvml, cdi_dir, plugin_dir / "mps", {gpu.uuid: gpu for gpu in host.gpus})
-        self._locks = {gpu.uuid: threading.Lock() for gpu in host.gpus}
+        self._locks: dict[str, threading.Lock] = {}
         self.quarantined: Path | None = None
         path = plugin_dir / LEDGER_FILE
         try:
@@ -164,7 +164,7 @@ class Preparer:
         """Locks of GPUs, in the order given (sorted everywhere, so two claims never wait for each other)."""
         with ExitStack() as held:
             for gpu in gpus:
-                lock = self._locks[gpu]
+                lock = self._locks.setdefault(gpu, threading.Lock())
                 if not lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
                     raise DeviceBusy(f"GPU {gpu} is still being changed for another claim")
                 held.callback(lock.release)
