@@ -3,17 +3,22 @@
 from capstan.scheduling.cycle import UnknownAction, cycle
 from capstan.scheduling.plan import Bind, Eviction, ImpliedClaim, Plan, Promise, Verdict
 from capstan.scheduling.policy import Policy
+from capstan.scheduling.queues import QueueStatus
+from capstan.scheduling.report import Explanation, explain
 from capstan.scheduling.world import World
 
 __all__ = [
     "Bind",
     "Eviction",
+    "Explanation",
     "ImpliedClaim",
     "Plan",
     "Policy",
     "Promise",
+    "QueueStatus",
     "UnknownAction",
     "Verdict",
     "World",
     "cycle",
+    "explain",
 ]

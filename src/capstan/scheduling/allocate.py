@@ -1,4 +1,4 @@
-"""The allocate action: start what fits into free resources and into those being released (kai.md 2.5)."""
+"""The allocate action: start what fits into free resources and into those being released."""
 
 from __future__ import annotations
 

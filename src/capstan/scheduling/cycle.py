@@ -10,7 +10,6 @@ from capstan.scheduling.evict import consolidate, evict_stale, preempt, reclaim
 from capstan.scheduling.model import Status, Task
 from capstan.scheduling.plan import Bind, Eviction, ImpliedClaim, Plan, Promise
 from capstan.scheduling.policy import Policy
-from capstan.scheduling.queues import set_fair_shares
 from capstan.scheduling.session import Session
 from capstan.scheduling.world import World
 
@@ -40,7 +39,7 @@ def cycle(world: World, policy: Policy, now: float) -> Plan:
         if name not in _STEPS:
             raise UnknownAction(name)
     world.begin(now)
-    share_out(world, policy)
+    world.share_out(policy)
     session = Session(world, policy, now)
     start = world.mark()
     for name in policy.actions:
@@ -48,12 +47,6 @@ def cycle(world: World, policy: Policy, now: float) -> Plan:
     plan = _plan(session)
     world.adopt(plan, start, now)
     return plan
-
-
-def share_out(world: World, policy: Policy) -> None:
-    """Set the fair shares of all queues for the resources that pods of others leave."""
-    total = tuple(world.total[i] - world.foreign[i] - world.free_queue.allocated[i] for i in range(3))
-    set_fair_shares(world.roots, (total[0], total[1], total[2]), policy.usage, policy.k_value)
 
 
 def _plan(session: Session) -> Plan:

@@ -1,4 +1,4 @@
-"""The actions that make room: consolidate, reclaim, preempt (kai.md 2.6 to 2.8), and the eviction of stale gangs.
+"""The actions that make room: consolidate, reclaim, preempt, and the eviction of stale gangs.
 
 One solver serves all three. It takes victims in order until a counting bound says that the unit could fit, then
 simulates on the journal: evict, place, and only if everything is placed keep going. The number of victims gallops up

@@ -1,4 +1,4 @@
-"""Gangs: the tree of a PodGroup, and the units in which a gang starts, grows and shrinks (kai.md 2.5).
+"""Gangs: the tree of a PodGroup, and the units in which a gang starts, grows and shrinks.
 
 A *unit* is what is placed or evicted as a whole: all pods of the minimum at first, then one pod (or one more subgroup)
 at a time; backwards, surplus pods one by one, then surplus subgroups, then the rest.

@@ -1,4 +1,4 @@
-"""Which job is next: a tree of heaps over the queues (kai.md 2.2).
+"""Which job is next: a tree of heaps over the queues, in the order of KAI's proportion and priority plugins.
 
 A queue is compared with its siblings together with its best job below. Only the queues on the path of the last job are
 keyed anew, so a pop costs the depth of the tree and not the number of jobs.

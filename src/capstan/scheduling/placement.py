@@ -2,8 +2,8 @@
 
 A `ShapeIndex` keeps the nodes that could take a shape in a heap, best first. It reads on in the ledger's log of
 touched nodes and re-ranks only those, so that the next pod of a 512-pod gang costs a few heap operations and not a
-pass over the cluster. Order of preference (kai.md 2.10): preferred affinity, preferred topology, an existing shared
-device, free now rather than later, CPU pods on nodes without GPUs, then binpack or spread, then the name.
+pass over the cluster. Order of preference, as KAI's score plugins rank: preferred affinity, preferred topology, an
+existing shared device, free now rather than later, CPU pods on nodes without GPUs, then binpack or spread, the name.
 """
 
 from __future__ import annotations

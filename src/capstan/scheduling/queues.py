@@ -1,16 +1,17 @@
-"""Queues: bounds read from the API, the tree, fair shares (kai.md 2.3), capacity gates (2.4) and their order (2.2)."""
+"""Queues: bounds read from the API, the tree, fair shares, capacity gates, order (KAI's proportion plugin)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
-from capstan.api import clock
+from capstan.api import clock, quantity
 from capstan.api.scheduling import Queue as ApiQueue
-from capstan.api.scheduling import QueueResource, QueueResources
+from capstan.api.scheduling import QueueResource
 from capstan.scheduling import durations
-from capstan.scheduling.model import GPU, RESOURCES, UNLIMITED, Amounts, Gang, Queue
+from capstan.scheduling.model import GPU, GPU_RESOURCE, RESOURCES, UNLIMITED, Amounts, Gang, Queue
 
 UNITS = (1, 1, GPU)
 """The unit in which left-over fair share is handed out: a millicore, a byte, a whole GPU."""
@@ -129,7 +130,7 @@ class Claimant:
 def divide(total: int, claimants: Sequence[Claimant], unit: int = 1, k: float = 1.0) -> None:
     """Set every claimant's fair share of `total`: deserved first, then by priority level and weight, then remainders.
 
-    Differs from KAI in one point (kai.md 8, fault 3): when the deserved amounts exceed the total, they are cut in
+    Differs from KAI's resource division in one point: when the deserved amounts exceed the total, they are cut in
     proportion, so that no level hands out more than it has.
     """
     deserved = [max(0, min(total if c.quota == UNLIMITED else c.quota, c.requestable)) for c in claimants]
@@ -285,7 +286,7 @@ QueueKey = tuple[bool, bool, int, bool, float, float, int, int, int, int]
 
 
 def queue_key(queue: Queue, demand: Amounts, removed: Amounts, total: Sequence[int]) -> QueueKey:
-    """Smaller comes first (kai.md 2.2). `demand` is that of the queue's best job, `removed` that of victims so far."""
+    """Smaller comes first. `demand` is that of the queue's best job, `removed` what its victims so far would free."""
     allocated, fair, quota, share = queue.allocated, queue.fair, queue.quota, queue.share
     over = fair[0] < allocated[0] and fair[1] < allocated[1] and fair[2] < allocated[2]
     fits = True
@@ -325,5 +326,37 @@ def _bounded(share: int, total: int) -> int:
     return total if share == UNLIMITED else share
 
 
-def resources_of(queue: ApiQueue) -> QueueResources:
-    return queue.spec.resources or QueueResources()
+# -- status ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatus:
+    """What a queue and everything below it hold and ask for, as API quantities (`cpu`, `memory`, `nvidia.com/gpu`)."""
+
+    children: tuple[str, ...]
+    allocated: dict[str, str]
+    allocated_non_preemptible: dict[str, str]
+    requested: dict[str, str]
+    fair_share: dict[str, str]
+    error: str = ""
+    """Why nothing is scheduled under the queue; empty when it is usable."""
+
+
+def status_of(queue: Queue) -> QueueStatus:
+    return QueueStatus(
+        children=tuple(child.name for child in queue.children),
+        allocated=_quantities(queue.allocated),
+        allocated_non_preemptible=_quantities(queue.fixed),
+        requested=_quantities(queue.requested),
+        fair_share=_quantities(queue.fair),
+        error=queue.error,
+    )
+
+
+def _quantities(amounts: Sequence[int]) -> dict[str, str]:
+    cpu, memory, gpu = amounts
+    return {
+        "cpu": quantity.render(Decimal(cpu) / 1000),
+        "memory": quantity.render(memory),
+        GPU_RESOURCE: quantity.render(Decimal(gpu) / GPU),
+    }

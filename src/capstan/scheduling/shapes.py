@@ -97,7 +97,7 @@ def guaranteed(pod: Pod) -> bool:
 
 
 def gpu_share(annotations: Mapping[str, str], whole_gpus: Decimal) -> Share | None:
-    """The GPU share a pod asks for by annotation, if any. Raises InvalidShare (kai.md 2.11)."""
+    """The GPU share a pod asks for by annotation, if any. Raises InvalidShare."""
     fraction, memory, devices = (annotations.get(name) for name in (FRACTION, MEMORY, DEVICES))
     if fraction is None and memory is None:
         if devices is not None:

@@ -1,4 +1,4 @@
-"""Topology constraints: which sets of nodes a group of tasks may be placed on together, best first (kai.md 2.9)."""
+"""Topology constraints: which sets of nodes a group of tasks may be placed on together, best first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who would have to make room, in which order, and whether fairness allows it (kai.md 2.2, 2.6, 2.7).
+"""Who would have to make room, in which order, and whether fairness allows it.
 
 Victims come one unit at a time (`gangs.shrink`), from the queue that is most over its share and there from the least
 important, newest gang. `Fairness` admits a unit only while its queue may still lose something, so that any prefix of
@@ -191,7 +191,7 @@ def levelled(left: Queue, right: Queue) -> tuple[Queue, Queue]:
 
 
 class Fairness:
-    """What reclaim may take (kai.md 2.6), kept up to date while victims are added one after another."""
+    """What reclaim may take (KAI's reclaim strategies), kept up to date while victims are added one after another."""
 
     def __init__(self, reclaimer: Queue, demand: Amounts, multiplier: float) -> None:
         self.reclaimer, self.demand, self.multiplier = reclaimer, demand, multiplier

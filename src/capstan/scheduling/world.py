@@ -57,7 +57,7 @@ from capstan.scheduling.model import (
 )
 from capstan.scheduling.plan import Bind, Eviction, Plan
 from capstan.scheduling.policy import STUCK_AFTER, Policy
-from capstan.scheduling.queues import link, parse_queue
+from capstan.scheduling.queues import QueueStatus, link, parse_queue, set_fair_shares, status_of
 from capstan.scheduling.shapes import Shapes, mig_slices
 
 Key = tuple[str, str]
@@ -341,7 +341,11 @@ class World(Ledger):
         self.settle()
 
     def pod(self, uid: str) -> Pod:
+        """The pod as it arrived last. Raises KeyError for an unknown UID."""
         return self._pods[uid]
+
+    def task_of(self, namespace: str, pod: str) -> Task | None:
+        return self.tasks.get(self._uids.get((namespace, pod), ""))
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -355,6 +359,18 @@ class World(Ledger):
             if task.status in (Status.RELEASING, Status.STUCK) and task.status != status:
                 self.move(task, status, task.node, task.devices, zones=task.zones)
         self.settle()
+
+    def share_out(self, policy: Policy) -> None:
+        """Set the fair shares of all queues over what pods of others and pods without a queue leave."""
+        rest = [self.total[i] - self.foreign[i] - self.free_queue.allocated[i] for i in range(3)]
+        set_fair_shares(self.roots, (rest[0], rest[1], rest[2]), policy.usage, policy.k_value)
+
+    def queue_status(self) -> dict[str, QueueStatus]:
+        """What every queue holds, asks for and is entitled to, by name."""
+        if self._relink:
+            self._relink_queues()
+        self.share_out(self.policy)
+        return {name: status_of(queue) for name, queue in sorted(self.queues.items())}
 
     def min_gpu_memory(self) -> int:
         """MiB of the smallest GPU in the cluster: shares in MiB are counted against it until they have a node."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
-import yaml
 
+from capstan.api import manifests
 from capstan.scheduling import Policy, durations
 from capstan.scheduling.policy import ACTIONS
 
@@ -226,14 +226,12 @@ class InvalidScenario(ValueError):
 def load(text: str) -> list[Scenario]:
     """All scenarios of a file: YAML or JSON, one mapping, a list, or several YAML documents. Raises InvalidScenario."""
     try:
-        documents = list(yaml.load_all(text, Loader=_LOADER))
-    except yaml.YAMLError as malformed:
-        raise InvalidScenario(f"not YAML: {malformed}") from malformed
+        documents = manifests.load_all(text, "scenario file")
+    except manifests.InvalidManifest as malformed:
+        raise InvalidScenario(str(malformed)) from malformed
     found: list[Scenario] = []
     for document in documents:
         for entry in document if isinstance(document, list) else [document]:
-            if entry is None:
-                continue
             name = entry.get("name", "?") if isinstance(entry, dict) else "?"
             try:
                 scenario = msgspec.convert(entry, Scenario)
@@ -243,9 +241,6 @@ def load(text: str) -> list[Scenario]:
     for scenario in found:
         _check(scenario)
     return found
-
-
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def _check(scenario: Scenario) -> None:
