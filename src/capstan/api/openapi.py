@@ -2,23 +2,22 @@
 
 A schema file describes one group version. It is made of lines:
 
-    package PREFIX ALIAS [group=G version=V]   schema names are PREFIX.Type; other files refer to ALIAS.Type
+    package PREFIX ALIAS [group=G version=V]   schema names are PREFIX.Type; other files refer to ALIAS.Type;
+                                               `like=ALIAS` begins with the resources and types of another file
     @plural Kind FLAG...                       a served resource; see `BuiltinResource` for the flags
     Type [object|topkind|structatomic] # text  a type; an `object` has apiVersion, kind and metadata
       name[!] TYPE FLAG... [= default] # text  a field; `!` means required (and not empty, if it is a string)
       include Type                             the fields of another type, in place
 
-Field types are `str text int32 int64 bool double quantity intstr time microtime bytes duration raw any`, `A|B|C`
-for an enumeration,
-`Name` or `alias.Name` for another type, `[T]` for a list and `{T}` for a map from strings. `text` is a string that
-may be
-empty although it is required; `raw` is an object of any shape, `any` is any value.
+Field types are `str text int32 int64 bool double quantity exact intstr time microtime bytes duration raw any`, `A|B|C`
+for an enumeration, `Name` or `alias.Name` for another type, `[T]` for a list and `{T}` for a map from strings. `text` is a
+string that may be empty although it is required, `exact` a quantity that is kept as it was written, `raw` an object of any
+shape, `any` any value.
 
-Flags: `set`, `atomic`, `map(key,...)` are the list type, `structatomic` the map type, `merge` or `merge(key)` and
+Flags: `set`, `atomic`, `map(key,...)` are the list type, `structatomic` the map type; `merge`, `merge(key)`, `replace`,
 `retainKeys` the strategic merge patch strategy; `>=n <=n minitems(n) maxitems(n) maxlen(n) maxprops(n)` are bounds;
-`short`, `long` mean a DNS label, a DNS subdomain. After `=` stands the default, after `:=` one that also replaces
-zero; the default of a
-string always replaces the empty string.
+`short`, `long` mean a DNS label, a DNS subdomain. After `=` stands the default, after `:=` one that also replaces zero;
+the default of a string always replaces the empty string.
 """
 
 from __future__ import annotations
@@ -43,6 +42,7 @@ _SCALARS: dict[str, JsonSchema] = {
     "double": {"type": "number", "format": "double"},
     "bool": {"type": "boolean"},
     "quantity": {"x-kubernetes-int-or-string": True, "format": "quantity"},
+    "exact": {"x-kubernetes-int-or-string": True, "format": "quantity", "x-capstan-as-written": True},
     "intstr": {"x-kubernetes-int-or-string": True, "format": "int-or-string"},
     "time": {"type": "string", "format": "date-time"},
     "microtime": {"type": "string", "format": "date-time"},
@@ -98,7 +98,7 @@ class _File(msgspec.Struct):
     alias: str
     group: str = ""
     version: str = ""
-    served: bool = False
+    like: str = ""
     resources: list[BuiltinResource] = []
     types: dict[str, tuple[list[str], str, list[str]]] = {}
     """type name → (flags, description, field lines)"""
@@ -112,6 +112,14 @@ def _files() -> dict[str, _File]:
         if entry.name.endswith(".txt"):
             file = _parse_file(entry.read_text("utf-8"), entry.name)
             found[file.alias] = file
+    for file in found.values():
+        if file.like:
+            model = found[file.like]
+            file.types = {**model.types, **file.types}
+            file.resources = [
+                msgspec.structs.replace(resource, version=file.version, schema=f"{file.prefix}.{resource.kind}")
+                for resource in model.resources
+            ]
     return found
 
 
@@ -125,7 +133,7 @@ def _parse_file(text: str, name: str) -> _File:
         if content.startswith("package "):
             _, prefix, alias, *options = content.split()
             pairs = dict(option.split("=", 1) for option in options)
-            file = _File(prefix, alias, pairs.get("group", ""), pairs.get("version", ""), "version" in pairs)
+            file = _File(prefix, alias, pairs.get("group", ""), pairs.get("version", ""), pairs.get("like", ""))
         elif file is None:
             raise SchemaNotation(f"{name}:{number}: the package line must come first")
         elif content.startswith("@"):
@@ -275,6 +283,8 @@ def _apply_flag(schema: JsonSchema, flag: str) -> None:
     elif word == "retainKeys":
         strategy = schema.get("x-kubernetes-patch-strategy")
         schema["x-kubernetes-patch-strategy"] = f"{strategy},retainKeys" if strategy else "retainKeys"
+    elif word == "replace":
+        schema["x-kubernetes-patch-strategy"] = "replace"
     elif word in _BOUNDS:
         schema[_BOUNDS[word]] = int(argument)
     elif word.startswith(">="):

@@ -16,7 +16,7 @@ from capstan.api.openapi import REF
 from capstan.local.types_base import Object, ResourceType
 
 _INFO = {"title": "Kubernetes", "version": "v1.36.0"}
-_PRIVATE = ("x-capstan-default-zero",)
+_PRIVATE = ("x-capstan-default-zero", "x-capstan-as-written")
 _MEDIA = (
     "application/json-patch+json",
     "application/merge-patch+json",

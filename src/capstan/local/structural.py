@@ -12,6 +12,7 @@ Rules: apiextensions.k8s.io/v1 structural schemas (KEP-1152), pruning (KEP-709),
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
@@ -20,7 +21,7 @@ import jsonschema_rs
 
 from capstan.api import quantity
 from capstan.api.base import StatusCause
-from capstan.local.structural_errors import Checks, check, checks_of, strict_scalar, type_error
+from capstan.local.structural_errors import Checks, check, check_keys, checks_of, strict_scalar, type_error
 
 JsonSchema = dict[str, Any]
 Default = Callable[[Any], None]
@@ -29,6 +30,7 @@ REF = "#/components/schemas/"
 PRESERVE = "x-kubernetes-preserve-unknown-fields"
 EMBEDDED = "x-kubernetes-embedded-resource"
 INT_OR_STRING = "x-kubernetes-int-or-string"
+AS_WRITTEN = "x-capstan-as-written"
 DEFAULT_ZERO = "x-capstan-default-zero"
 METADATA = f"{REF}io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
 
@@ -39,7 +41,17 @@ _TYPE_META: JsonSchema = {"apiVersion": {"type": "string"}, "kind": {"type": "st
 class Node:
     """One place in a schema. `properties`, `values` (of a map) and `items` are what may stand below it."""
 
-    __slots__ = ("checks", "default", "default_zero", "has_default", "items", "preserve", "properties", "values")
+    __slots__ = (
+        "as_written",
+        "checks",
+        "default",
+        "default_zero",
+        "has_default",
+        "items",
+        "preserve",
+        "properties",
+        "values",
+    )
 
     def __init__(self) -> None:
         self.properties: dict[str, Node] | None = None
@@ -49,6 +61,7 @@ class Node:
         self.has_default = False
         self.default: Any = None
         self.default_zero = False
+        self.as_written = False
         self.checks = Checks()
 
 
@@ -62,6 +75,7 @@ class Structural:
         self.root = self._node(schema)
         self._strict: jsonschema_rs.Validator | None = None
         self._default = _defaulter(self.root, {})
+        self._has_keyed_lists = '"x-kubernetes-list-type"' in json.dumps(schema)
 
     def valid(self, obj: object) -> bool:
         """True when the object has no unknown field, no null that should not be there and no error. Microseconds."""
@@ -102,6 +116,13 @@ class Structural:
         _errors(self.root, obj, "", causes)
         return causes
 
+    def duplicates(self, obj: object) -> list[StatusCause]:
+        """Items that occur twice in lists of type set or map. Custom resources only: built-in kinds say themselves."""
+        causes: list[StatusCause] = []
+        if self._has_keyed_lists:
+            _duplicates(self.root, obj, "", causes)
+        return causes
+
     def _node(self, schema: JsonSchema) -> Node:
         """The node of a schema; one node per named definition, so that recursive types end."""
         if reference := schema.get("$ref"):
@@ -122,6 +143,7 @@ class Structural:
             node.preserve, node.checks = target.preserve, target.checks
         else:
             node.checks = checks_of(schema)
+            node.as_written = bool(schema.get(AS_WRITTEN))
             node.preserve = bool(schema.get(PRESERVE)) or (schema.get("additionalProperties") is True)
             properties = schema.get("properties")
             if schema.get(EMBEDDED):
@@ -234,6 +256,16 @@ def _drop_nulls(node: Node, value: object) -> None:
             _drop_nulls(node.items, item)
 
 
+def _duplicates(node: Node, value: object, path: str, causes: list[StatusCause]) -> None:
+    if isinstance(value, list):
+        check_keys(node.checks, value, path, causes)
+    if isinstance(value, (dict, list)):
+        for step, child, item in _children(node, value):
+            if child is not None:
+                below = f"{path}[{step}]" if isinstance(step, int) else f"{path}.{step}" if path else step
+                _duplicates(child, item, below, causes)
+
+
 def _errors(node: Node, value: object, path: str, causes: list[StatusCause]) -> None:
     if not check(node.checks, value, path, causes):
         return
@@ -263,7 +295,7 @@ def _defaulter(node: Node, seen: dict[int, Default | None]) -> Default | None:
     if node.properties:
         made = _object_defaulter(node.properties, seen)
     if node.values is not None:
-        if _is_quantity(node.values):
+        if _is_quantity(node.values) and not node.values.as_written:
             made = _canonical_quantities
         elif (each := _defaulter(node.values, seen)) is not None:
             made = _both(made, _map_defaulter(each))

@@ -296,21 +296,24 @@ def _check_list(checks: Checks, value: list[Any], path: str, causes: list[Status
             causes.append(required(path))
         else:
             causes.append(invalid(path, len(value), f"{path} in body should have at least {checks.min_items} items"))
-    if checks.unique_items or checks.list_type == "set":
-        _check_unique(value, lambda item: json.dumps(item, sort_keys=True), path, causes)
+    if checks.unique_items:
+        _check_unique(value, path, causes)
+
+
+def check_keys(checks: Checks, value: list[Any], path: str, causes: list[StatusCause]) -> None:
+    """Append the items whose key, or who themselves, occur twice in a list of type map or set."""
+    if checks.list_type == "set":
+        _check_unique(value, path, causes)
     elif checks.list_type == "map" and all(isinstance(item, dict) for item in value):
-        keys = checks.list_keys
-        _check_unique(value, lambda item: json.dumps([item.get(key) for key in keys]), path, causes, keys)
+        _check_unique(value, path, causes, checks.list_keys)
 
 
-def _check_unique(
-    value: list[Any], key: Callable[[Any], str], path: str, causes: list[StatusCause], keys: tuple[str, ...] = ()
-) -> None:
+def _check_unique(value: list[Any], path: str, causes: list[StatusCause], keys: tuple[str, ...] = ()) -> None:
     seen: set[str] = set()
     for index, item in enumerate(value):
-        identity = key(item)
+        shown = {name: item[name] for name in keys if name in item} if keys else item
+        identity = json.dumps(shown, sort_keys=True)
         if identity in seen:
-            shown = {name: item[name] for name in keys if name in item} if keys else item
             causes.append(duplicate(f"{path}[{index}]", shown))
         seen.add(identity)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 
 from capstan.api import openapi
@@ -11,6 +12,7 @@ from capstan.local import tables, validation
 from capstan.local.tables import Printer
 from capstan.local.tables_builtin import PRINTERS
 from capstan.local.types_base import Object, ResourceType, SelectableField, Undecodable
+from capstan.local.types_conversion import CONVERSIONS, STORAGE_VERSIONS
 from capstan.local.types_rules import RULES, Rules
 
 
@@ -40,8 +42,9 @@ class BuiltinType(ResourceType):
             verbs=resource.verbs,
             selectable=_selectable(self.rules.selectable),
             storage=resource.storage,
-            storage_version=self.rules.storage_version,
+            storage_version=STORAGE_VERSIONS.get(_api_version(resource), ""),
         )
+        self._convert = CONVERSIONS.get((self.api_version, self.kind))
         self.counts_generation = resource.generation
         self.has_status = "status" in resource.subresources
 
@@ -112,7 +115,7 @@ class BuiltinType(ResourceType):
         if rules.needs_spec and new.get("spec") is None:
             causes.append(StatusCause(reason="FieldValueRequired", message="Required value", field="spec"))
         elif rules.validate is not None:
-            causes += rules.validate(new, old)
+            causes += rules.validate(self._stored_shape(new), None if old is None else self._stored_shape(old))
         return causes
 
     def validate_status(self, new: Object, old: Object) -> list[StatusCause]:
@@ -122,14 +125,22 @@ class BuiltinType(ResourceType):
             if causes:
                 return causes
         if self.rules.validate_status is not None:
-            causes += self.rules.validate_status(new, old)
+            causes += self.rules.validate_status(self._stored_shape(new), self._stored_shape(old))
         return causes
 
+    def _stored_shape(self, obj: Object) -> Object:
+        """The object as the rules of its kind read it; itself unless its version has another shape."""
+        return obj if self._convert is None else self._convert[0](copy.deepcopy(obj))
+
     def to_storage(self, obj: Object) -> Object:
-        return self.rules.to_storage(obj) if self.rules.to_storage is not None else super().to_storage(obj)
+        return super().to_storage(obj) if self._convert is None else self._convert[0](obj)
 
     def from_storage(self, obj: Object) -> Object:
-        return self.rules.from_storage(obj) if self.rules.from_storage is not None else super().from_storage(obj)
+        return super().from_storage(obj) if self._convert is None else self._convert[1](obj)
+
+
+def _api_version(resource: BuiltinResource) -> str:
+    return f"{resource.group}/{resource.version}" if resource.group else resource.version
 
 
 _NOT_DESIRED = {"apiVersion", "kind", "metadata", "status"}

@@ -9,10 +9,12 @@ from collections.abc import Callable
 import msgspec
 
 from capstan.api.base import StatusCause
+from capstan.local import validation_crds as crds
+from capstan.local import validation_devices as devices
 from capstan.local import validation_pods as pods
 from capstan.local import validation_workloads as workloads
-from capstan.local.structural_errors import forbidden
-from capstan.local.validation import Causes, Object, immutable
+from capstan.local.structural_errors import forbidden, invalid, required, unsupported
+from capstan.local.validation import Causes, Object, immutable, label_selector
 
 Change = Callable[[Object], None]
 Compare = Callable[[Object, Object], None]
@@ -35,9 +37,6 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     validate: Callable[[Object, Object | None], list[StatusCause]] | None = None
     validate_status: Callable[[Object, Object], list[StatusCause]] | None = None
     selectable: tuple[str, ...] = ()
-    storage_version: str = ""
-    to_storage: Callable[[Object], Object] | None = None
-    from_storage: Callable[[Object], Object] | None = None
 
 
 def _default_pod(pod: Object) -> None:
@@ -108,6 +107,208 @@ def _validate_secret(new: Object, old: Object | None) -> Causes:
     return causes
 
 
+def _default_service(service: Object) -> None:
+    spec = service["spec"]
+    for port in spec.get("ports") or ():
+        if port.get("targetPort") in (None, "", 0):
+            port["targetPort"] = port.get("port")
+    if spec.get("type") != "ExternalName":
+        spec.setdefault("internalTrafficPolicy", "Cluster")
+    if spec.get("type") in ("NodePort", "LoadBalancer"):
+        spec.setdefault("externalTrafficPolicy", "Cluster")
+
+
+def _validate_service(new: Object, old: Object | None) -> Causes:
+    causes: Causes = []
+    spec = new["spec"]
+    ports = spec.get("ports") or ()
+    if not ports and spec.get("clusterIP") != "None" and spec.get("type") != "ExternalName":
+        causes.append(required("spec.ports"))
+    if len(ports) > 1:
+        for index, port in enumerate(ports):
+            if not port.get("name"):
+                causes.append(required(f"spec.ports[{index}].name"))
+    if spec.get("type") == "ExternalName" and not spec.get("externalName"):
+        causes.append(required("spec.externalName"))
+    if old is not None and old["spec"].get("clusterIP") and spec.get("type") != "ExternalName":
+        immutable(spec.get("clusterIP"), old["spec"]["clusterIP"], "spec.clusterIPs[0]", causes)
+    return causes
+
+
+def _keep_service_address(new: Object, old: Object) -> None:
+    """A client that leaves the address out means the one the service has."""
+    for key in ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"):
+        if not new["spec"].get(key) and old["spec"].get(key):
+            new["spec"][key] = old["spec"][key]
+
+
+def _default_node(node: Object) -> None:
+    node.setdefault("spec", {})
+    status = node.setdefault("status", {})
+    if "allocatable" not in status and "capacity" in status:
+        status["allocatable"] = dict(status["capacity"])
+
+
+def _validate_budget(new: Object, _old: Object | None) -> Causes:
+    causes: Causes = []
+    spec = new.get("spec") or {}
+    if spec.get("minAvailable") is not None and spec.get("maxUnavailable") is not None:
+        shown = {key: spec[key] for key in ("minAvailable", "maxUnavailable")}
+        causes.append(invalid("spec", shown, "minAvailable and maxUnavailable cannot be both set"))
+    for key in ("minAvailable", "maxUnavailable"):
+        if spec.get(key) is not None:
+            workloads.amount(spec[key], f"spec.{key}", causes)
+    label_selector(spec.get("selector"), "spec.selector", causes)
+    return causes
+
+
+def _validate_priority_class(new: Object, old: Object | None) -> Causes:
+    causes: Causes = []
+    name, value = new["metadata"].get("name", ""), new.get("value", 0)
+    if name.startswith("system-") and name not in ("system-node-critical", "system-cluster-critical"):
+        detail = "priority class names with 'system-' prefix are reserved for system use only"
+        causes.append(forbidden("metadata.name", detail))
+    elif value > 1_000_000_000 and not name.startswith("system-"):
+        detail = "maximum allowed value of a user defined priority is 1000000000"
+        causes.append(forbidden("value", detail))
+    if old is not None:
+        if value != old.get("value", 0):
+            causes.append(forbidden("value", "may not be changed in an update."))
+        immutable(new.get("preemptionPolicy"), old.get("preemptionPolicy"), "preemptionPolicy", causes)
+    return causes
+
+
+def _validate_runtime_class(new: Object, old: Object | None) -> Causes:
+    causes: Causes = []
+    if overhead := new.get("overhead"):
+        pods.resource_requirements({"limits": overhead.get("podFixed")}, "overhead.podFixed", None, causes)
+    if old is not None:
+        immutable(new.get("handler"), old.get("handler"), "handler", causes)
+    return causes
+
+
+def _validate_lease(new: Object, _old: Object | None) -> Causes:
+    causes: Causes = []
+    spec = new.get("spec") or {}
+    if spec.get("holderIdentity") == "":
+        causes.append(invalid("spec.holderIdentity", "", "must not be empty"))
+    return causes
+
+
+def _default_binding_subjects(binding: Object) -> None:
+    role = binding.get("roleRef")
+    if role is not None:
+        role.setdefault("apiGroup", _RBAC)
+    for subject in binding.get("subjects") or ():
+        if not subject.get("apiGroup") and subject.get("kind") in ("User", "Group"):
+            subject["apiGroup"] = _RBAC
+
+
+def _validate_role(new: Object, _old: Object | None) -> Causes:
+    causes: Causes = []
+    namespaced = new["kind"] == "Role"
+    for index, rule in enumerate(new.get("rules") or ()):
+        path = f"rules[{index}]"
+        if not rule.get("verbs"):
+            causes.append(required(f"{path}.verbs", "verbs must contain at least one value"))
+        if rule.get("nonResourceURLs"):
+            if namespaced:
+                detail = "namespaced rules cannot apply to non-resource URLs"
+                causes.append(invalid(f"{path}.nonResourceURLs", rule["nonResourceURLs"], detail))
+            if rule.get("apiGroups") or rule.get("resources") or rule.get("resourceNames"):
+                detail = "rules cannot apply to both regular resources and non-resource URLs"
+                causes.append(invalid(f"{path}.nonResourceURLs", rule["nonResourceURLs"], detail))
+        elif not rule.get("apiGroups"):
+            causes.append(required(f"{path}.apiGroups", "resource rules must supply at least one api group"))
+        elif not rule.get("resources"):
+            causes.append(required(f"{path}.resources", "resource rules must supply at least one resource"))
+    return causes
+
+
+def _validate_role_binding(new: Object, old: Object | None) -> Causes:
+    causes: Causes = []
+    role = new["roleRef"]
+    if role.get("apiGroup") != _RBAC:
+        causes.append(unsupported("roleRef.apiGroup", role.get("apiGroup"), [_RBAC]))
+    kinds = ["ClusterRole"] if new["kind"] == "ClusterRoleBinding" else ["ClusterRole", "Role"]
+    if role.get("kind") not in kinds:
+        causes.append(unsupported("roleRef.kind", role.get("kind"), list(kinds)))
+    for index, subject in enumerate(new.get("subjects") or ()):
+        path = f"subjects[{index}]"
+        if subject["kind"] not in ("User", "Group", "ServiceAccount"):
+            causes.append(unsupported(f"{path}.kind", subject["kind"], ["ServiceAccount", "User", "Group"]))
+        elif subject["kind"] == "ServiceAccount" and not subject.get("namespace"):
+            causes.append(required(f"{path}.namespace"))
+    if old is not None and role != old.get("roleRef"):
+        causes.append(invalid("roleRef", role, "cannot change roleRef"))
+    return causes
+
+
+def _validate_storage_class(new: Object, old: Object | None) -> Causes:
+    causes: Causes = []
+    if old is not None:
+        for key in ("provisioner", "parameters", "reclaimPolicy", "volumeBindingMode"):
+            if new.get(key) != old.get(key):
+                causes.append(forbidden(key, f"updates to {key} are forbidden."))
+    return causes
+
+
+def _validate_volume_claim(new: Object, old: Object | None) -> Causes:
+    causes: Causes = []
+    spec = new["spec"]
+    if not spec.get("accessModes"):
+        causes.append(required("spec.accessModes", "at least 1 access mode is required"))
+    if not ((spec.get("resources") or {}).get("requests") or {}).get("storage"):
+        causes.append(required("spec.resources[storage]"))
+    if old is not None:
+        loose = ("resources", "volumeName", "volumeAttributesClassName", "storageClassName")
+        after = {key: value for key, value in spec.items() if key not in loose}
+        if after != {key: value for key, value in old["spec"].items() if key not in loose}:
+            detail = "spec is immutable after creation except resources.requests and volumeAttributesClassName"
+            causes.append(forbidden("spec", detail))
+    return causes
+
+
+def _validate_revision(new: Object, old: Object | None) -> Causes:
+    causes: Causes = []
+    if old is not None:
+        immutable(new.get("data"), old.get("data"), "data", causes)
+    return causes
+
+
+def _validate_policy(new: Object, _old: Object | None) -> Causes:
+    causes: Causes = []
+    spec = new["spec"]
+    rules = "validations" if "Validating" in new["kind"] else "mutations"
+    if not spec.get(rules) and not spec.get("auditAnnotations"):
+        causes.append(required(f"spec.{rules}", "at least one must be given"))
+    match = spec.get("matchConstraints")
+    if match is None:
+        causes.append(required("spec.matchConstraints"))
+    elif not match.get("resourceRules"):
+        causes.append(required("spec.matchConstraints.resourceRules"))
+    return causes
+
+
+def _validate_policy_binding(new: Object, _old: Object | None) -> Causes:
+    causes: Causes = []
+    spec = new["spec"]
+    if not spec.get("policyName"):
+        causes.append(required("spec.policyName"))
+    if new["kind"].startswith("Validating"):
+        actions = spec.get("validationActions") or ()
+        if not actions:
+            causes.append(required("spec.validationActions"))
+        for index, action in enumerate(actions):
+            if action not in ("Deny", "Warn", "Audit"):
+                causes.append(unsupported(f"spec.validationActions[{index}]", action, ["Audit", "Deny", "Warn"]))
+    return causes
+
+
+_RBAC = "rbac.authorization.k8s.io"
+_DEVICES = "resource.k8s.io"
+_ADMISSION = "admissionregistration.k8s.io"
+
 RULES: dict[tuple[str, str], Rules] = {
     ("", "Pod"): Rules(
         needs_spec=True,
@@ -125,7 +326,12 @@ RULES: dict[tuple[str, str], Rules] = {
             "status.nominatedNodeName",
         ),
     ),
-    ("", "Node"): Rules(creates_with_status=True, selectable=("spec.unschedulable",), status_metadata=("annotations",)),
+    ("", "Node"): Rules(
+        default=_default_node,
+        creates_with_status=True,
+        selectable=("spec.unschedulable",),
+        status_metadata=("annotations", "labels"),
+    ),
     ("", "Namespace"): Rules(
         name_rule="k8s-short-name", create=_create_namespace, update=_update_namespace, selectable=("status.phase",)
     ),
@@ -182,5 +388,61 @@ RULES: dict[tuple[str, str], Rules] = {
     ),
     ("batch", "CronJob"): Rules(
         needs_spec=True, default=workloads.default_cron_job, validate=workloads.validate_cron_job
+    ),
+    ("", "Service"): Rules(
+        name_rule="k8s-short-name",
+        needs_spec=True,
+        default=_default_service,
+        update=_keep_service_address,
+        initial_status={"loadBalancer": {}},
+        validate=_validate_service,
+        selectable=("spec.clusterIP", "spec.type"),
+    ),
+    ("", "PersistentVolume"): Rules(needs_spec=True, initial_status={"phase": "Pending"}),
+    ("", "PersistentVolumeClaim"): Rules(
+        needs_spec=True, initial_status={"phase": "Pending"}, validate=_validate_volume_claim
+    ),
+    ("apps", "ControllerRevision"): Rules(validate=_validate_revision),
+    ("events.k8s.io", "Event"): Rules(
+        selectable=("regarding.kind", "regarding.namespace", "regarding.name", "reason", "reportingController", "type")
+    ),
+    ("policy", "PodDisruptionBudget"): Rules(
+        initial_status={"disruptionsAllowed": 0, "currentHealthy": 0, "desiredHealthy": 0, "expectedPods": 0},
+        validate=_validate_budget,
+    ),
+    ("scheduling.k8s.io", "PriorityClass"): Rules(validate=_validate_priority_class),
+    ("node.k8s.io", "RuntimeClass"): Rules(validate=_validate_runtime_class),
+    ("coordination.k8s.io", "Lease"): Rules(validate=_validate_lease),
+    ("storage.k8s.io", "StorageClass"): Rules(validate=_validate_storage_class),
+    (_RBAC, "ClusterRole"): Rules(name_rule="path-segment", validate=_validate_role),
+    (_RBAC, "Role"): Rules(name_rule="path-segment", validate=_validate_role),
+    (_RBAC, "ClusterRoleBinding"): Rules(
+        name_rule="path-segment", default=_default_binding_subjects, validate=_validate_role_binding
+    ),
+    (_RBAC, "RoleBinding"): Rules(
+        name_rule="path-segment", default=_default_binding_subjects, validate=_validate_role_binding
+    ),
+    (_DEVICES, "DeviceClass"): Rules(needs_spec=True, validate=devices.validate_class),
+    (_DEVICES, "ResourceClaim"): Rules(
+        needs_spec=True,
+        default=devices.default_claim,
+        validate=devices.validate_claim,
+        validate_status=devices.validate_claim_status,
+    ),
+    (_DEVICES, "ResourceClaimTemplate"): Rules(
+        needs_spec=True, default=devices.default_template, validate=devices.validate_template
+    ),
+    (_DEVICES, "ResourceSlice"): Rules(
+        needs_spec=True, validate=devices.validate_slice, selectable=("spec.nodeName", "spec.driver")
+    ),
+    (_DEVICES, "DeviceTaintRule"): Rules(needs_spec=True, validate=devices.validate_taint_rule),
+    (_ADMISSION, "ValidatingAdmissionPolicy"): Rules(needs_spec=True, validate=_validate_policy),
+    (_ADMISSION, "ValidatingAdmissionPolicyBinding"): Rules(needs_spec=True, validate=_validate_policy_binding),
+    (_ADMISSION, "MutatingAdmissionPolicy"): Rules(needs_spec=True, validate=_validate_policy),
+    (_ADMISSION, "MutatingAdmissionPolicyBinding"): Rules(needs_spec=True, validate=_validate_policy_binding),
+    ("apiextensions.k8s.io", "CustomResourceDefinition"): Rules(
+        needs_spec=True,
+        default=crds.default_definition,
+        validate=crds.validate_definition,
     ),
 }

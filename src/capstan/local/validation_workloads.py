@@ -120,7 +120,7 @@ def _selector_and_template(obj: Object, causes: Causes) -> None:
         causes.append(unsupported("spec.template.spec.restartPolicy", restart, ["Always"]))
 
 
-def _amount(value: object, path: str, causes: Causes) -> int | None:
+def amount(value: object, path: str, causes: Causes) -> int | None:
     """A count or a percentage; the number, or None when it is a percentage or wrong."""
     if isinstance(value, str):
         if not _PERCENT.fullmatch(value):
@@ -148,8 +148,8 @@ def validate_deployment(new: Object, old: Object | None) -> Causes:
         causes.append(forbidden("spec.strategy.rollingUpdate", detail))
     elif rolling is not None:
         path = "spec.strategy.rollingUpdate"
-        unavailable = _amount(rolling.get("maxUnavailable"), f"{path}.maxUnavailable", causes)
-        if unavailable == 0 and _amount(rolling.get("maxSurge"), f"{path}.maxSurge", causes) == 0:
+        unavailable = amount(rolling.get("maxUnavailable"), f"{path}.maxUnavailable", causes)
+        if unavailable == 0 and amount(rolling.get("maxSurge"), f"{path}.maxSurge", causes) == 0:
             causes.append(invalid(f"{path}.maxUnavailable", unavailable, "may not be 0 when `maxSurge` is 0"))
     deadline = spec.get("progressDeadlineSeconds")
     if deadline is not None and deadline <= spec.get("minReadySeconds", 0):
@@ -193,8 +193,8 @@ def validate_daemon_set(new: Object, old: Object | None) -> Causes:
     rolling = (new["spec"].get("updateStrategy") or {}).get("rollingUpdate")
     if rolling is not None:
         path = "spec.updateStrategy.rollingUpdate"
-        unavailable = _amount(rolling.get("maxUnavailable"), f"{path}.maxUnavailable", causes)
-        if unavailable == 0 and _amount(rolling.get("maxSurge"), f"{path}.maxSurge", causes) == 0:
+        unavailable = amount(rolling.get("maxUnavailable"), f"{path}.maxUnavailable", causes)
+        if unavailable == 0 and amount(rolling.get("maxSurge"), f"{path}.maxSurge", causes) == 0:
             causes.append(invalid(f"{path}.maxUnavailable", 0, "cannot be 0 when maxSurge is 0"))
     if old is not None:
         immutable(new["spec"].get("selector"), old["spec"].get("selector"), "spec.selector", causes)
