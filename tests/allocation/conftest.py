@@ -28,6 +28,7 @@ class Make:
     """Builders; the fixture `make` hands them out."""
 
     DRIVER = DRIVER
+    decode = staticmethod(decode)
 
     @staticmethod
     def attributes(**values: object) -> dict[str, Any]:

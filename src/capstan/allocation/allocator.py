@@ -62,7 +62,7 @@ def allocate(
         too_few = _too_few(prepared, devices)
         if too_few is not None:
             return too_few
-        cost = BestFit(inventory, prepared, inventory.tables) if policy == "best-fit" else None
+        cost = BestFit(inventory, prepared, devices.largest) if policy == "best-fit" else None
         search = Search(
             inventory, prepared, budget=budget, cost=cost, compatibility_groups=features.compatibility_groups
         )
@@ -143,7 +143,6 @@ def _shortage(claim: PreparedClaim, options: list[Alternative], devices: NodeDev
         texts += [f"the pool {problem.driver}/{problem.pool} is invalid: {problem.reason}" for problem in invalid]
     elif any(not pool.complete for pool in devices.pools):
         texts += [f"the pool {p.driver}/{p.name} is being updated" for p in devices.pools if not p.complete]
-        reason = "IncompletePool" if reason == "NoSuchDevices" else reason
     message = f"claim {claim.key[0]}/{claim.key[1]}: {'; '.join(texts)}"
     return Refusal(reason, message, claim.key, options[0].base, node)
 

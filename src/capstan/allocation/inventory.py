@@ -14,7 +14,7 @@ from capstan.allocation.capacity import consumption as capacity_consumption
 from capstan.allocation.model import ClaimKey, NodeView, Number, Problem, StaleMark, number
 from capstan.allocation.pools import Consumption, Device, Interner, Match, Pool, PoolKey, Scope
 from capstan.allocation.selectors import Expressions, Selectors
-from capstan.allocation.tables import Tables
+from capstan.allocation.tables import Tables, memory
 from capstan.api.core import Node, Taint, Toleration, tolerates
 from capstan.api.resource import (
     AllocationResult,
@@ -48,13 +48,22 @@ class Use(NamedTuple):
 class NodeDevices:
     """What one node sees: its pools in allocation order, and the devices of each that it may use."""
 
-    __slots__ = ("_selectors", "labels", "node", "pools")
+    __slots__ = ("_largest", "_selectors", "labels", "node", "pools")
 
     def __init__(self, node: NodeView, pools: list[Pool], selectors: Selectors) -> None:
         self.node = node.name
         self.labels = node.labels
         self.pools = pools
         self._selectors = selectors
+        self._largest: Number | None = None
+
+    @property
+    def largest(self) -> Number:
+        """The memory of the largest device in bytes, 0 if none publishes any."""
+        if self._largest is None:
+            devices = (device for pool in self.pools for device in pool.devices.values())
+            self._largest = max(map(memory, devices), default=0)
+        return self._largest
 
     def matches(self, expressions: Expressions) -> list[Match]:
         """Selected devices of all usable pools in allocation order. Raises InvalidSelector."""

@@ -95,6 +95,20 @@ class Allocation(msgspec.Struct, frozen=True):
     """best-fit: whether the improvement budget sufficed to prove that no cheaper choice exists."""
 
 
+ERRORS = frozenset(
+    {
+        "UnknownDeviceClass",
+        "InvalidClaim",
+        "InvalidSelector",
+        "SelectorFailed",
+        "InvalidPool",
+        "IncompletePool",
+        "TooManyDevices",
+    }
+)
+"""Reasons of refusals that no freed device changes."""
+
+
 class Refusal(msgspec.Struct, frozen=True):
     """Why the claims cannot be allocated together on the node.
 
@@ -109,6 +123,11 @@ class Refusal(msgspec.Struct, frozen=True):
     request: str = ""
     node: str = ""
     steps: int = 0
+
+    @property
+    def is_error(self) -> bool:
+        """Whether an object must be corrected, or a pool completed, before anything can be allocated."""
+        return self.reason in ERRORS
 
 
 class AllocationError(Exception):

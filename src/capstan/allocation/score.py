@@ -28,7 +28,7 @@ from capstan.allocation.inventory import Inventory
 from capstan.allocation.model import Number
 from capstan.allocation.pools import AttributeValue, Device, values
 from capstan.allocation.symmetry import Reader, Symmetry
-from capstan.allocation.tables import Tables, memory, weight
+from capstan.allocation.tables import WHOLE, memory, weight
 
 if TYPE_CHECKING:
     from capstan.allocation.search import Parts, Search
@@ -49,13 +49,13 @@ Values = frozenset[AttributeValue]
 class BestFit:
     """The cost of `best-fit` for one search (`search.Cost`)."""
 
-    def __init__(self, inventory: Inventory, claims: Sequence[PreparedClaim], tables: Tables) -> None:
+    def __init__(self, inventory: Inventory, claims: Sequence[PreparedClaim], largest: Number) -> None:
         self._inventory = inventory
         self._requests = [request for claim in claims for request in claim.requests]
-        self._tables = tables
+        self._tables = inventory.tables
         alternatives = [option for request in self._requests for option in request.alternatives]
         devices = {candidate.device: None for option in alternatives for candidate in option.candidates}
-        self._largest: Number = max((memory(device) for device in devices), default=0)
+        self._largest = largest
         self._weight = {device: weight(device, self._largest) for device in devices}
         self._values: dict[Device, tuple[Values, ...]] = {device: _alignment(device) for device in devices}
         self._spread: dict[Device, int] = {}
@@ -74,7 +74,7 @@ class BestFit:
             most = max(free.values())
             for candidate in option.candidates:
                 for value in self._values[candidate.device][place]:
-                    points = SMALL * free[value] // most
+                    points = SMALL * free[value] * self._weight[candidate.device] // (most * WHOLE)
                     self._spread[candidate.device] = max(self._spread.get(candidate.device, 0), points)
         fixed = (
             0

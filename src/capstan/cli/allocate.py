@@ -1,0 +1,151 @@
+"""`capstan allocate`: the allocator offline, on plain Kubernetes objects in files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from capstan import allocation
+from capstan.api.resource import AllocationResult
+from capstan.cli.allocate_inputs import Group, Inputs, features, read
+from capstan.cli.connection import output_option
+from capstan.cli.output import machine, show, table
+
+
+class Allocated(msgspec.Struct, rename="camel"):
+    namespace: str
+    name: str
+    node: str
+    allocation: AllocationResult
+
+
+class Refused(msgspec.Struct, rename="camel"):
+    """`error`: something is wrong with an object, as opposed to too little being free."""
+
+    group: str
+    node: str
+    reason: str
+    message: str
+    error: bool
+    claim: str = ""
+    request: str = ""
+
+
+class Answer(msgspec.Struct, rename="camel", omit_defaults=True):
+    allocations: list[Allocated] = []
+    refusals: list[Refused] = []
+    problems: list[allocation.Problem] = []
+    """Pools that contradict themselves and were ignored."""
+    explanation: list[str] = []
+
+
+_File = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path, allow_dash=True)
+
+
+@click.command()
+@click.option("--claims", "claims", type=_File, required=True, help="ResourceClaims, or pods with claim templates.")
+@click.option(
+    "--slices", "slices", type=_File, required=True, help="ResourceSlices, DeviceClasses, nodes, held claims."
+)
+@click.option("--node", help="Allocate on this node. Default: the best, or the first, that satisfies each pod.")
+@click.option(
+    "--policy",
+    type=click.Choice(["best-fit", "kubernetes"]),
+    default="best-fit",
+    show_default=True,
+    help="kubernetes: the devices that kube-scheduler picks.",
+)
+@click.option("--explain", is_flag=True, help="Say for every device why it was taken.")
+@click.option("--feature-gates", default="", metavar="NAME=BOOL,...", help="Kubernetes gates to switch on or off.")
+@output_option()
+def allocate(
+    claims: Path,
+    slices: Path,
+    node: str | None,
+    policy: allocation.Policy,
+    explain: bool,
+    feature_gates: str,
+    output: str,
+) -> None:
+    """Allocate devices to claims offline.
+
+    Claims of one pod are allocated together, claims without a pod all together. Both files are YAML or JSON; claims
+    that have an allocation keep it. Exits with 1 if anything was refused.
+
+    \b
+    Examples:
+      capstan allocate --claims claim.yaml --slices slices.yaml -o json
+      kubectl get resourceslices,deviceclasses,resourceclaims -A -o json > cluster.json
+      capstan allocate --claims pod.yaml --slices cluster.json --node gpu-7 --explain
+    """
+    inputs = read(claims, slices)
+    chosen = features(feature_gates)
+    answer = Answer(problems=inputs.inventory.problems())
+    for group in inputs.groups:
+        _allocate(inputs, group, _views(inputs, node), policy, chosen, answer)
+    if not explain:
+        answer.explanation = []
+    if output == "table":
+        _show(answer)
+    else:
+        machine(answer, output)
+    if answer.refusals:
+        raise SystemExit(1)
+
+
+def _views(inputs: Inputs, node: str | None) -> list[allocation.NodeView]:
+    if node is not None:
+        return [inputs.nodes.get(node) or allocation.NodeView(node)]
+    return list(inputs.nodes.values()) or [allocation.NodeView("")]
+
+
+def _allocate(
+    inputs: Inputs,
+    group: Group,
+    nodes: list[allocation.NodeView],
+    policy: allocation.Policy,
+    chosen: allocation.Features,
+    answer: Answer,
+) -> None:
+    """Tries every node; the first one that satisfies the group wins, with best-fit the one of least cost."""
+    best: tuple[int, allocation.NodeView, allocation.Allocation] | None = None
+    refused: list[Refused] = []
+    for node in nodes:
+        found = allocation.allocate(inputs.inventory, group.claims, node, policy, features=chosen)
+        if isinstance(found, allocation.Refusal):
+            claim = "/".join(found.claim) if found.claim else ""
+            refused.append(
+                Refused(group.name, node.name, found.reason, found.message, found.is_error, claim, found.request)
+            )
+            continue
+        cost = sum(choice.cost for choice in found.explanation)
+        if best is None or cost < best[0]:
+            best = (cost, node, found)
+        if policy == "kubernetes":
+            break
+    if best is None:
+        answer.refusals += refused
+        return
+    _, node, found = best
+    for (namespace, name), result in found.results.items():
+        inputs.inventory.assume((namespace, name), result)
+        answer.allocations.append(Allocated(namespace, name, node.name, result))
+    answer.explanation += [str(choice) for choice in found.explanation]
+
+
+def _show(answer: Answer) -> None:
+    rows = [
+        (f"{held.namespace}/{held.name}", result.request, held.node, f"{result.driver}/{result.pool}/{result.device}")
+        for held in answer.allocations
+        for result in held.allocation.devices.results
+    ]
+    if rows:
+        show(table("", ("CLAIM", "REQUEST", "NODE", "DEVICE"), rows))
+    for line in answer.explanation:
+        click.echo(line)
+    for refusal in answer.refusals:
+        click.echo(f"{refusal.group}: {refusal.reason}: {refusal.message}", err=True)
+    for problem in answer.problems:
+        click.echo(f"ignored the pool {problem.driver}/{problem.pool}: {problem.reason}", err=True)
