@@ -100,7 +100,14 @@ class Api:
 
         return self.loop.run_until_complete(wait())
 
-    def _request(self, method: str, path: str, body: object, user: User, headers: dict[str, str] | None) -> Request:
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        user: User = ADMIN,
+        headers: dict[str, str] | None = None,
+    ) -> Request:
         path, _, query = path.partition("?")
         content = body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else b""
         if body is not None and not isinstance(body, str | bytes):
@@ -123,7 +130,7 @@ class Api:
         user: User = ADMIN,
         headers: dict[str, str] | None = None,
     ) -> Answer:
-        response = self.run(self.server.handle(self._request(method, path, body, user, headers)))
+        response = self.run(self.server.handle(self.request(method, path, body, user, headers)))
         assert isinstance(response, Response), path
         return Answer(response)
 
@@ -145,7 +152,7 @@ class Api:
 
     def watch(self, path: str, *, user: User = ADMIN, headers: dict[str, str] | None = None) -> Watch:
         joined = f"{path}{'&' if '?' in path else '?'}watch=true"
-        response = self.run(self.server.handle(self._request("GET", joined, None, user, headers)))
+        response = self.run(self.server.handle(self.request("GET", joined, None, user, headers)))
         assert isinstance(response, Stream), response
         return Watch(self, response)
 

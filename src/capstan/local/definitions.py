@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any, TypeGuard
 
 from capstan.api import clock
 from capstan.local.bodies import DeleteOptions
@@ -38,14 +39,16 @@ class Definitions:
 
     def start(self) -> None:
         """Serve the definitions that the store already holds, and follow it from here."""
-        self._writes.before_write[PREFIX] = self._accept
+        self._writes.completions[PREFIX] = self._accept
         for record in self._table.objects.values():
             self._serve(record.decode())
         self._table.listeners.append(self._changed)
 
     def _accept(self, new: Json, old: Json | None) -> None:
         """Decide the status of a definition that is being written, and hold it by the finalizer."""
-        spec, metadata = new["spec"], new["metadata"]
+        spec, metadata = new.get("spec"), new["metadata"]
+        if not _well_formed(spec):
+            return  # validation says why
         if old is None:
             metadata["finalizers"] = sorted({*(metadata.get("finalizers") or []), FINALIZER})
         elif new.get("spec") == old.get("spec") and (old.get("status") or {}).get("conditions"):
@@ -161,3 +164,16 @@ class Definitions:
             store.delete(record.key, ordered(definition))
         await store.committed(store.revision)
         return True
+
+
+def _well_formed(spec: Any) -> TypeGuard[Json]:
+    """Whether the parts that `_accept` reads are there."""
+    return (
+        isinstance(spec, dict)
+        and isinstance(spec.get("group"), str)
+        and isinstance(spec.get("names"), dict)
+        and all(isinstance(spec["names"].get(field), str) for field in ("plural", "kind"))
+        and isinstance(spec.get("versions"), list)
+        and bool(spec["versions"])
+        and all(isinstance(each, dict) and isinstance(each.get("name"), str) for each in spec["versions"])
+    )

@@ -67,8 +67,8 @@ class Writes:
         self.store = store
         self.admission = admission
         self.now = now
-        self.before_write: dict[str, Callable[[Json, Json | None], None]] = {}
-        """By `Served.prefix`: a last look at (new, old) before it is stored; may change `new` or raise Refused."""
+        self.completions: dict[str, Callable[[Json, Json | None], None]] = {}
+        """By `Served.prefix`: what the server itself decides about (new, old) before it is validated; changes `new`."""
 
     async def create(self, request: Request, served: Served, target: Target) -> Response:
         view = negotiate(request, served)
@@ -254,10 +254,10 @@ class Writes:
         if self.store.get(key) is not None:
             raise status.already_exists(resource.plural, resource.group, name)
         self.admission.mutate(attributes)
+        self._complete(served, document, None)
         causes = resource.validate(document, None)
         if causes:
             raise status.invalid(resource.kind, resource.group, name, causes)
-        self._last_look(served, document, None)
         self.admission.validate(attributes)
         if not applied and resource.storage not in TRACKED_AFTER_APPLY:
             document = fields.track_update(
@@ -308,13 +308,13 @@ class Writes:
         attributes = self._attributes("UPDATE", request, served, target, target.name, document, old, warnings)
         attributes.subresource = subresource
         self.admission.mutate(attributes)
+        self._complete(served, document, old)
         if subresource in STATUS_LIKE:
             causes = resource.validate_status(document, old)
         else:
             causes = resource.validate(document, old)
         if causes:
             raise status.invalid(resource.kind, resource.group, target.name, causes)
-        self._last_look(served, document, old)
         self.admission.validate(attributes)
         return self.store_changed(request, resource, record, old, document, subresource, applied=applied)
 
@@ -379,10 +379,10 @@ class Writes:
         marked = self.store.put(record.key, outcome.object)
         return False, marked.value, marked.revision
 
-    def _last_look(self, served: Served, new: Json, old: Json | None) -> None:
-        look = self.before_write.get(served.prefix)
-        if look is not None:
-            look(new, old)
+    def _complete(self, served: Served, new: Json, old: Json | None) -> None:
+        complete = self.completions.get(served.prefix)
+        if complete is not None:
+            complete(new, old)
 
     def _attributes(
         self,

@@ -23,6 +23,15 @@ _MAGIC = b"k8s\x00"
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _DEEPEST = 64
 _MEANINGFUL_WHEN_EMPTY = frozenset({"storageClassName", "key", "value"})
+# fmt: off
+_ABSENT_WHEN_ZERO = frozenset({
+    "generation", "observedGeneration", "hostPort", "nodePort", "healthCheckNodePort",
+    "publishNotReadyAddresses", "minReadySeconds", "paused", "stdin", "stdinOnce", "tty", "hostIPC",
+    "hostNetwork", "hostPID", "readOnly", "unschedulable", "initialDelaySeconds", "timeoutSeconds",
+    "periodSeconds", "successThreshold", "failureThreshold", "count", "globalDefault",
+})
+# fmt: on
+"""Go encodes these although they were left out; other numbers and booleans are pointers there, or required."""
 
 
 class Undecodable(ValueError):
@@ -147,10 +156,16 @@ def _object(message: str, data: bytes, depth: int) -> Json:
             found.update(value)
         elif field.form == "*":
             found.setdefault(field.name, []).append(value)
-        elif value is not None and (value != "" or field.name in _MEANINGFUL_WHEN_EMPTY):
-            # Go encodes absent text as empty text.
+        elif not _absent(field.name, value):
             found[field.name] = value
     return found
+
+
+def _absent(name: str, value: Any) -> bool:
+    """Whether a value stands for a field that was left out: Go encodes absent text as empty text."""
+    if value is None or value == "":
+        return value is None or name not in _MEANINGFUL_WHEN_EMPTY
+    return not value and isinstance(value, int) and name in _ABSENT_WHEN_ZERO
 
 
 def _value(kind: str, raw: int | bytes, depth: int) -> Any:
