@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -30,6 +31,9 @@ RESYNC_SECONDS = 300.0
 RETRY_SECONDS = 2.0
 WAIT_SECONDS = 0.2
 """Between looks at a kind that its definition does not serve yet."""
+FIGHTS = 5
+FIGHT_SECONDS = 30.0
+"""An object that is repaired this often within this time is fought over: it is reported, and left alone for as long."""
 _OWN_MANAGER = "capstan-blueprint-agent"
 """Of the Cluster object's status and ApplySet metadata; members are owned by `blueprints.MANAGER`."""
 
@@ -65,6 +69,8 @@ class BlueprintAgent(kube.Controller[str]):
         self._members: dict[kube.Unstructured, kube.Cache[Manifest]] = {}
         self._written: dict[str, Manifest] = {}
         """Objects as our last write answered, until a cache has caught up."""
+        self._repairs: dict[str, deque[float]] = {}
+        """identity -> when it was repaired last"""
         self._status: ClusterStatus | None = None
         self._version = ""
         self._compiled: tuple[Any, blueprints.Compiled] | None = None
@@ -102,7 +108,9 @@ class BlueprintAgent(kube.Controller[str]):
         await self._report(cluster, outcome)
         if outcome.failures:
             return RETRY_SECONDS
-        return WAIT_SECONDS if outcome.waiting else RESYNC_SECONDS
+        if outcome.unserved:
+            return WAIT_SECONDS
+        return FIGHT_SECONDS if outcome.contested else RESYNC_SECONDS
 
     async def _facts(self, cluster: Cluster) -> dict[str, Any]:
         if not self._version:
@@ -143,12 +151,10 @@ class BlueprintAgent(kube.Controller[str]):
         if applied_before:
             outcome.findings = blueprints.drift(desired, live)
         if not applied_before or cluster.spec.mode == "enforce":
-            drifted = {finding.identity for finding in outcome.findings}
-            await self._execute(cluster, plan, desired, members, drifted, live, outcome)
-            outcome.repaired = bool(drifted) and not outcome.failures
+            await self._execute(cluster, plan, desired, members, live, outcome)
         for item in compiled.items:
             found = live.get(item.identity)
-            if found is not None and item.identity not in outcome.waiting and (pending := waiting_for(found)):
+            if found is not None and (pending := waiting_for(found)):
                 outcome.waiting[item.identity] = pending
 
     def _compile(self, cluster: Cluster, version: BlueprintVersion, facts: blueprints.Facts) -> blueprints.Compiled:
@@ -168,7 +174,7 @@ class BlueprintAgent(kube.Controller[str]):
             try:
                 resource = await self._discovery.resource(item.manifest["apiVersion"], item.manifest["kind"])
             except kube.UnknownKind:
-                outcome.waiting[item.identity] = "its kind is not served yet"
+                outcome.unserved[item.identity] = "its kind is not served yet"
                 continue
             served[item.identity] = resource
             await self._watch(resource)
@@ -214,36 +220,45 @@ class BlueprintAgent(kube.Controller[str]):
         plan: blueprints.Plan,
         desired: list[blueprints.Item],
         members: list[Manifest],
-        drifted: set[str],
         live: dict[str, Manifest],
         outcome: Outcome,
     ) -> None:
+        """Apply and prune. Nothing is pruned while something could not be applied."""
         await self._mark_parent(cluster, [item.manifest for item in desired] + members)
+        drifted = {finding.identity for finding in outcome.findings}
+        outcome.contested = {identity for identity in drifted if self._is_contested(identity)}
         counts = {"created": 0, "updated": 0, "pruned": 0}
         for change in plan.changes:
-            if change.identity in outcome.waiting:
+            name = change.identity
+            if name in outcome.unserved or name in outcome.contested:
                 continue
             try:
-                if change.action in ("create", "update") or change.identity in drifted:
-                    written = await self._apply(change.manifest)
-                    self._written[change.identity] = live[change.identity] = written
+                if change.action in ("create", "update") or name in drifted:
+                    self._written[name] = live[name] = await self._apply(change.manifest)
                     counts["created" if change.action == "create" else "updated"] += 1
-                elif change.action == "prune" and not outcome.failures and not outcome.waiting:
+                    if name in drifted:
+                        outcome.repaired.add(name)
+                        self._repairs.setdefault(name, deque(maxlen=FIGHTS)).append(self._now())
+                elif change.action == "prune" and not outcome.failures and not outcome.unserved:
                     await self._prune(change.manifest)
-                    self._written.pop(change.identity, None)
+                    self._written.pop(name, None)
                     counts["pruned"] += 1
             except kube.ApiError as error:
-                outcome.failures[change.identity] = str(error)
-                self._events.emit(cluster, "Warning", "ApplyFailed", f"{change.identity}: {error}")
-        if drifted:
-            for finding in outcome.findings:
+                outcome.failures[name] = str(error)
+                self._events.emit(cluster, "Warning", "ApplyFailed", f"{name}: {error}")
+        for finding in outcome.findings:
+            if finding.identity in outcome.repaired:
                 self._events.emit(cluster, "Warning", "DriftRepaired", str(finding))
-        elif any(counts.values()) and outcome.compiled is not None:
+        if not drifted and any(counts.values()) and outcome.compiled is not None:
             compiled = outcome.compiled
             variant = f", variant {compiled.variant}" if compiled.variant else ""
             done = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
             message = f"{compiled.blueprint} {compiled.version}{variant}: {done}"
             self._events.emit(cluster, "Normal", "BlueprintApplied", message)
+
+    def _is_contested(self, name: str) -> bool:
+        repairs = self._repairs.get(name)
+        return repairs is not None and len(repairs) == FIGHTS and self._now() - repairs[0] < FIGHT_SECONDS
 
     async def _apply(self, manifest: Manifest) -> Manifest:
         resource = await self._discovery.resource(manifest["apiVersion"], manifest["kind"])
@@ -275,11 +290,10 @@ class BlueprintAgent(kube.Controller[str]):
         assert self._status is not None
         before = self._status
         after = status(before, outcome, cluster.metadata.generation, clock.render_micro(self._now()))
-        if cluster.spec.mode == "warn":
-            known = {(each.object, each.path) for each in before.drift if not each.repaired}
-            for finding in outcome.findings:
-                if finding.key not in known:
-                    self._events.emit(cluster, "Warning", "DriftFound", str(finding))
+        known = {(each.object, each.path) for each in before.drift if not each.repaired}
+        for finding in outcome.findings:
+            if finding.identity not in outcome.repaired and finding.key not in known:
+                self._events.emit(cluster, "Warning", "DriftFound", str(finding))
         if after == before:
             return
         body = msgspec.to_builtins(after)

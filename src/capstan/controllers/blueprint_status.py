@@ -17,22 +17,27 @@ REMEMBERED_REPAIRS = 20
 
 @dataclass(slots=True)
 class Outcome:
-    """What one pass of the agent saw and did. `failures` and `waiting` are by identity of the object."""
+    """What one pass of the agent saw and did. Messages and sets are by identity of the object."""
 
     compiled: blueprints.Compiled | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    unserved: dict[str, str] = field(default_factory=dict)
+    """Not applied because the kind is not served yet."""
     waiting: dict[str, str] = field(default_factory=dict)
+    """Applied but not ready yet."""
     findings: Sequence[blueprints.Finding] = ()
-    repaired: bool = False
-    """Whether the findings were repaired in this pass."""
+    repaired: set[str] = field(default_factory=set)
+    contested: set[str] = field(default_factory=set)
+    """Left alone for a while because somebody changes them as often as they are repaired."""
     problem: tuple[str, str] | None = None
     """(reason, message) of what kept the agent from applying at all."""
     paused: bool = False
 
     @property
     def settled(self) -> bool:
-        return self.compiled is not None and not self.failures and self.problem is None
+        """Everything was applied, so that from now on a difference is drift."""
+        return self.compiled is not None and not (self.failures or self.unserved or self.problem)
 
 
 def status(before: ClusterStatus, outcome: Outcome, generation: int, now: str) -> ClusterStatus:
@@ -57,7 +62,8 @@ def _addons(compiled: blueprints.Compiled, outcome: Outcome) -> list[AddonStatus
     for item in compiled.items:
         row = rows.setdefault(item.addon, AddonStatus(name=item.addon, phase="Ready"))
         row.objects += 1
-        failure, waiting = outcome.failures.get(item.identity), outcome.waiting.get(item.identity)
+        failure = outcome.failures.get(item.identity)
+        waiting = outcome.unserved.get(item.identity) or outcome.waiting.get(item.identity)
         if failure:
             row.phase, row.message = "Failed", f"{item.identity}: {failure}"
         elif waiting and row.phase == "Ready":
@@ -73,6 +79,7 @@ def _drift(before: Iterable[Drift], outcome: Outcome, now: str) -> list[Drift]:
     current: list[Drift] = []
     for finding in outcome.findings:
         known = lasting.pop(finding.key, None)
+        repaired = finding.identity in outcome.repaired
         entry = Drift(
             object=finding.identity,
             path=finding.path,
@@ -81,9 +88,9 @@ def _drift(before: Iterable[Drift], outcome: Outcome, now: str) -> list[Drift]:
             expected=finding.expected,
             found=finding.found,
             first_seen=known.first_seen if known is not None else now,
-            repaired=now if outcome.repaired else "",
+            repaired=now if repaired else "",
         )
-        (history if outcome.repaired else current).append(entry)
+        (history if repaired else current).append(entry)
     # What is no longer found was put right by somebody else.
     history += [msgspec.structs.replace(each, repaired=now) for each in lasting.values()]
     history.sort(key=lambda each: each.repaired, reverse=True)
@@ -94,7 +101,8 @@ def _conditions(before: Iterable[Condition], after: ClusterStatus, outcome: Outc
     known = {condition.type: condition for condition in before}
     lasting = [each for each in after.drift if not each.repaired]
     failed = "; ".join(f"{identity}: {message}" for identity, message in sorted(outcome.failures.items())[:3])
-    waiting = "; ".join(f"{identity}: {message}" for identity, message in sorted(outcome.waiting.items())[:3])
+    pending = {**outcome.waiting, **outcome.unserved}
+    waiting = "; ".join(f"{identity}: {message}" for identity, message in sorted(pending.items())[:3])
     what = f"{after.blueprint} {after.version}" + (f", variant {after.variant}" if after.variant else "")
     if outcome.paused:
         states = {"Paused": ("True", "Paused", "spec.paused is set; nothing is applied or repaired")}
@@ -103,15 +111,16 @@ def _conditions(before: Iterable[Condition], after: ClusterStatus, outcome: Outc
         reason, message = outcome.problem or ("ApplyFailed", failed)
         broken = outcome.problem is not None or bool(outcome.failures)
         states["Degraded"] = ("True", reason, message) if broken else ("False", "AsExpected", "")
-        states["Progressing"] = ("True", "Waiting", waiting) if outcome.waiting else ("False", "AsExpected", "")
+        states["Progressing"] = ("True", "Waiting", waiting) if pending else ("False", "AsExpected", "")
         if broken:
             states["Ready"] = ("False", reason, message)
-        elif outcome.waiting:
+        elif pending:
             states["Ready"] = ("False", "Waiting", waiting)
         else:
             states["Ready"] = ("True", "Applied", what)
         fields = ", ".join(f"{each.object} {each.path}".strip() for each in lasting[:5])
-        states["Drifted"] = ("True", "FieldsDiffer", fields) if lasting else ("False", "AsApplied", "")
+        why = "Contested" if outcome.contested else "FieldsDiffer"
+        states["Drifted"] = ("True", why, fields) if lasting else ("False", "AsApplied", "")
     result = dict(known)
     for kind, (value, reason, message) in states.items():
         old = known.get(kind)

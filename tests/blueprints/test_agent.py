@@ -1,0 +1,299 @@
+"""The agent against the embedded API server: applies, finds drift, repairs, prunes, and survives restarts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capstan import blueprints, kube, local
+from capstan.api import manifests, resources
+from capstan.api.platform import Cluster
+from capstan.controllers.blueprint_agent import BlueprintAgent
+
+ROOT = Path(__file__).parents[2]
+CRDS = ROOT / "src" / "capstan" / "api" / "crds"
+MAPS = resources.CONFIG_MAPS
+MAP = resources.unstructured("", "v1", "configmaps", "ConfigMap", namespaced=True)
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[kube.Client]:
+    """A client of a fresh server that serves our own kinds."""
+    server = local.Server()
+    await server.start()
+    client = kube.Client(server.transport(), "tester")
+    discovery = kube.Discovery(client)
+    for file in sorted(CRDS.glob("platform.capstan.dev_*.yaml")):
+        for definition in manifests.load_manifests(file.read_bytes(), file.name):
+            resource = await discovery.resource(definition["apiVersion"], definition["kind"])
+            await client.apply(resource, definition, force=True)
+    await eventually(lambda: serves(client, "Cluster"))
+    yield client
+    await server.stop()
+
+
+async def serves(client: kube.Client, kind: str) -> bool:
+    try:
+        await kube.Discovery(client).resource("platform.capstan.dev/v1alpha1", kind)
+    except kube.UnknownKind:
+        return False
+    return True
+
+
+async def eventually(look: Callable[[], Awaitable[Any]], seconds: float = 10.0) -> Any:
+    deadline = asyncio.get_running_loop().time() + seconds
+    while not (seen := await look()):
+        assert asyncio.get_running_loop().time() < deadline, "it did not happen in time"
+        await asyncio.sleep(0.01)
+    return seen
+
+
+@asynccontextmanager
+async def running(client: kube.Client, name: str = "local") -> AsyncIterator[BlueprintAgent]:
+    agent = BlueprintAgent(client, name)
+    task = asyncio.create_task(agent.run())
+    try:
+        yield agent
+        assert not task.done(), task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def config_map(name: str, **data: str) -> dict[str, Any]:
+    metadata = {"name": name, "namespace": "default"}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
+
+
+async def publish(client: kube.Client, version: str, *items: dict[str, Any], **spec: Any) -> None:
+    document = {
+        "apiVersion": "platform.capstan.dev/v1alpha1",
+        "kind": "Blueprint",
+        "metadata": {"name": "bp"},
+        "spec": {"version": version, "addons": [{"name": "maps", "manifests": list(items)}], **spec},
+    }
+    library = blueprints.Library([blueprints.Source("bp.yaml", document)])
+    await client.create(resources.BLUEPRINT_VERSIONS, blueprints.published(library, "bp"))
+
+
+async def use(client: kube.Client, version: str, **spec: Any) -> None:
+    body = {"metadata": {"name": "local"}, "spec": {"blueprint": {"name": "bp", "version": version}, **spec}}
+    await client.apply(resources.CLUSTERS, body, force=True)
+
+
+async def reported(client: kube.Client, wanted: Callable[[Cluster], Any]) -> Cluster:
+    """The Cluster object once it is as wanted."""
+
+    async def look() -> Cluster | None:
+        cluster = await client.get(resources.CLUSTERS, "local")
+        return cluster if wanted(cluster) else None
+
+    found: Cluster = await eventually(look)
+    return found
+
+
+def condition(cluster: Cluster, kind: str) -> str:
+    return next((f"{each.status} {each.reason}" for each in cluster.status.conditions if each.type == kind), "")
+
+
+def ready(version: str) -> Callable[[Cluster], bool]:
+    return lambda cluster: cluster.status.version == version and condition(cluster, "Ready") == "True Applied"
+
+
+async def data(client: kube.Client, name: str) -> dict[str, str] | None:
+    try:
+        found = await client.get(MAP, name, "default")
+    except kube.NotFound:
+        return None
+    content: dict[str, str] = found.get("data", {})
+    return content
+
+
+async def test_a_blueprint_is_applied_and_reported(client: kube.Client) -> None:
+    await publish(client, "1.0.0", config_map("a", x="1"), config_map("b", y="2"))
+    await use(client, "1.0.0", labels={"region": "eu"})
+    async with running(client):
+        cluster = await reported(client, ready("1.0.0"))
+    assert (cluster.status.blueprint, cluster.status.objects) == ("bp", 2)
+    assert cluster.status.digest.startswith("sha256:")
+    assert cluster.status.facts["labels"] == {"region": "eu"}
+    assert cluster.metadata.labels["applyset.kubernetes.io/id"] == blueprints.cluster_set("local")
+    assert cluster.metadata.annotations["applyset.kubernetes.io/contains-group-kinds"] == "ConfigMap"
+    live = await client.get(MAP, "a", "default")
+    assert live["metadata"]["labels"]["applyset.kubernetes.io/part-of"] == blueprints.cluster_set("local")
+    assert live["metadata"]["managedFields"][0]["manager"] == blueprints.MANAGER
+
+
+async def test_a_settled_cluster_is_not_written_to(client: kube.Client) -> None:
+    await publish(client, "1.0.0", config_map("a", x="1"))
+    await use(client, "1.0.0")
+    async with running(client) as agent:
+        before = await reported(client, ready("1.0.0"))
+        version = (await client.get(MAP, "a", "default"))["metadata"]["resourceVersion"]
+        for _ in range(3):
+            await agent.reconcile("local")
+    after = await client.get(resources.CLUSTERS, "local")
+    assert after.metadata.resource_version == before.metadata.resource_version
+    assert (await client.get(MAP, "a", "default"))["metadata"]["resourceVersion"] == version
+
+
+async def test_drift_is_repaired_and_named(client: kube.Client) -> None:
+    await publish(client, "1.0.0", config_map("a", x="1"))
+    await use(client, "1.0.0")
+    editor = kube.Client(client.transport, "kubectl-edit")
+    async with running(client):
+        await reported(client, ready("1.0.0"))
+        await editor.patch(MAPS, "a", "default", patch={"data": {"x": "9", "foreign": "stays"}})
+        cluster = await reported(client, lambda each: each.status.drift)
+    (entry,) = cluster.status.drift
+    assert (entry.object, entry.path, entry.kind, entry.manager) == (
+        "ConfigMap/default/a",
+        "data.x",
+        "changed",
+        "kubectl-edit",
+    )
+    assert (entry.expected, entry.found) == ("1", "9")
+    assert entry.repaired >= entry.first_seen
+    assert await data(client, "a") == {"x": "1", "foreign": "stays"}
+    events = await client.list(resources.EVENTS)
+    assert "DriftRepaired" in {event.reason for event in events.items}
+
+
+async def test_a_deleted_object_and_a_lost_label_are_drift_too(client: kube.Client) -> None:
+    await publish(client, "1.0.0", config_map("a", x="1"), config_map("b", x="1"))
+    await use(client, "1.0.0")
+    label = "applyset.kubernetes.io/part-of"
+    async with running(client):
+        await reported(client, ready("1.0.0"))
+        await client.delete(MAPS, "a", "default")
+        await reported(client, lambda each: len(each.status.drift) == 1)
+        await client.patch(MAPS, "b", "default", patch={"metadata": {"labels": {label: None}}})
+        cluster = await reported(client, lambda each: len(each.status.drift) == 2)
+    assert {(entry.object, entry.kind) for entry in cluster.status.drift} == {
+        ("ConfigMap/default/a", "deleted"),
+        ("ConfigMap/default/b", "removed"),
+    }
+    assert await data(client, "a") == {"x": "1"}
+    assert label in (await client.get(MAP, "b", "default"))["metadata"]["labels"]
+
+
+async def test_mode_warn_reports_and_leaves_alone_until_it_is_put_right(client: kube.Client) -> None:
+    await publish(client, "1.0.0", config_map("a", x="1"))
+    await use(client, "1.0.0", mode="warn")
+    async with running(client):
+        await reported(client, ready("1.0.0"))
+        await client.patch(MAPS, "a", "default", patch={"data": {"x": "9"}})
+        cluster = await reported(client, lambda each: condition(each, "Drifted") == "True FieldsDiffer")
+        assert cluster.status.drift[0].repaired == ""
+        assert await data(client, "a") == {"x": "9"}
+        await use(client, "1.0.0", mode="enforce")
+        cluster = await reported(client, lambda each: condition(each, "Drifted") == "False AsApplied")
+        assert cluster.status.drift[0].repaired
+        assert await data(client, "a") == {"x": "1"}
+
+
+async def test_a_new_version_updates_and_prunes_but_spares_the_protected(client: kube.Client) -> None:
+    protected = config_map("kept", x="1")
+    protected["metadata"]["annotations"] = {"platform.capstan.dev/prune": "false"}
+    await publish(client, "1.0.0", config_map("a", x="1", y="1"), config_map("gone", x="1"), protected)
+    await publish(client, "1.1.0", config_map("a", x="2"))
+    await use(client, "1.0.0")
+    async with running(client):
+        await reported(client, ready("1.0.0"))
+        await use(client, "1.1.0")
+        cluster = await reported(client, ready("1.1.0"))
+    assert await data(client, "a") == {"x": "2"}
+    assert await data(client, "gone") is None
+    assert await data(client, "kept") == {"x": "1"}
+    assert cluster.status.drift == []
+
+
+async def test_drift_while_the_agent_was_away_is_found_at_its_start(client: kube.Client) -> None:
+    await publish(client, "1.0.0", config_map("a", x="1"))
+    await use(client, "1.0.0")
+    async with running(client):
+        await reported(client, ready("1.0.0"))
+    await client.patch(MAPS, "a", "default", patch={"data": {"x": None}})
+    async with running(client):
+        cluster = await reported(client, lambda each: each.status.drift)
+    assert [(entry.path, entry.kind) for entry in cluster.status.drift] == [("data.x", "removed")]
+    assert await data(client, "a") == {"x": "1"}
+
+
+async def test_objects_of_a_kind_that_comes_later_wait_without_holding_up_the_rest(client: kube.Client) -> None:
+    widget = {"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "w"}, "spec": {"size": 1}}
+    await publish(client, "1.0.0", widget, config_map("a", x="1"))
+    await use(client, "1.0.0")
+    async with running(client):
+        await reported(client, lambda each: condition(each, "Progressing") == "True Waiting")
+        assert await data(client, "a") == {"x": "1"}
+        definition = {
+            "apiVersion": "apiextensions.k8s.io/v1",
+            "kind": "CustomResourceDefinition",
+            "metadata": {"name": "widgets.example.com"},
+            "spec": {
+                "group": "example.com",
+                "scope": "Cluster",
+                "names": {"plural": "widgets", "singular": "widget", "kind": "Widget", "listKind": "WidgetList"},
+                "versions": [
+                    {
+                        "name": "v1",
+                        "served": True,
+                        "storage": True,
+                        "schema": {
+                            "openAPIV3Schema": {
+                                "type": "object",
+                                "x-kubernetes-preserve-unknown-fields": True,
+                            }
+                        },
+                    }
+                ],
+            },
+        }
+        resource = await kube.Discovery(client).resource("apiextensions.k8s.io/v1", "CustomResourceDefinition")
+        await client.create(resource, definition)
+        await reported(client, ready("1.0.0"))
+
+
+@pytest.mark.parametrize(
+    ("version", "spec", "reason"),
+    [
+        ("9.9.9", {}, "VersionNotFound"),
+        ("1.0.0", {"override": {"addons": [{"name": "maps", "enabled": False}]}}, "NothingLeft"),
+        ("1.0.0", {"override": {"values": {"locked": 2}}}, "InvalidBlueprint"),
+    ],
+)
+async def test_an_unusable_wish_leaves_the_cluster_as_it_is(
+    client: kube.Client, version: str, spec: dict[str, Any], reason: str
+) -> None:
+    await publish(client, "1.0.0", config_map("a", x="1"), locked=["values.locked"], values={"locked": 1})
+    await use(client, "1.0.0")
+    async with running(client):
+        before = await reported(client, ready("1.0.0"))
+        await use(client, version, **spec)
+        cluster = await reported(client, lambda each: condition(each, "Degraded") == f"True {reason}")
+    assert cluster.status.digest == before.status.digest
+    assert await data(client, "a") == {"x": "1"}
+
+
+async def test_a_paused_cluster_is_left_alone(client: kube.Client) -> None:
+    await publish(client, "1.0.0", config_map("a", x="1"))
+    await use(client, "1.0.0", paused=True)
+    async with running(client):
+        await reported(client, lambda each: condition(each, "Paused") == "True Paused")
+        assert await data(client, "a") is None
+        await use(client, "1.0.0", paused=False)
+        await reported(client, ready("1.0.0"))
+    assert await data(client, "a") == {"x": "1"}
