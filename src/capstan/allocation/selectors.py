@@ -1,7 +1,7 @@
 """Which devices a request's CEL selectors select: evaluated once per distinct tuple of the values an expression reads.
 
-A device is seen by CEL as `dra.md`'s environment says; an expression that fails on a device (it reads an attribute
-the device does not have) neither selects nor rejects it: the failure is kept, and the search decides what it means.
+An expression that fails on a device (it reads an attribute that the device does not have) neither selects nor rejects
+it: the failure is kept, and the search decides what it means.
 """
 
 from __future__ import annotations
@@ -18,10 +18,6 @@ from capstan.cel.device import DeviceSelectorProgram, compile_selector
 
 Expressions = tuple[str, ...]
 """Selectors that must all hold: those of the class, then those of the request."""
-
-
-Reads = tuple[frozenset[str], frozenset[str]]
-"""The attributes and the capacities, fully qualified, that an expression reads at most."""
 
 
 class InvalidSelector(AllocationError):
@@ -81,7 +77,7 @@ class Selectors:
         return True, None
 
     def _answer(self, device: Device, expression: str, program: DeviceSelectorProgram) -> bool:
-        reads: Reads | None = getattr(program, "reads", None)
+        reads = program.reads
         if reads is None:
             return _evaluate(device, program)
         driver, spec = device.id.driver, device.spec
