@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from capstan.node import Driver, SliceWatch, dra_proto
+from capstan.node import Driver, SliceWatch, dra_proto, models
 from capstan.node import driver as driver_module
+from capstan.node.driver import AlreadyRunning
 from capstan.node.simulated import SimulatedNvml
 
 pytestmark = pytest.mark.anyio
@@ -191,8 +192,6 @@ async def test_an_xid_of_one_mig_device_concerns_only_what_overlaps_with_it(node
 
 
 async def test_one_watch_serves_many_nodes(api: Any, tmp_path: Path) -> None:
-    from capstan.node import models
-
     watch = SliceWatch(api.client())
     watching = asyncio.create_task(watch.run())
     nodes = []
@@ -228,3 +227,9 @@ async def test_a_claim_left_half_done_is_taken_back_without_the_kubelet(
     assert "UNKNOWN; and what was done could not be taken back yet: destroy_gpu_instance" in error
     await until(lambda: not node.nvml.mig_devices(node.gpu) and not node.nvml.mig_enabled(node.gpu))
     await successor.driver.stop()
+
+
+async def test_a_second_driver_of_the_same_node_does_not_start(node: Node) -> None:
+    second = Node(node.api, node.nvml, node.plugin_dir.parent)
+    with pytest.raises(AlreadyRunning, match=r"another driver has .*driver.lock"):
+        await second.driver.start()

@@ -9,7 +9,9 @@ Runs on a real node with real GPUs and, many times in one process, on simulated 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -94,6 +96,7 @@ class SliceWatch:
                     listener = self._listeners.get(event.object.spec.node_name)
                     if listener is not None and event.type != "BOOKMARK":
                         listener(SliceChange(event.object.metadata.name, version, event.type == "DELETED"))
+                await asyncio.sleep(_FIRST_PAUSE_SECONDS)
             except kube.Gone:
                 version = ""
                 for listener in list(self._listeners.values()):
@@ -113,6 +116,22 @@ def _in_time(claim: ClaimRef) -> Iterator[None]:
         raise NodeError(
             f"claim {claim.namespace}/{claim.name} is not done in time", "the work goes on; the kubelet asks again"
         ) from None
+
+
+class AlreadyRunning(NodeError):
+    """Another process drives this node's devices; two would not see each other's claims."""
+
+
+def _lock(path: Path) -> int:
+    """A descriptor that holds the node for this process until it is closed, or the process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise AlreadyRunning(f"another driver has {path}", "stop it first") from None
+    return descriptor
 
 
 class Driver:
@@ -152,6 +171,8 @@ class Driver:
         self._preparer = Preparer(nvml, self._catalog, node_name, plugin_dir, cdi_dir)
         self._publisher = Publisher(client, PoolIdentity(node_name, node_uid))
         self._plugin = Plugin(DRIVER, self, plugin_dir, registrar_dir)
+        self._lock_path = plugin_dir / "driver.lock"
+        self._lock: int | None = None
         self._watch = watch
         self._tasks: list[asyncio.Task[None]] = []
         self._stale = asyncio.Event()
@@ -167,8 +188,9 @@ class Driver:
         """Takes back what a killed predecessor left half-done, then serves the kubelet and publishes the devices.
 
         Publishing goes on in the background and is repeated until it succeeds; `published` waits for it.
-        Raises OSError, NodeError or sqlite3.Error when the node's own files are unusable.
+        Raises OSError, NodeError or sqlite3.Error when the node's own files are unusable or in use.
         """
+        self._lock = _lock(self._lock_path)
         self._loop = asyncio.get_running_loop()
         if self._preparer.quarantined is not None:
             _log.error("node %s: unreadable ledger put aside as %s", self.node_name, self._preparer.quarantined)
@@ -198,6 +220,9 @@ class Driver:
         await self._plugin.stop()
         self._preparer.close()
         self._nvml.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     async def published(self) -> Published:
         """Returns when the API server has the node's devices as they are now."""
