@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from capstan import blueprints, kube, local
@@ -28,12 +29,34 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+AGENT = local.service_account("capstan-system", "blueprint-agent")
+
+
+class Administrator(kube.Client):
+    """Who may do everything; also knows how an agent connects, with no more rights than it states."""
+
+    def __init__(self, server: local.Server) -> None:
+        super().__init__(server.transport(), "tester")
+        self.agent = kube.Client(server.transport(AGENT), "agent")
+
+
+async def allow_agent(client: kube.Client) -> None:
+    metadata = {"name": "blueprint-agent"}
+    await client.create(
+        resources.CLUSTER_ROLES, {"metadata": metadata, "rules": msgspec.to_builtins(BlueprintAgent.RULES)}
+    )
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "blueprint-agent"}
+    subject = {"kind": "ServiceAccount", "namespace": "capstan-system", "name": "blueprint-agent"}
+    await client.create(resources.CLUSTER_ROLE_BINDINGS, {"metadata": metadata, "roleRef": role, "subjects": [subject]})
+
+
 @pytest.fixture
-async def client() -> AsyncIterator[kube.Client]:
+async def client() -> AsyncIterator[Administrator]:
     """A client of a fresh server that serves our own kinds."""
     server = local.Server()
     await server.start()
-    client = kube.Client(server.transport(), "tester")
+    client = Administrator(server)
+    await allow_agent(client)
     discovery = kube.Discovery(client)
     for file in sorted(CRDS.glob("platform.capstan.dev_*.yaml")):
         for definition in manifests.load_manifests(file.read_bytes(), file.name):
@@ -61,8 +84,8 @@ async def eventually(look: Callable[[], Awaitable[Any]], seconds: float = 10.0) 
 
 
 @asynccontextmanager
-async def running(client: kube.Client, name: str = "local") -> AsyncIterator[BlueprintAgent]:
-    agent = BlueprintAgent(client, name)
+async def running(client: Administrator) -> AsyncIterator[BlueprintAgent]:
+    agent = BlueprintAgent(client.agent, "local")
     task = asyncio.create_task(agent.run())
     try:
         yield agent
@@ -121,7 +144,7 @@ async def data(client: kube.Client, name: str) -> dict[str, str] | None:
     return content
 
 
-async def test_a_blueprint_is_applied_and_reported(client: kube.Client) -> None:
+async def test_a_blueprint_is_applied_and_reported(client: Administrator) -> None:
     await publish(client, "1.0.0", config_map("a", x="1"), config_map("b", y="2"))
     await use(client, "1.0.0", labels={"region": "eu"})
     async with running(client):
@@ -136,7 +159,7 @@ async def test_a_blueprint_is_applied_and_reported(client: kube.Client) -> None:
     assert live["metadata"]["managedFields"][0]["manager"] == blueprints.MANAGER
 
 
-async def test_a_settled_cluster_is_not_written_to(client: kube.Client) -> None:
+async def test_a_settled_cluster_is_not_written_to(client: Administrator) -> None:
     await publish(client, "1.0.0", config_map("a", x="1"))
     await use(client, "1.0.0")
     async with running(client) as agent:
@@ -149,7 +172,7 @@ async def test_a_settled_cluster_is_not_written_to(client: kube.Client) -> None:
     assert (await client.get(MAP, "a", "default"))["metadata"]["resourceVersion"] == version
 
 
-async def test_drift_is_repaired_and_named(client: kube.Client) -> None:
+async def test_drift_is_repaired_and_named(client: Administrator) -> None:
     await publish(client, "1.0.0", config_map("a", x="1"))
     await use(client, "1.0.0")
     editor = kube.Client(client.transport, "kubectl-edit")
@@ -171,7 +194,7 @@ async def test_drift_is_repaired_and_named(client: kube.Client) -> None:
     assert "DriftRepaired" in {event.reason for event in events.items}
 
 
-async def test_a_deleted_object_and_a_lost_label_are_drift_too(client: kube.Client) -> None:
+async def test_a_deleted_object_and_a_lost_label_are_drift_too(client: Administrator) -> None:
     await publish(client, "1.0.0", config_map("a", x="1"), config_map("b", x="1"))
     await use(client, "1.0.0")
     label = "applyset.kubernetes.io/part-of"
@@ -189,7 +212,7 @@ async def test_a_deleted_object_and_a_lost_label_are_drift_too(client: kube.Clie
     assert label in (await client.get(MAP, "b", "default"))["metadata"]["labels"]
 
 
-async def test_mode_warn_reports_and_leaves_alone_until_it_is_put_right(client: kube.Client) -> None:
+async def test_mode_warn_reports_and_leaves_alone_until_it_is_put_right(client: Administrator) -> None:
     await publish(client, "1.0.0", config_map("a", x="1"))
     await use(client, "1.0.0", mode="warn")
     async with running(client):
@@ -204,7 +227,7 @@ async def test_mode_warn_reports_and_leaves_alone_until_it_is_put_right(client: 
         assert await data(client, "a") == {"x": "1"}
 
 
-async def test_a_new_version_updates_and_prunes_but_spares_the_protected(client: kube.Client) -> None:
+async def test_a_new_version_updates_and_prunes_but_spares_the_protected(client: Administrator) -> None:
     protected = config_map("kept", x="1")
     protected["metadata"]["annotations"] = {"platform.capstan.dev/prune": "false"}
     await publish(client, "1.0.0", config_map("a", x="1", y="1"), config_map("gone", x="1"), protected)
@@ -220,7 +243,7 @@ async def test_a_new_version_updates_and_prunes_but_spares_the_protected(client:
     assert cluster.status.drift == []
 
 
-async def test_drift_while_the_agent_was_away_is_found_at_its_start(client: kube.Client) -> None:
+async def test_drift_while_the_agent_was_away_is_found_at_its_start(client: Administrator) -> None:
     await publish(client, "1.0.0", config_map("a", x="1"))
     await use(client, "1.0.0")
     async with running(client):
@@ -232,7 +255,7 @@ async def test_drift_while_the_agent_was_away_is_found_at_its_start(client: kube
     assert await data(client, "a") == {"x": "1"}
 
 
-async def test_objects_of_a_kind_that_comes_later_wait_without_holding_up_the_rest(client: kube.Client) -> None:
+async def test_objects_of_a_kind_that_comes_later_wait_without_holding_up_the_rest(client: Administrator) -> None:
     widget = {"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "w"}, "spec": {"size": 1}}
     await publish(client, "1.0.0", widget, config_map("a", x="1"))
     await use(client, "1.0.0")
@@ -276,7 +299,7 @@ async def test_objects_of_a_kind_that_comes_later_wait_without_holding_up_the_re
     ],
 )
 async def test_an_unusable_wish_leaves_the_cluster_as_it_is(
-    client: kube.Client, version: str, spec: dict[str, Any], reason: str
+    client: Administrator, version: str, spec: dict[str, Any], reason: str
 ) -> None:
     await publish(client, "1.0.0", config_map("a", x="1"), locked=["values.locked"], values={"locked": 1})
     await use(client, "1.0.0")
@@ -288,7 +311,7 @@ async def test_an_unusable_wish_leaves_the_cluster_as_it_is(
     assert await data(client, "a") == {"x": "1"}
 
 
-async def test_a_paused_cluster_is_left_alone(client: kube.Client) -> None:
+async def test_a_paused_cluster_is_left_alone(client: Administrator) -> None:
     await publish(client, "1.0.0", config_map("a", x="1"))
     await use(client, "1.0.0", paused=True)
     async with running(client):

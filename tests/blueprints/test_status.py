@@ -113,7 +113,7 @@ def test_a_condition_keeps_its_time_while_its_status_stays() -> None:
     first = after(now="t1")
     second = after(first, now="t2", failures={MAP: "no"})
     since = {condition.type: condition.last_transition_time for condition in second.conditions}
-    assert since == {"Degraded": "t2", "Drifted": "t1", "Paused": "t1", "Progressing": "t1", "Ready": "t2"}
+    assert since == {"Degraded": "t2Z", "Drifted": "t1Z", "Paused": "t1Z", "Progressing": "t1Z", "Ready": "t2Z"}
     assert after(first, now="t9") == first
 
 

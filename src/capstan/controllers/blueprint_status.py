@@ -41,7 +41,7 @@ class Outcome:
 
 
 def status(before: ClusterStatus, outcome: Outcome, generation: int, now: str) -> ClusterStatus:
-    """The next status. `now` is RFC 3339; what did not change keeps its time."""
+    """The next status. `now` is RFC 3339 with a fraction; what did not change keeps its time."""
     compiled = outcome.compiled
     after = msgspec.structs.replace(before, observed_generation=generation)
     if outcome.facts:
@@ -53,7 +53,8 @@ def status(before: ClusterStatus, outcome: Outcome, generation: int, now: str) -
         if outcome.settled:
             after.digest = compiled.digest
             after.drift = _drift(before.drift, outcome, now)
-    after.conditions = _conditions(before.conditions, after, outcome, now)
+    # Conditions carry whole seconds (metav1.Time).
+    after.conditions = _conditions(before.conditions, after, outcome, f"{now.partition('.')[0]}Z")
     return after
 
 
