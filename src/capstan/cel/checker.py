@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from capstan.cel.errors import CompileError, Issue
+from capstan.cel.errors import CompileError, EvaluationError, Issue
+from capstan.cel.standard import regex
 from capstan.cel.syntax import (
     Bind,
     Call,
@@ -57,6 +58,7 @@ _LITERAL_TYPES = {
     str: STRING,
     bytes: BYTES,
 }
+_PATTERN_FUNCTIONS = frozenset(("matches", "find", "findAll"))
 _ENTRY_KEYS = frozenset(("bool", "int", "uint", "string"))
 
 
@@ -64,7 +66,7 @@ def check(source: str, root: Node, environment: Environment) -> Type:
     """The type of the expression, every node annotated. Raises CompileError with all issues found."""
     checker = _Checker(environment)
     checker.check(root)
-    if checker.issues:
+    if checker.issues and environment.checked:
         raise CompileError(source, checker.issues)
     _finish(root, checker.bindings)
     return root.type
@@ -271,7 +273,17 @@ class _Checker:
                     node.function = candidate
                     break
         types = [self.check(operand) for operand in node.operands]
+        if node.function in _PATTERN_FUNCTIONS and self.environment.checks_patterns:
+            self.check_pattern(node.operands)
         return self.resolve(node, node.function, types, member=node.target is not None)
+
+    def check_pattern(self, operands: list[Node]) -> None:
+        """A regular expression given as a literal is compiled now, so that its mistakes are found before it is used."""
+        if len(operands) > 1 and isinstance(operands[1], Literal) and isinstance(operands[1].value, str):
+            try:
+                regex(operands[1].value)
+            except EvaluationError as error:
+                self.report(operands[1], f"invalid matches argument: {error}")
 
     def resolve(self, node: Node, name: str, types: list[Type], *, member: bool) -> Type:
         """The result type of the overloads that accept the arguments: theirs when they agree, else dyn."""
@@ -388,9 +400,7 @@ class _Checker:
         return result
 
     def bind(self, node: Bind) -> Type:
-        value = self.check(node.value)
-        if node.kind != "bind":
-            value = self.inside_optional(node.value, value)
+        value = self.check(node.value) if node.kind == "bind" else self.unwrapped(node.value)
         outer = self.locals
         self.locals = {**outer, node.name: value}
         try:
@@ -402,9 +412,3 @@ class _Checker:
         if node.kind == "optFlatMap" and body.name != "optional_type" and not body.is_dynamic:
             return self.report(node.body, f"expected type 'optional_type' but found '{self.shown(body)}'")
         return body
-
-    def inside_optional(self, node: Node, found: Type) -> Type:
-        inner = self.bindings.fresh()
-        if not self.bindings.assignable(found, optional_of(inner)):
-            return self.report(node, f"expected type 'optional_type' but found '{self.shown(found)}'")
-        return DYN if found.is_dynamic else self.bindings.resolve(inner)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from keyword import iskeyword
 from typing import TYPE_CHECKING, Any, Final
 
 from capstan.cel import loops, values
-from capstan.cel.cost import SIZED, body_cost
+from capstan.cel.cost import SIZED, body_cost, round_cost
 from capstan.cel.errors import EvaluationError
 from capstan.cel.library import Function
 from capstan.cel.messages import build_message
@@ -86,6 +87,12 @@ _LOOPS: Final[dict[str, Callable[..., Any]]] = {
     "transformMapEntry": loops.transform_map_entry,
     "sortBy": loops.sort_by,
 }
+_PAIR_LOOPS: Final[dict[str, Callable[..., bool]]] = {
+    "all": loops.all_pairs,
+    "exists": loops.any_pair,
+    "exists_one": loops.one_pair,
+    "existsOne": loops.one_pair,
+}
 _ABSENT: Final = object()
 
 
@@ -122,8 +129,9 @@ class _Generator:
         """The name under which the source reaches a Python object."""
         if id(function) not in self.names:
             name = getattr(function, "__name__", "k").strip("_!@")
-            name = name if name.isidentifier() else "operator"
-            while name in self.namespace:
+            if not name.isidentifier() or iskeyword(name):
+                name = "operator"
+            while name in self.namespace or name in ("v", "meter", "evaluate"):
                 self.count += 1
                 name = f"{name.rstrip('0123456789')}{self.count}"
             self.names[id(function)] = name
@@ -231,21 +239,29 @@ class _Generator:
     def select(self, node: Select) -> str:
         if node.resolved is not None:
             return self.ident(node.resolved)
-        operand = self.write(node.operand)
+        operand, key = self.write(node.operand), self.key(node)
+        declared = node.operand.type.name in self.environment.objects
         if node.optional:
-            return f"{self.use(values.select_optional)}({operand}, {node.field!r})"
+            written = f"{self.use(values.select_optional)}({operand}, {key!r})"
+            converter = self.environment.converter(node.type.params[0]) if declared else None
+            return f"{self.use(optional_map)}({written}, {self.use(converter)})" if converter else written
         if self.exact or node.operand.type.name == "optional_type":
-            written = f"{self.use(values.select)}({operand}, {node.field!r})"
+            written = f"{self.use(values.select)}({operand}, {key!r})"
         else:
-            written = f"{operand}[{node.field!r}]"
-        return self.converted(written, node.type) if node.operand.type.name in self.environment.objects else written
+            written = f"{operand}[{key!r}]"
+        return self.converted(written, node.type) if declared else written
+
+    def key(self, node: Select | Has) -> str:
+        """The key of a field in the data: property names that are no identifiers are written escaped."""
+        declared = node.operand.type.name in self.environment.objects
+        return self.environment.keys.get(node.field, node.field) if declared else node.field
 
     def has(self, node: Has) -> str:
-        operand = self.write(node.operand)
+        operand, key = self.write(node.operand), self.key(node)
         kind = node.operand.type
         if not self.exact and kind.name == "map" and kind.params[1].name != "map":
-            return f"({node.field!r} in {operand})"
-        return f"{self.use(values.has_field)}({operand}, {node.field!r})"
+            return f"({key!r} in {operand})"
+        return f"{self.use(values.has_field)}({operand}, {key!r})"
 
     def index(self, node: Index) -> str:
         operand, key = self.write(node.operand), self.write(node.index)
@@ -295,26 +311,28 @@ class _Generator:
         ]
         return f"{self.use(build_message)}({', '.join([repr(node.name), *written])})"
 
-    def body(self, node: Loop, body: Node, *, boolean: bool) -> str:
+    def body(self, node: Loop, body: Node) -> str:
         """One body of a comprehension as a lambda over its variables."""
         outer = self.scope
         names = [self.local(name) for name in node.variables]
         self.scope = {**outer, **dict(zip(node.variables, names, strict=True))}
-        written = self.boolean(body) if boolean else self.write(body)
+        written = self.write(body)
         self.scope = outer
         if self.exact:
-            written = f"(meter.charge({body_cost(body)}), {written})[1]"
+            written = f"(meter.charge({round_cost(node.kind) + body_cost(body)}), {written})[1]"
         return f"lambda {', '.join(names)}: {written}"
 
     def loop(self, node: Loop) -> str:
         range_ = self.write(node.range)
         arguments = [range_]
         if node.kind in ("all", "exists", "exists_one", "existsOne"):
-            arguments += [self.body(node, node.bodies[0], boolean=False), str(len(node.variables))]
+            arguments.append(self.body(node, node.bodies[0]))
+            if len(node.variables) == 2:
+                return f"{self.use(_PAIR_LOOPS[node.kind])}({', '.join(arguments)})"
         else:
             *conditions, body = node.bodies
-            arguments.append(self.body(node, body, boolean=False))
-            arguments += [self.body(node, condition, boolean=False) for condition in conditions]
+            arguments.append(self.body(node, body))
+            arguments += [self.body(node, condition) for condition in conditions]
         return f"{self.use(_LOOPS[node.kind])}({', '.join(arguments)})"
 
     def bind(self, node: Bind) -> str:
@@ -343,7 +361,8 @@ class _Generator:
         if node.target is not None and name in ("or", "orValue") and len(node.args) == 1:
             return self.alternative(node)
         function = self.environment.functions.find(name, member=node.target is not None)
-        assert function is not None, name  # the checker knows every function
+        if function is None:  # only where the environment does not check
+            return f"{self.use(unknown_function)}({name!r})"
         arguments = [self.write(operand) for operand in operands]
         if self.exact and name in SIZED:
             return f"meter.call({', '.join([self.use(SIZED[name]), self.use(function), *arguments])})"
@@ -429,6 +448,10 @@ class _Generator:
         assert node.target is not None
         function = or_lazily if node.function == "or" else or_value_lazily
         return f"{self.use(function)}({self.write(node.target)}, lambda: {self.write(node.args[0])})"
+
+
+def unknown_function(name: str) -> Any:
+    raise EvaluationError(f"undeclared reference to '{name}'")
 
 
 def or_lazily(optional: Any, other: Callable[[], Any]) -> Any:

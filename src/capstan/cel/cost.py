@@ -199,7 +199,8 @@ SIZED: Final[dict[str, Callable[..., int]]] = {
         (
             "startsWith", "endsWith", "lowerAscii", "upperAscii", "indexOf", "lastIndexOf", "charAt", "split",
             "substring", "trim", "reverse", "strings.quote", "string", "bytes", "int", "uint", "double", "quantity",
-            "isQuantity", "semver", "isSemver", "url", "isURL", "ip", "isIP", "cidr", "isCIDR", "ip.isCanonical", "timestamp",
+            "isQuantity", "semver", "isSemver", "url", "isURL", "ip", "isIP", "cidr", "isCIDR", "ip.isCanonical",
+            "timestamp",
             "duration", "base64.encode", "base64.decode", "validate",
         ),
         _text,
@@ -288,13 +289,13 @@ class _Estimator:
                 size = float(length(value))
                 return ZERO, Size(Range(size, size))
             case Ident():
-                return ONE, self.locals.get(node.name) or self.declared(node)
+                return ONE, self.locals.get(node.name) or self.environment.bounds.get(node.name) or self.declared(node)
             case Select(resolved=resolved) if resolved is not None:
                 return ONE, self.declared(node)
             case Select() | Has():
                 cost, operand = self.cost(node.operand)
-                bounded = operand.element if isinstance(node, Select) and operand.element else self.declared(node)
-                return cost + ONE, bounded
+                bounded = self.environment.bounds.get(f"{node.operand.type.name}.{node.field}") or operand.element
+                return cost + ONE, bounded or self.declared(node)
             case Index():
                 (cost, operand), (key, _) = self.cost(node.operand), self.cost(node.index)
                 return cost + key + ONE, operand.element or self.declared(node)

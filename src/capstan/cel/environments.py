@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, Final
 
+from capstan.cel import openapi
+from capstan.cel.authorization import AUTHORIZATION
+from capstan.cel.cost import Size
+from capstan.cel.formats import FORMATS
+from capstan.cel.formatting import FORMATTING
 from capstan.cel.kubernetes import QUANTITIES, SEMVERS
 from capstan.cel.library import Functions, Library
-from capstan.cel.messages import WELL_KNOWN, MessageType
+from capstan.cel.mathematics import MATH
+from capstan.cel.messages import JSON_PATCH, WELL_KNOWN, MessageType
+from capstan.cel.network import CIDRS, IPS, URLS
 from capstan.cel.operators import OPERATORS
 from capstan.cel.optionals import OPTIONALS
+from capstan.cel.sequences import ENCODERS, INCLUDES, KUBERNETES_LISTS, LISTS, REGEX, SETS
 from capstan.cel.standard import STANDARD
 from capstan.cel.strings import STRINGS
+from capstan.cel.times import TIMES
 from capstan.cel.types import (
     BOOL,
     BYTES,
@@ -30,10 +40,14 @@ from capstan.cel.types import (
     list_of,
     map_of,
     optional_of,
+    parse_type,
     type_of,
 )
 
-CALL_LIMIT: Final = 1_000_000
+Version = tuple[int, int]
+CALL_LIMIT: Final = 1_000_000  # one evaluation, every environment
+RULE_ESTIMATE_LIMIT: Final = 10_000_000  # the worst case of one rule of a CRD
+LATEST: Final[Version] = (1, 37)
 DEVICE: Final = Type("kubernetes.DRADevice")
 
 _TYPE_NAMES: Final = {
@@ -51,26 +65,34 @@ _TYPE_NAMES: Final = {
     TIMESTAMP.name: TIMESTAMP,
     DURATION.name: DURATION,
 }
+_CORE: Final = (STANDARD, TIMES, STRINGS, FORMATTING, OPTIONALS)
 
 
 @dataclass(frozen=True, eq=False)
 class Environment:
     """What an expression may mention and what it may cost.
 
-    `sizes` bounds values by the name of their type, for the cost estimate; a type that is absent is unbounded.
-    `cost_limit` stops an evaluation; `estimate_limit` refuses an expression whose worst case is known to exceed it.
-    `results` are the names of acceptable result types (empty: any).
+    `objects` gives the fields of object types, `keys` the data key of a field name that differs from it, `from_json`
+    says that values of such fields arrive as JSON has them. `sizes` bounds values by the name of their type and
+    `bounds` those of one variable or field (`Type.field`), for the cost estimate; what is in neither is unbounded.
+    `cost_limit` stops an evaluation; `estimate_limit` refuses an expression whose worst case exceeds it. `results` are
+    the acceptable result types (none: any). Where not `checked`, mistakes of type show when the expression runs.
     """
 
     name: str
     variables: Mapping[str, Type]
     libraries: tuple[Library, ...]
     objects: Mapping[str, Mapping[str, Type]] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
+    from_json: bool = False
     constants: Mapping[str, Any] = field(default_factory=dict)
     sizes: Mapping[str, float] = field(default_factory=dict)
-    converters: Mapping[Type, Callable[[Any], Any]] = field(default_factory=dict)
+    bounds: Mapping[str, Size] = field(default_factory=dict)
     container: str = ""
     homogeneous: bool = True
+    mutating: bool = False
+    checked: bool = True
+    checks_patterns: bool = True
     cost_limit: int = CALL_LIMIT
     estimate_limit: int | None = None
     max_bytes: int | None = None
@@ -84,38 +106,227 @@ class Environment:
         """The type a name denotes in expressions such as `type(x) == int`."""
         if name in _TYPE_NAMES:
             return _TYPE_NAMES[name]
-        if name in WELL_KNOWN or name in self.objects:
-            return Type(name)
-        return None
+        return Type(name) if name in WELL_KNOWN or name in self.objects else None
 
     def message_named(self, name: str) -> MessageType | None:
         """The message type a literal `name{...}` builds."""
+        if self.mutating and (name == "Object" or name.startswith("Object.")):
+            return MessageType(name, Type(name), None)
+        if self.mutating and name == JSON_PATCH.name:
+            return JSON_PATCH
         return WELL_KNOWN.get(name)
 
     def converter(self, type_: Type) -> Callable[[Any], Any] | None:
-        """How values of the type arrive from JSON, where that is not how CEL has them."""
-        return self.converters.get(type_) if self.converters else None
+        """How values of a declared type arrive from JSON, where that is not how CEL has them."""
+        return openapi.converter(type_) if self.from_json else None
 
 
-STANDARD_LIBRARIES: Final = (STANDARD, STRINGS, OPTIONALS)
+@lru_cache(maxsize=64)
+def standard(variables: tuple[tuple[str, str], ...] = (), container: str = "") -> Environment:
+    """The language itself with every extension, no limits but the evaluation's; variables are (name, type) pairs."""
+    return Environment(
+        name="standard",
+        variables={name: parse_type(type_) for name, type_ in variables},
+        libraries=(*_CORE, *_KUBERNETES, LISTS, SEMVERS, MATH, ENCODERS),
+        constants={"google.protobuf.NullValue.NULL_VALUE": 0},
+        container=container,
+        homogeneous=False,
+        checks_patterns=False,
+    )
+
+
+_KUBERNETES: Final = (KUBERNETES_LISTS, REGEX, URLS, IPS, CIDRS, FORMATS, SETS, QUANTITIES)
+
+
+def kubernetes_libraries(version: Version) -> tuple[Library, ...]:
+    """The base environment of a Kubernetes version: the lists extension since 1.34, semver since 1.33."""
+    gated = [library for since, library in (((1, 34), LISTS), ((1, 33), SEMVERS)) if version >= since]
+    return (*_CORE, *_KUBERNETES, AUTHORIZATION, *gated)
 
 
 @lru_cache(maxsize=16)
-def device_selector(version: tuple[int, int] = (1, 36)) -> Environment:
-    """Selectors of device classes and claims: one variable, `device`; the result is a bool (resource.k8s.io/v1)."""
+def device_selector(version: Version = (1, 36)) -> Environment:
+    """Selectors of device classes and claims: one variable, `device`; the result is a bool (resource.k8s.io/v1).
+
+    Since 1.34 devices have `allowMultipleAllocations` (KEP-5075), since 1.36 `includes()` (KEP-5491).
+    """
     device = {
         "driver": STRING,
         "attributes": map_of(STRING, map_of(STRING, DYN)),
         "capacity": map_of(STRING, map_of(STRING, QUANTITY)),
-        "allowMultipleAllocations": BOOL,
     }
+    if version >= (1, 34):
+        device["allowMultipleAllocations"] = BOOL
+    libraries = kubernetes_libraries(version)
     return Environment(
         name=f"device selector {version[0]}.{version[1]}",
         variables={"device": DEVICE},
         objects={DEVICE.name: device},
-        libraries=(*STANDARD_LIBRARIES, QUANTITIES, SEMVERS),
+        libraries=(*libraries, INCLUDES) if version >= (1, 36) else libraries,
         sizes={"string": 64, "list": 48, "map": 32, "dyn": 64},
         estimate_limit=CALL_LIMIT,
         max_bytes=10 * 1024,
         results=(BOOL, DYN),
+    )
+
+
+def _object(object_name: str, /, **fields: str) -> tuple[str, dict[str, Type]]:
+    return object_name, {field_: parse_type(type_) for field_, type_ in fields.items()}
+
+
+_ADMISSION_OBJECTS: Final = dict(
+    [
+        _object("kubernetes.GroupVersionKind", group="string", version="string", kind="string"),
+        _object("kubernetes.GroupVersionResource", group="string", version="string", resource="string"),
+        _object(
+            "kubernetes.UserInfo",
+            username="string",
+            uid="string",
+            groups="list(string)",
+            extra="map(string, list(string))",
+        ),
+        _object(
+            "kubernetes.AdmissionRequest",
+            kind="kubernetes.GroupVersionKind",
+            resource="kubernetes.GroupVersionResource",
+            subResource="string",
+            requestKind="kubernetes.GroupVersionKind",
+            requestResource="kubernetes.GroupVersionResource",
+            requestSubResource="string",
+            name="string",
+            namespace="string",
+            operation="string",
+            userInfo="kubernetes.UserInfo",
+            dryRun="bool",
+            options="dyn",
+        ),
+        _object(
+            "kubernetes.NamespaceMetadata",
+            name="string",
+            generateName="string",
+            namespace="string",
+            labels="map(string, string)",
+            annotations="map(string, string)",
+            UID="string",
+            creationTimestamp="timestamp",
+            deletionGracePeriodSeconds="int",
+            deletionTimestamp="timestamp",
+            generation="int",
+            resourceVersion="string",
+            finalizers="list(string)",
+        ),
+        _object("kubernetes.NamespaceSpec", finalizers="list(string)"),
+        _object("kubernetes.NamespaceStatus", phase="string", conditions="list(dyn)"),
+        _object(
+            "kubernetes.Namespace",
+            metadata="kubernetes.NamespaceMetadata",
+            spec="kubernetes.NamespaceSpec",
+            status="kubernetes.NamespaceStatus",
+        ),
+    ]
+)
+_VARIABLES: Final = "kubernetes.variables"
+
+
+def admission(
+    variables: Mapping[str, Type] | None = None,
+    *,
+    version: Version = LATEST,
+    params: bool = True,
+    authorizer: bool = True,
+    mutating: bool = False,
+    result: Type | None = BOOL,
+) -> Environment:
+    """ValidatingAdmissionPolicy and MutatingAdmissionPolicy: `object`, `oldObject`, `request`, `namespaceObject`,
+    `params`,
+    `authorizer`, and `variables` with the types of those defined so far.
+
+    `result` is the type the expression must have: bool for validations and match conditions, string for messages,
+    None for
+    any. With `mutating`, `Object{...}` and `JSONPatch{...}` literals and `jsonpatch.escapeKey` exist.
+    """
+    declared = {
+        "object": DYN,
+        "oldObject": DYN,
+        "request": Type("kubernetes.AdmissionRequest"),
+        "namespaceObject": Type("kubernetes.Namespace"),
+        "variables": Type(_VARIABLES),
+    }
+    if params:
+        declared["params"] = DYN
+    if authorizer:
+        declared["authorizer"] = Type("kubernetes.authorization.Authorizer")
+        declared["authorizer.requestResource"] = Type("kubernetes.authorization.ResourceCheck")
+    return _admission(
+        tuple(sorted(declared.items())),
+        tuple((variables or {}).items()),
+        version,
+        mutating,
+        (result, DYN) if result else (),
+    )
+
+
+@lru_cache(maxsize=256)
+def _admission(
+    declared: tuple[tuple[str, Type], ...],
+    variables: tuple[tuple[str, Type], ...],
+    version: Version,
+    mutating: bool,
+    results: tuple[Type, ...],
+) -> Environment:
+    libraries = kubernetes_libraries(version)
+    return Environment(
+        name="mutating admission" if mutating else "admission",
+        variables=dict(declared),
+        objects={**_ADMISSION_OBJECTS, _VARIABLES: dict(variables)},
+        from_json=True,
+        libraries=(*libraries, JSON_POINTERS) if mutating else libraries,
+        mutating=mutating,
+        results=results,
+    )
+
+
+JSON_POINTERS: Final = Library("jsonpatch")
+
+
+@JSON_POINTERS.declare("jsonpatch.escapeKey(string) -> string")
+def escape_key(key: str) -> str:
+    """A key as one step of a JSON pointer (RFC 6901)."""
+    return key.replace("~", "~0").replace("/", "~1")
+
+
+def crd_rule(
+    schema: Mapping[str, Any],
+    *,
+    version: Version = LATEST,
+    resource: bool = False,
+    optional_old_self: bool = False,
+    result: Type | None = BOOL,
+) -> Environment:
+    """`x-kubernetes-validations` at one place of a schema: `self`, and `oldSelf` for transition rules, typed by the
+    schema there.
+
+    `resource`: the place is the root of an object, so apiVersion, kind and metadata.name are visible too.
+    """
+    return _crd_rule(
+        json.dumps(schema, sort_keys=True), version, resource, optional_old_self, (result, DYN) if result else ()
+    )
+
+
+@lru_cache(maxsize=512)
+def _crd_rule(
+    schema: str, version: Version, resource: bool, optional_old_self: bool, results: tuple[Type, ...]
+) -> Environment:
+    types = openapi.schema_types(json.loads(schema), resource=resource)
+    return Environment(
+        name="custom resource rule",
+        variables={"self": types.root, "oldSelf": optional_of(types.root) if optional_old_self else types.root},
+        objects=types.objects,
+        keys=types.keys,
+        from_json=True,
+        libraries=kubernetes_libraries(version),
+        bounds=types.bounds,
+        sizes=dict.fromkeys(("string", "bytes", "list", "map", "dyn"), float(openapi.MAX_REQUEST_BYTES)),
+        estimate_limit=RULE_ESTIMATE_LIMIT,
+        results=results,
     )

@@ -7,7 +7,7 @@ of an element that decides the matter, as the language demands; an exhausted bud
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import cmp_to_key
+from functools import cmp_to_key, partial
 from typing import Any
 
 from capstan.cel.errors import CostExceeded, EvaluationError
@@ -15,10 +15,6 @@ from capstan.cel.values import as_bool, elements, greater, insert, less, pairs
 
 Thunk = Callable[[], Any]
 Body = Callable[..., Any]
-
-
-def _arguments(container: Any, variables: int) -> Iterable[tuple[Any, ...]]:
-    return pairs(container) if variables == 2 else ((element,) for element in elements(container))
 
 
 def decide(outcomes: Iterable[Thunk], decisive: bool) -> bool:
@@ -45,12 +41,15 @@ def any_of(*operands: Thunk) -> bool:
     return decide(operands, True)
 
 
-def all_elements(container: Any, body: Body, variables: int) -> bool:
+def all_elements(container: Any, body: Body) -> bool:
     failed: Exception | None = None
-    for arguments in _arguments(container, variables):
+    for element in elements(container):
         try:
-            if not as_bool(body(*arguments)):
+            value = body(element)
+            if value is False:
                 return False
+            if value is not True:
+                as_bool(value)
         except CostExceeded:
             raise
         except Exception as error:
@@ -60,12 +59,15 @@ def all_elements(container: Any, body: Body, variables: int) -> bool:
     return True
 
 
-def any_element(container: Any, body: Body, variables: int) -> bool:
+def any_element(container: Any, body: Body) -> bool:
     failed: Exception | None = None
-    for arguments in _arguments(container, variables):
+    for element in elements(container):
         try:
-            if as_bool(body(*arguments)):
+            value = body(element)
+            if value is True:
                 return True
+            if value is not False:
+                as_bool(value)
         except CostExceeded:
             raise
         except Exception as error:
@@ -75,9 +77,21 @@ def any_element(container: Any, body: Body, variables: int) -> bool:
     return False
 
 
-def one_element(container: Any, body: Body, variables: int) -> bool:
+def one_element(container: Any, body: Body) -> bool:
     """No short cut: every element is looked at, and any error is final."""
-    return sum([as_bool(body(*arguments)) for arguments in _arguments(container, variables)]) == 1
+    return sum([as_bool(body(element)) for element in elements(container)]) == 1
+
+
+def all_pairs(container: Any, body: Body) -> bool:
+    return decide((partial(body, *pair) for pair in pairs(container)), False)
+
+
+def any_pair(container: Any, body: Body) -> bool:
+    return decide((partial(body, *pair) for pair in pairs(container)), True)
+
+
+def one_pair(container: Any, body: Body) -> bool:
+    return sum([as_bool(body(*pair)) for pair in pairs(container)]) == 1
 
 
 def filter_elements(container: Any, condition: Body) -> list[Any]:

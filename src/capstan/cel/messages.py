@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from capstan.cel.errors import EvaluationError
-from capstan.cel.operators import checked_timestamp
+from capstan.cel.operators import checked_duration, checked_timestamp
 from capstan.cel.types import (
     BOOL,
     BYTES,
@@ -21,7 +21,7 @@ from capstan.cel.types import (
     list_of,
     map_of,
 )
-from capstan.cel.values import INT_MAX, NANOS, Duration, Uint, equal
+from capstan.cel.values import NANOS, Uint, equal
 
 _PACKAGE: Final = "google.protobuf."
 _INT32: Final = 2**31
@@ -62,6 +62,9 @@ WELL_KNOWN: Final[dict[str, MessageType]] = {
         MessageType(_PACKAGE + "Any", DYN, {"type_url": STRING, "value": BYTES}),
     )
 }
+JSON_PATCH: Final = MessageType(
+    "JSONPatch", Type("JSONPatch"), {"op": STRING, "path": STRING, "from": STRING, "value": DYN}
+)
 _ZEROS: Final[dict[str, Any]] = {"bool": False, "int": 0, "uint": Uint(0), "double": 0.0, "string": "", "bytes": b""}
 
 
@@ -77,9 +80,7 @@ def build_message(name: str, *entries: tuple[str, Any]) -> Any:
         nanos = fields.get("seconds", 0) * NANOS + fields.get("nanos", 0)
         if short == "Timestamp":
             return checked_timestamp(nanos)
-        if abs(nanos) > INT_MAX:
-            raise EvaluationError("duration overflow")
-        return Duration(nanos)
+        return checked_duration(nanos)
     if short == "Struct":
         return fields.get("fields", {})
     if short == "ListValue":

@@ -8,6 +8,7 @@ from typing import Any
 from capstan.cel.errors import EvaluationError
 from capstan.cel.library import Library
 from capstan.cel.values import (
+    DURATION_MAX,
     INT_MAX,
     INT_MIN,
     TIMESTAMP_MAX,
@@ -42,7 +43,7 @@ def checked_uint(value: int) -> Uint:
 
 
 def checked_duration(nanos: int) -> Duration:
-    if INT_MIN <= nanos <= INT_MAX:
+    if -DURATION_MAX <= nanos <= DURATION_MAX:
         return Duration(nanos)
     raise EvaluationError("duration overflow")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -12,7 +12,7 @@ from capstan.cel.cost import Meter, Range, body_cost, estimate
 from capstan.cel.environments import Environment
 from capstan.cel.errors import CelError, CompileError, EvaluationError, Issue
 from capstan.cel.parser import parse
-from capstan.cel.syntax import Node
+from capstan.cel.syntax import Ident, Node, Select, children
 from capstan.cel.types import Type
 
 
@@ -42,6 +42,11 @@ class Program:
     def _exact(self) -> Generated:
         return generate(self.tree, self.environment, exact=True)
 
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The variables of the environment that the expression mentions."""
+        return frozenset(_free_names(self.tree)) & frozenset(self.environment.variables)
+
     def evaluate(self, bindings: Mapping[str, Any]) -> Any:
         """The value for these variables. Raises EvaluationError, CostExceeded when the budget is used up."""
         if self._fast is not None:
@@ -65,6 +70,15 @@ class Program:
 
     def __repr__(self) -> str:
         return f"Program({self.expression!r})"
+
+
+def _free_names(node: Node) -> Iterator[str]:
+    if isinstance(node, Select) and node.resolved is not None:
+        node = node.resolved
+    if isinstance(node, Ident):
+        yield node.name
+    for child in children(node):
+        yield from _free_names(child)
 
 
 @lru_cache(maxsize=2048)

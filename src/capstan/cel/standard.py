@@ -13,7 +13,7 @@ import re2
 from capstan.cel.errors import EvaluationError
 from capstan.cel.library import Library
 from capstan.cel.operators import checked_int, checked_uint
-from capstan.cel.values import Duration, Timestamp, TypeValue, Uint, type_name
+from capstan.cel.values import Timestamp, TypeValue, Uint, type_name
 
 STANDARD = Library("standard")
 
@@ -163,7 +163,7 @@ def string_from_bool(value: bool) -> str:
 
 @STANDARD.declare("string(double) -> string")
 def string_from_double(value: float) -> str:
-    """The shortest digits that read back the same; an exponent below 1e-4 and from 1e6 digits on that are needed."""
+    """The shortest digits that read back the same, with an exponent below 1e-4 and from 1e6 on (Go's %g)."""
     if math.isnan(value):
         return "NaN"
     if math.isinf(value):
@@ -175,7 +175,7 @@ def string_from_double(value: float) -> str:
     prefix = "-" if sign else ""
     if text == "0":
         return prefix + "0"
-    if scientific < -4 or scientific >= max(len(digits), 21 if len(digits) > 6 else 6):
+    if scientific < -4 or scientific >= 6:
         mantissa = text[0] + ("." + text[1:] if len(text) > 1 else "")
         return f"{prefix}{mantissa}e{'-' if scientific < 0 else '+'}{abs(scientific):02d}"
     return prefix + format(Decimal((0, digits, exponent)), "f")
@@ -221,8 +221,3 @@ def dyn(value: Any) -> Any:
 @STANDARD.declare("type(A) -> type(A)")
 def type_value(value: object) -> TypeValue:
     return TypeValue(type_name(value))
-
-
-@STANDARD.declare("string(duration) -> string")
-def string_from_duration(value: Duration) -> str:
-    return str(value)

@@ -20,6 +20,7 @@ NANOS: Final = 10**9
 # 0001-01-01T00:00:00Z to 9999-12-31T23:59:59.999999999Z
 TIMESTAMP_MIN: Final = -62135596800 * NANOS
 TIMESTAMP_MAX: Final = 253402300799 * NANOS + NANOS - 1
+DURATION_MAX: Final = 315_576_000_000 * NANOS + NANOS - 1  # ten thousand years, as protobuf has it
 
 
 class Uint(int):
@@ -33,7 +34,7 @@ class Uint(int):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Duration:
-    """Nanoseconds; the range is that of a signed 64-bit integer."""
+    """Nanoseconds, up to ten thousand years in either direction."""
 
     nanos: int
 
@@ -242,9 +243,10 @@ def contains(item: object, container: object) -> bool:
 def select(operand: Any, field: str) -> Any:
     """`operand.field` of a map, an object, or through an optional."""
     if isinstance(operand, dict):
-        if field in operand or type(operand) is DefaultMap:
-            return operand[field]
-        raise no_such_key(field)
+        try:
+            return operand[field]  # a subclass may make up what is missing
+        except KeyError:
+            raise no_such_key(field) from None
     if type(operand) is Optional:
         return select_optional(operand, field)
     raise EvaluationError(f"no such overload: type '{type_name(operand)}' does not support field selection")

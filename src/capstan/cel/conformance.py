@@ -1,0 +1,261 @@
+"""Runs test files of the CEL specification: `python -m capstan.cel.conformance FILE...`
+
+The files hold `cel.expr.conformance.test.SimpleTestFile` messages in text format. A test with proto2 or proto3
+messages of the test schema is skipped: there is no protobuf here. Prints passed, failed and skipped for each file, and
+the sum last.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Final
+
+from capstan.cel import textproto
+from capstan.cel.environments import Environment, standard
+from capstan.cel.errors import CelError, CompileError, EvaluationError
+from capstan.cel.messages import build_message
+from capstan.cel.program import compile
+from capstan.cel.textproto import Message
+from capstan.cel.types import DYN, WRAPPERS, Type
+from capstan.cel.values import TypeValue, Uint, type_name
+
+_PRIMITIVES: Final = {
+    "BOOL": "bool",
+    "INT64": "int",
+    "UINT64": "uint",
+    "DOUBLE": "double",
+    "STRING": "string",
+    "BYTES": "bytes",
+}
+_WELL_KNOWN: Final = {"ANY": "dyn", "TIMESTAMP": "timestamp", "DURATION": "duration"}
+_MESSAGES: Final = ("TestAllTypes", "NestedTestAllTypes", "proto2", "proto3", "GlobalEnum", "TestRequired")
+
+
+class Skip(Exception):
+    """The test needs something that this implementation leaves out on purpose."""
+
+
+def field(message: Message, name: str, default: Any = None) -> Any:
+    return next((value for key, value in message if key == name), default)
+
+
+def text(message: Message, name: str) -> str:
+    value = field(message, name, b"")
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def run_file(content: str) -> Iterator[tuple[str, str, str]]:
+    """(test name, passed|failed|skipped, detail) for every test of a file."""
+    for key, section in textproto.parse(content):
+        if key != "section":
+            continue
+        for name, test in section:
+            if name != "test":
+                continue
+            title = f"{text(section, 'name')}/{text(test, 'name')}"
+            try:
+                detail = run_test(test)
+                yield title, "failed" if detail else "passed", detail
+            except Skip as reason:
+                yield title, "skipped", str(reason)
+
+
+def run_test(test: Message) -> str:
+    """Empty when the test passes, else what went wrong."""
+    expression = text(test, "expr")
+    content = repr([(key, value) for key, value in test if key not in ("name", "description", "container")])
+    if any(word in content for word in _MESSAGES):
+        raise Skip("protobuf messages")
+    declarations = [value for key, value in test if key == "type_env"]
+    environment = standard(tuple(_declared(each) for each in declarations if each), text(test, "container"))
+    if field(test, "disable_check") == "true":
+        environment = replace(environment, checked=False)
+    matcher = next(
+        (key for key, _ in test if key in ("value", "typed_result", "eval_error", "any_eval_errors")), "value"
+    )
+    try:
+        bindings = {binding_key: _value(field(binding, "value", [])) for binding_key, binding in _bindings(test)}
+        program = compile(expression, environment)
+        if matcher == "typed_result":
+            wrong = _check_type(field(test, "typed_result"), program.result, environment)
+            if wrong or field(test, "check_only") == "true":
+                return wrong
+        result = program.evaluate(bindings)
+    except EvaluationError as error:
+        return "" if "error" in matcher else f"{expression}: unexpected error: {error}"
+    except CompileError as error:
+        return "" if "error" in matcher else f"{expression}: does not compile: {error}"
+    if "error" in matcher:
+        return f"{expression}: expected an error, got {result!r}"
+    if matcher == "typed_result":
+        expected = field(field(test, "typed_result"), "result")
+    else:
+        expected = field(test, "value", [("bool_value", "true")])
+    if expected is None:
+        return ""
+    wanted = _value(expected)
+    return "" if same(wanted, result) else f"{expression}: expected {wanted!r}, got {result!r}"
+
+
+def same(wanted: Any, found: Any) -> bool:
+    """Equality of type and value; NaN equals itself, and text stands for values that print as it."""
+    if isinstance(wanted, float) and isinstance(found, float):
+        return wanted == found or (wanted != wanted and found != found)
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        keys = {(type_name(key), key): value for key, value in found.items()}
+        return len(wanted) == len(found) and all(
+            (type_name(key), key) in keys and same(value, keys[type_name(key), key]) for key, value in wanted.items()
+        )
+    if isinstance(wanted, list) and isinstance(found, list):
+        return len(wanted) == len(found) and all(map(same, wanted, found))
+    return type_name(wanted) == type_name(found) and bool(wanted == found)
+
+
+def _bindings(test: Message) -> Iterator[tuple[str, Message]]:
+    for key, binding in test:
+        if key == "bindings":
+            yield text(binding, "key"), field(binding, "value", [])
+
+
+def _declared(declaration: Message) -> tuple[str, str]:
+    if field(declaration, "function") is not None:
+        raise Skip("functions declared by the test")
+    return text(declaration, "name"), str(_type(field(field(declaration, "ident", []), "type", [])))
+
+
+def _type(message: Message) -> Type:
+    if not message:
+        return DYN
+    kind, value = message[0]
+    if kind == "primitive":
+        return Type(_PRIMITIVES[value])
+    if kind == "wrapper":
+        return Type("wrapper", (Type(_PRIMITIVES[value]),))
+    if kind == "well_known":
+        return Type(
+            {"timestamp": "google.protobuf.Timestamp", "duration": "google.protobuf.Duration"}.get(
+                _WELL_KNOWN[value], "dyn"
+            )
+        )
+    if kind == "list_type":
+        return Type("list", (_type(field(value, "elem_type", [])),))
+    if kind == "map_type":
+        return Type("map", (_type(field(value, "key_type", [])), _type(field(value, "value_type", []))))
+    if kind == "type":
+        return Type("type", (_type(value),))
+    if kind == "abstract_type":
+        return Type(text(value, "name"), tuple(_type(each) for key, each in value if key == "parameter_types"))
+    if kind == "message_type":
+        name = value.decode()
+        short = name.removeprefix("google.protobuf.")
+        if short in WRAPPERS:
+            return Type("wrapper", (WRAPPERS[short],))
+        return {
+            "Struct": Type("map", (Type("string"), DYN)),
+            "ListValue": Type("list", (DYN,)),
+            "Value": DYN,
+            "Any": DYN,
+        }.get(short, Type(name))
+    return Type("null") if kind == "null" else DYN
+
+
+def _check_type(expected: Message, found: Type, environment: Environment) -> str:
+    wanted = _type(field(expected, "deduced_type", []))
+    return "" if wanted == found else f"deduced type {found} in {environment.name}, expected {wanted}"
+
+
+def _value(message: Message) -> Any:
+    if not message:
+        return None
+    kind, value = message[0]
+    if kind == "null_value":
+        return None
+    if kind == "bool_value":
+        return value == "true"
+    if kind == "int64_value":
+        return int(value)
+    if kind == "uint64_value":
+        return Uint(value)
+    if kind == "double_value":
+        return float(value)
+    if kind == "string_value":
+        return value.decode()
+    if kind == "bytes_value":
+        return value
+    if kind == "type_value":
+        return TypeValue(value.decode())
+    if kind == "list_value":
+        return [_value(each) for key, each in value if key == "values"]
+    if kind == "map_value":
+        entries = [each for key, each in value if key == "entries"]
+        return {_value(field(each, "key", [])): _value(field(each, "value", [])) for each in entries}
+    if kind == "object_value":
+        return _object(value[0][0], value[0][1])
+    if kind == "enum_value":
+        raise Skip("enum values of protobuf messages")
+    raise Skip(f"values of kind {kind}")
+
+
+def _object(type_url: str, message: Message) -> Any:
+    name = type_url.strip("[]").rpartition("/")[2]
+    if name in ("google.protobuf.Struct", "google.protobuf.ListValue", "google.protobuf.Value"):
+        return _json(name.rpartition(".")[2], message)
+    if name == "google.protobuf.Any":
+        return _object(*message[0])
+    fields = {key: _scalar_field(value) for key, value in message}
+    if name == "google.protobuf.UInt32Value" or name == "google.protobuf.UInt64Value":
+        fields = {key: Uint(value) for key, value in fields.items()}
+    if name == "google.protobuf.StringValue":
+        fields = {key: value.decode() for key, value in fields.items()}
+    if name in ("google.protobuf.FloatValue", "google.protobuf.DoubleValue"):
+        fields = {key: float(value) for key, value in fields.items()}
+    return build_message(name, *fields.items())
+
+
+def _scalar_field(value: Any) -> Any:
+    return value == "true" if value in ("true", "false") else value
+
+
+def _json(kind: str, message: Message) -> Any:
+    if kind == "Struct":
+        entries = [value for key, value in message if key == "fields"]
+        return {text(each, "key"): _json("Value", field(each, "value", [])) for each in entries}
+    if kind == "ListValue":
+        return [_json("Value", value) for key, value in message if key == "values"]
+    key, value = message[0]
+    if key == "struct_value":
+        return _json("Struct", value)
+    if key == "list_value":
+        return _json("ListValue", value)
+    if key == "null_value":
+        return None
+    return float(value) if key == "number_value" else value.decode() if key == "string_value" else value == "true"
+
+
+def main(arguments: list[str]) -> int:
+    """Run the files; with -v also say what failed. The exit status is 1 when a test failed."""
+    verbose = "-v" in arguments
+    sums: Counter[str] = Counter()
+    for path in [argument for argument in arguments if argument != "-v"]:
+        counts: Counter[str] = Counter()
+        with open(path, encoding="utf-8") as file:
+            content = file.read()
+        try:
+            for name, outcome, detail in run_file(content):
+                counts[outcome] += 1
+                if verbose and outcome == "failed":
+                    print(f"  {name}: {detail}")
+        except CelError as error:
+            print(f"{path}: {error}", file=sys.stderr)
+            counts["failed"] += 1
+        print(f"{path}: {counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped")
+        sums += counts
+    print(f"{sums['passed']} passed, {sums['failed']} failed, {sums['skipped']} skipped")
+    return 1 if sums["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
