@@ -5,19 +5,21 @@ A schema file describes one group version. It is made of lines:
     package PREFIX ALIAS [group=G version=V]   schema names are PREFIX.Type; other files refer to ALIAS.Type;
                                                `like=ALIAS` begins with the resources and types of another file
     @plural Kind FLAG...                       a served resource; see `BuiltinResource` for the flags
+    | Name TYPE PATH [PRIORITY]                a printer column of the custom resource above
     Type [object|topkind|structatomic] # text  a type; an `object` has apiVersion, kind and metadata
       name[!] TYPE FLAG... [= default] # text  a field; `!` means required (and not empty, if it is a string)
       include Type                             the fields of another type, in place
+        rule CEL # message                     a validation rule of the field above (custom resources only)
 
-Field types are `str text int32 int64 bool double quantity exact intstr time microtime bytes duration raw any`, `A|B|C`
-for an enumeration, `Name` or `alias.Name` for another type, `[T]` for a list and `{T}` for a map from strings. `text` is a
-string that may be empty although it is required, `exact` a quantity that is kept as it was written, `raw` an object of any
-shape, `any` any value.
+Field types are `str text int int32 int64 bool double quantity exact intstr time microtime bytes duration raw any`,
+`A|B|C` for an enumeration, `Name` or `alias.Name` for another type, `[T]` for a list and `{T}` for a map from strings.
+`text` is a string that may be empty although it is required, `exact` a quantity that is kept as it was written, `raw` an
+object of any shape, `any` any value.
 
 Flags: `set`, `atomic`, `map(key,...)` are the list type, `structatomic` the map type; `merge`, `merge(key)`, `replace`,
-`retainKeys` the strategic merge patch strategy; `>=n <=n minitems(n) maxitems(n) maxlen(n) maxprops(n)` are bounds;
-`short`, `long` mean a DNS label, a DNS subdomain. After `=` stands the default, after `:=` one that also replaces zero;
-the default of a string always replaces the empty string.
+`retainKeys` the strategic merge patch strategy; `>=n >n <=n minitems(n) maxitems(n) minlen(n) maxlen(n) maxprops(n)` are
+bounds, `re(pattern)` a pattern; `short`, `long` mean a DNS label, a DNS subdomain. After `=` stands the default, after
+`:=` one that also replaces zero; the default of a string always replaces the empty string.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ REF = "#/components/schemas/"
 _SCALARS: dict[str, JsonSchema] = {
     "str": {"type": "string"},
     "text": {"type": "string"},
+    "int": {"type": "integer"},
     "int32": {"type": "integer", "format": "int32"},
     "int64": {"type": "integer", "format": "int64"},
     "double": {"type": "number", "format": "double"},
@@ -55,6 +58,7 @@ _FORMATS = {"short": "k8s-short-name", "long": "k8s-long-name"}
 _BOUNDS = {
     "minitems": "minItems",
     "maxitems": "maxItems",
+    "minlen": "minLength",
     "maxlen": "maxLength",
     "maxprops": "maxProperties",
 }
@@ -93,7 +97,7 @@ class BuiltinResource(msgspec.Struct, frozen=True, kw_only=True):
     storage: str = ""
 
 
-class _File(msgspec.Struct):
+class SchemaFile(msgspec.Struct):
     prefix: str
     alias: str
     group: str = ""
@@ -102,15 +106,17 @@ class _File(msgspec.Struct):
     resources: list[BuiltinResource] = []
     types: dict[str, tuple[list[str], str, list[str]]] = {}
     """type name → (flags, description, field lines)"""
+    columns: dict[str, list[JsonSchema]] = {}
+    """kind → printer columns"""
 
 
 @cache
-def _files() -> dict[str, _File]:
+def files() -> dict[str, SchemaFile]:
     """Every schema file by alias."""
-    found: dict[str, _File] = {}
+    found: dict[str, SchemaFile] = {}
     for entry in sorted(resources.files("capstan.api").joinpath("schemas").iterdir(), key=lambda path: path.name):
         if entry.name.endswith(".txt"):
-            file = _parse_file(entry.read_text("utf-8"), entry.name)
+            file = parse_file(entry.read_text("utf-8"), entry.name)
             found[file.alias] = file
     for file in found.values():
         if file.like:
@@ -123,8 +129,8 @@ def _files() -> dict[str, _File]:
     return found
 
 
-def _parse_file(text: str, name: str) -> _File:
-    file: _File | None = None
+def parse_file(text: str, name: str) -> SchemaFile:
+    file: SchemaFile | None = None
     fields: list[str] = []
     for number, line in enumerate(text.splitlines(), 1):
         content, _, description = line.partition(" # ")
@@ -133,11 +139,13 @@ def _parse_file(text: str, name: str) -> _File:
         if content.startswith("package "):
             _, prefix, alias, *options = content.split()
             pairs = dict(option.split("=", 1) for option in options)
-            file = _File(prefix, alias, pairs.get("group", ""), pairs.get("version", ""), pairs.get("like", ""))
+            file = SchemaFile(prefix, alias, pairs.get("group", ""), pairs.get("version", ""), pairs.get("like", ""))
         elif file is None:
             raise SchemaNotation(f"{name}:{number}: the package line must come first")
         elif content.startswith("@"):
             file.resources.append(_resource(file, content[1:].split()))
+        elif content.startswith("| "):
+            file.columns.setdefault(file.resources[-1].kind, []).append(_column(content.split()))
         elif content.startswith("  "):
             fields.append(line)
         elif match := _TYPE_LINE.fullmatch(content):
@@ -150,7 +158,7 @@ def _parse_file(text: str, name: str) -> _File:
     return file
 
 
-def _resource(file: _File, words: list[str]) -> BuiltinResource:
+def _resource(file: SchemaFile, words: list[str]) -> BuiltinResource:
     plural, kind, *flags = words
     options: dict[str, Any] = {"singular": kind.lower()}
     names = {"short": "short_names", "categories": "categories", "sub": "subresources", "verbs": "verbs"}
@@ -167,33 +175,39 @@ def _resource(file: _File, words: list[str]) -> BuiltinResource:
     )
 
 
+def _column(words: list[str]) -> JsonSchema:
+    _, name, kind, path, *priority = words
+    column: JsonSchema = {"name": name.replace("-", " "), "type": kind, "jsonPath": path}
+    return {**column, "priority": int(priority[0])} if priority else column
+
+
 @cache
 def builtin_resources() -> tuple[BuiltinResource, ...]:
     """Every built-in resource of every schema file, in file order."""
-    return tuple(resource for file in _files().values() for resource in file.resources)
+    return tuple(resource for file in files().values() for resource in file.resources)
 
 
 @cache
 def definitions() -> dict[str, JsonSchema]:
     """All built-in schemas by their OpenAPI name (`io.k8s.api.core.v1.Pod`). Shared: callers must not change them."""
     found: dict[str, JsonSchema] = {}
-    for file in _files().values():
+    for file in files().values():
         for name, (flags, description, lines) in file.types.items():
-            found[f"{file.prefix}.{name}"] = _type(file, name, flags, description, lines)
+            found[f"{file.prefix}.{name}"] = type_schema(file, name, flags, description, lines)
             if "object" in flags:
                 found[f"{file.prefix}.{name}List"] = _list_type(file, name)
     return found
 
 
-def _reference(file: _File, name: str) -> str:
+def _reference(file: SchemaFile, name: str) -> str:
     alias, dot, type_name = name.rpartition(".")
-    target = _files()[alias] if dot else file
+    target = files()[alias] if dot else file
     if type_name not in target.types:
         raise SchemaNotation(f"{file.alias}: there is no type {name!r}")
     return f"{target.prefix}.{type_name}"
 
 
-def _gvk(file: _File, kind: str) -> list[dict[str, str]]:
+def _gvk(file: SchemaFile, kind: str) -> list[dict[str, str]]:
     return [{"group": file.group, "kind": kind, "version": file.version or "v1"}]
 
 
@@ -203,7 +217,7 @@ _TYPE_META: JsonSchema = {
 }
 
 
-def _type(file: _File, name: str, flags: list[str], description: str, lines: list[str]) -> JsonSchema:
+def type_schema(file: SchemaFile, name: str, flags: list[str], description: str, lines: list[str]) -> JsonSchema:
     schema: JsonSchema = {"type": "object"}
     if description:
         schema["description"] = description
@@ -228,15 +242,20 @@ def _type(file: _File, name: str, flags: list[str], description: str, lines: lis
     return schema
 
 
-def _fields(file: _File, lines: list[str]) -> Iterator[tuple[str, bool, JsonSchema]]:
+def _fields(file: SchemaFile, lines: list[str]) -> Iterator[tuple[str, bool, JsonSchema]]:
+    schema: JsonSchema = {}
     for line in lines:
         content, _, description = line.partition(" # ")
+        if content.startswith("    rule "):
+            rule = {"rule": content.removeprefix("    rule "), "message": description}
+            schema.setdefault("x-kubernetes-validations", []).append(rule)
+            continue
         match = _FIELD_LINE.fullmatch(content)
         if match is None:
             raise SchemaNotation(f"{file.alias}: cannot understand the field {line!r}")
         name, bang, type_text, flags, equals, default, more_flags = match.groups()
         if name == "include":
-            included = _files()[file.alias].types[type_text]
+            included = file.types[type_text]
             yield from _fields(file, included[2])
             continue
         schema = _field_type(file, type_text)
@@ -255,7 +274,7 @@ def _fields(file: _File, lines: list[str]) -> Iterator[tuple[str, bool, JsonSche
         yield name, bool(bang), schema
 
 
-def _field_type(file: _File, text: str) -> JsonSchema:
+def _field_type(file: SchemaFile, text: str) -> JsonSchema:
     if text.startswith("["):
         return {"type": "array", "items": _field_type(file, text[1:-1])}
     if text.startswith("{"):
@@ -287,6 +306,10 @@ def _apply_flag(schema: JsonSchema, flag: str) -> None:
         schema["x-kubernetes-patch-strategy"] = "replace"
     elif word in _BOUNDS:
         schema[_BOUNDS[word]] = int(argument)
+    elif word == "re":
+        schema["pattern"] = argument
+    elif word.startswith(">") and word[1:].isdigit():
+        schema.update({"minimum": int(word[1:]), "exclusiveMinimum": True})
     elif word.startswith(">="):
         schema["minimum"] = int(word[2:])
     elif word.startswith("<="):
@@ -309,7 +332,7 @@ def _default(type_text: str, text: str) -> object:
     return text
 
 
-def _list_type(file: _File, kind: str) -> JsonSchema:
+def _list_type(file: SchemaFile, kind: str) -> JsonSchema:
     return {
         "type": "object",
         "description": f"A list of {kind} objects.",
