@@ -194,6 +194,7 @@ class ContainerStatus(Struct):
     ready: bool = False
     restart_count: int = 0
     state: ContainerState = msgspec.field(default_factory=ContainerState)
+    last_state: ContainerState = msgspec.field(default_factory=ContainerState)
 
 
 class PodResourceClaimStatus(Struct):
@@ -220,6 +221,8 @@ class PodStatus(Struct):
     message: str = ""
     conditions: list[Condition] = []
     container_statuses: list[ContainerStatus] = []
+    init_container_statuses: list[ContainerStatus] = []
+    pod_ip: str = msgspec.field(default="", name="podIP")
     start_time: str | None = None
     nominated_node_name: str = ""
     resource_claim_statuses: list[PodResourceClaimStatus] = []

@@ -21,7 +21,7 @@ from capstan.local.workloads.disruption import DisruptionController
 from capstan.local.workloads.garbage import GarbageCollector
 from capstan.local.workloads.jobs import JobController
 from capstan.local.workloads.namespaces import NamespaceController
-from capstan.local.workloads.nodes import NodeLifecycleController
+from capstan.local.workloads.nodes import GRACE_SECONDS, NodeLifecycleController
 from capstan.local.workloads.replicasets import ReplicaSetController
 from capstan.local.workloads.statefulsets import StatefulSetController
 
@@ -29,7 +29,7 @@ __all__ = ["WorkloadControllers"]
 
 
 class WorkloadControllers:
-    """All of them, on one client. `now` is POSIX seconds."""
+    """All of them, on one client. `now` is POSIX seconds; a node silent for `node_grace_seconds` counts as lost."""
 
     RULES = [
         # Garbage collection and the end of namespaces concern every kind, also those of CRDs that do not exist yet.
@@ -44,7 +44,12 @@ class WorkloadControllers:
         PolicyRule(api_groups=["resource.k8s.io"], resources=["resourceclaims"], verbs=["create"]),
     ]
 
-    def __init__(self, client: kube.Client, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        client: kube.Client,
+        now: Callable[[], float] = time.time,
+        node_grace_seconds: float = GRACE_SECONDS,
+    ) -> None:
         self._caches = Caches(client, now)
         self.controllers: tuple[kube.Controller[Any], ...] = (
             DeploymentController(self._caches),
@@ -55,7 +60,7 @@ class WorkloadControllers:
             ClaimController(self._caches),
             NamespaceController(self._caches),
             DisruptionController(self._caches),
-            NodeLifecycleController(self._caches),
+            NodeLifecycleController(self._caches, node_grace_seconds),
             GarbageCollector(self._caches),
         )
 

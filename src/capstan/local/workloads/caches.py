@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from capstan import kube
 from capstan.api import resources
-from capstan.api.base import Object
+from capstan.api.base import Condition, Object
 from capstan.api.resources import Resource, unstructured
 
 T = TypeVar("T")
@@ -62,6 +62,27 @@ async def patch_status(
     except kube.NotFound:
         return
     await caches.of(resource).reached(written["metadata"]["resourceVersion"])
+
+
+def wire_conditions(conditions: Iterable[Condition]) -> list[dict[str, Any]]:
+    """Conditions as they stand on the wire: unlike other structs with the fields that equal their defaults."""
+    return [
+        {
+            "type": condition.type,
+            "status": condition.status,
+            "reason": condition.reason,
+            "message": condition.message,
+            **{
+                field: value
+                for field, value in (
+                    ("lastTransitionTime", condition.last_transition_time),
+                    ("lastUpdateTime", condition.last_update_time),
+                )
+                if value
+            },
+        }
+        for condition in conditions
+    ]
 
 
 _ABSENT = object()

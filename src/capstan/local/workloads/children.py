@@ -25,7 +25,10 @@ T = TypeVar("T", bound=Object)
 class Children(Generic[T]):
     """The `resource` objects that belong to objects of `owner_resource`."""
 
-    def __init__(self, caches: Caches, resource: Resource[T], owner_resource: Resource[Any]) -> None:
+    def __init__(
+        self, caches: Caches, resource: Resource[T], owner_resource: Resource[Any], *, announce: bool = True
+    ) -> None:
+        self._announce = announce
         self._client = caches.client
         self._recorder = caches.recorder
         self._cache = caches.of(resource)
@@ -101,8 +104,8 @@ class Children(Generic[T]):
     async def create(self, owner: Object, bodies: Sequence[kube.Body]) -> None:
         """Creates in batches of 1, 2, 4, …: a refusal that would meet all of them costs few calls.
 
-        Each success becomes an event of the owner. Raises the first refusal after its batch. A body with a fixed name
-        that is there already counts as created if the owner has it.
+        Each success becomes an event of the owner if those are announced. Raises the first refusal after its batch. A
+        body with a fixed name that is there already counts as created if the owner has it.
         """
         done, size = 0, 1
         while done < len(bodies):
@@ -129,8 +132,7 @@ class Children(Generic[T]):
                 raise
             return found.metadata.resource_version
         name, version = created["metadata"]["name"], created["metadata"]["resourceVersion"]
-        message = f"Created {self._resource.kind.lower()}: {name}"
-        self._recorder.emit(kube.reference(owner), "Normal", "SuccessfulCreate", message)
+        self._tell(owner, "SuccessfulCreate", f"Created {self._resource.kind.lower()}: {name}")
         return str(version)
 
     async def delete(self, owner: Object, objects: Iterable[T]) -> None:
@@ -150,8 +152,11 @@ class Children(Generic[T]):
             raise
         if self._cache.get(metadata.name, metadata.namespace) is None:
             self._deleted.discard(metadata.uid)
-        message = f"Deleted {self._resource.kind.lower()}: {metadata.name}"
-        self._recorder.emit(kube.reference(owner), "Normal", "SuccessfulDelete", message)
+        self._tell(owner, "SuccessfulDelete", f"Deleted {self._resource.kind.lower()}: {metadata.name}")
+
+    def _tell(self, owner: Object, reason: str, message: str) -> None:
+        if self._announce:
+            self._recorder.emit(owner, "Normal", reason, message)
 
 
 def selects(selector: LabelSelector | None, obj: Object) -> bool:

@@ -13,7 +13,7 @@ from capstan.api.apps import Deployment, ReplicaSet
 from capstan.api.base import Condition
 from capstan.api.resources import DEPLOYMENTS, REPLICA_SETS
 from capstan.local.workloads import rollout
-from capstan.local.workloads.caches import Caches, patch_status
+from capstan.local.workloads.caches import Caches, patch_status, wire_conditions
 from capstan.local.workloads.children import Children
 from capstan.local.workloads.pods import is_finished, owner_reference, template_hash
 
@@ -33,7 +33,7 @@ class DeploymentController(kube.Controller[kube.Key]):
         super().__init__()
         self._caches = caches
         self._deployments = caches.of(DEPLOYMENTS)
-        self._sets = Children(caches, REPLICA_SETS, DEPLOYMENTS)
+        self._sets = Children(caches, REPLICA_SETS, DEPLOYMENTS, announce=False)
         self.caches = (self._deployments, caches.of(REPLICA_SETS), caches.pods)
         self._deployments.on_change(lambda change: self.queue.add(change.object.key))
         self._sets.enqueue(self.queue, self._deployments)
@@ -86,6 +86,8 @@ class DeploymentController(kube.Controller[kube.Key]):
         if new is None:
             body = self._new_set(deployment, old, annotations)
             await self._sets.create(deployment, [body])
+            message = f"Scaled up replica set {body['metadata']['name']} from 0 to {body['spec']['replicas']}"
+            self._caches.recorder.emit(deployment, "Normal", "ScalingReplicaSet", message)
             new = next(one for one in self._sets.of(deployment) if one.metadata.name == body["metadata"]["name"])
         elif not annotations.items() <= new.metadata.annotations.items():
             patch = {"metadata": {"annotations": annotations}}
@@ -178,8 +180,9 @@ class DeploymentController(kube.Controller[kube.Key]):
             "unavailableReplicas": max(0, sum(one.spec.replicas for one in sets) - available),
         }
         conditions, again = self._conditions(deployment, new, old, status)
-        status["conditions"] = [msgspec.to_builtins(condition) for condition in conditions]
-        await patch_status(self._caches, DEPLOYMENTS, deployment, status, msgspec.to_builtins(deployment.status))
+        status["conditions"] = wire_conditions(conditions)
+        known = msgspec.to_builtins(deployment.status) | {"conditions": wire_conditions(deployment.status.conditions)}
+        await patch_status(self._caches, DEPLOYMENTS, deployment, status, known)
         return again
 
     def _conditions(

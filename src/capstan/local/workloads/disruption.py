@@ -14,7 +14,7 @@ from capstan.api.core import Pod
 from capstan.api.policy import PodDisruptionBudget
 from capstan.api.resources import DEPLOYMENTS, JOBS, POD_DISRUPTION_BUDGETS, REPLICA_SETS, STATEFUL_SETS
 from capstan.local.workloads import pods as pod_state
-from capstan.local.workloads.caches import Caches, patch_status
+from capstan.local.workloads.caches import Caches, patch_status, wire_conditions
 
 _GRANT_SECONDS = 120.0
 """How long an evicted pod counts as disrupted although its deletion has not been seen."""
@@ -75,6 +75,10 @@ class DisruptionController(kube.Controller[kube.Key]):
         }
         known = msgspec.to_builtins(budget.status)
         known.setdefault("disruptedPods", None)
+        known["conditions"] = [
+            {**condition, "observedGeneration": one.observed_generation}
+            for condition, one in zip(wire_conditions(budget.status.conditions), budget.status.conditions, strict=True)
+        ]
         await patch_status(self._caches, POD_DISRUPTION_BUDGETS, budget, status, known)
         ends = [clock.parse(time) + _GRANT_SECONDS - now for time in granted.values()]
         return max(0.1, min(ends)) if ends else None

@@ -19,7 +19,7 @@ from capstan.api.batch import Job
 from capstan.api.core import Pod
 from capstan.api.resources import JOBS, PODS
 from capstan.local.workloads import pods as pod_state
-from capstan.local.workloads.caches import Caches, patch_status
+from capstan.local.workloads.caches import Caches, patch_status, wire_conditions
 from capstan.local.workloads.children import Children
 from capstan.local.workloads.indexes import index_of, parse_indexes, render_indexes
 
@@ -278,15 +278,14 @@ class JobController(kube.Controller[kube.Key]):
             "completionTime": complete.last_transition_time if complete else None,
             "completedIndexes": render_indexes(tally.completed) or None,
             "uncountedTerminatedPods": {field: uids or None for field, uids in uncounted.items()},
-            "conditions": [msgspec.to_builtins(c) for c in conditions.values()] or None,
+            "conditions": wire_conditions(conditions.values()) or None,
         }
         known = msgspec.to_builtins(job.status)
         known["uncountedTerminatedPods"] = {
             field: known.get("uncountedTerminatedPods", {}).get(field) for field in uncounted
         }
-        known |= {
-            field: known.get(field) for field in ("startTime", "completionTime", "completedIndexes", "conditions")
-        }
+        known |= {field: known.get(field) for field in ("startTime", "completionTime", "completedIndexes")}
+        known["conditions"] = wire_conditions(job.status.conditions) or None
         await patch_status(self._caches, JOBS, job, status, known)
 
     async def _expire(self, job: Job, finished: Condition) -> float | None:

@@ -1,0 +1,182 @@
+"""Jobs: every pod counted once, ends with the right condition."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capstan.local.workloads.indexes import parse_indexes, render_indexes
+
+pytestmark = pytest.mark.anyio
+
+
+async def start(house: Any, template: Any, **spec: Any) -> None:
+    house.job_template = template(restartPolicy=spec.pop("restartPolicy", "Never"), labels={"work": "w"})
+    await house.create("Job", "work", spec={"template": house.job_template, **spec})
+
+
+def pods(house: Any, phase: str) -> list[str]:
+    return sorted(
+        p.metadata.name
+        for p in house.pods.objects.values()
+        if p.status.phase == phase and p.metadata.deletion_timestamp is None
+    )
+
+
+async def finish(house: Any, count: int, phase: str) -> None:
+    await house.until(lambda: len(pods(house, "Running")) >= count)
+    for name in pods(house, "Running")[:count]:
+        await house.set_phase(name, phase)
+
+
+async def conditions(house: Any) -> dict[str, tuple[str, str]]:
+    found = (await house.get("Job", "work"))["status"].get("conditions", [])
+    return {c["type"]: (c["status"], c["reason"]) for c in found}
+
+
+async def ended(house: Any, kind: str) -> dict[str, Any]:
+    async def there() -> bool:
+        return kind in await conditions(house)
+
+    await house.until(there)
+    return (await house.get("Job", "work"))["status"]
+
+
+async def test_completions_are_reached_with_bounded_parallelism(house: Any, template: Any) -> None:
+    await start(house, template, completions=5, parallelism=2)
+    for done in range(5):
+        await finish(house, 1, "Succeeded")
+        await house.until(lambda done=done: len(pods(house, "Succeeded")) == done + 1)
+    status = await ended(house, "Complete")
+    assert (status["succeeded"], status.get("failed", 0), status.get("active", 0)) == (5, 0, 0)
+    assert "completionTime" in status and not status.get("uncountedTerminatedPods")
+    assert await conditions(house) == {
+        "SuccessCriteriaMet": ("True", "CompletionsReached"),
+        "Complete": ("True", "CompletionsReached"),
+    }
+    assert len(house.created) == 5 and house.most_pods <= 2
+    assert all(not pod.metadata.finalizers for pod in house.pods.objects.values())
+
+
+async def test_a_work_queue_job_ends_when_one_succeeded_and_all_are_done(house: Any, template: Any) -> None:
+    await start(house, template, parallelism=3, completions=None)
+    await finish(house, 3, "Succeeded")
+    status = await ended(house, "Complete")
+    assert status["succeeded"] == 3 and len(house.created) == 3
+
+
+async def test_failures_are_replaced_after_a_pause_until_the_limit(house: Any, template: Any) -> None:
+    await start(house, template, backoffLimit=1)
+    await finish(house, 1, "Failed")
+    await house.status("Job", "work", failed=1, active=0)
+    assert len(house.created) == 1
+    house.skip(11)
+    await house.patch("Job", "work", {"metadata": {"labels": {"poke": "1"}}})
+    await finish(house, 1, "Failed")
+    status = await ended(house, "Failed")
+    assert (status["failed"], len(house.created)) == (2, 2)
+    assert (await conditions(house))["Failed"] == ("True", "BackoffLimitExceeded")
+    assert (await conditions(house))["FailureTarget"] == ("True", "BackoffLimitExceeded")
+
+
+async def test_indexed_jobs_number_their_pods(house: Any, template: Any) -> None:
+    await start(house, template, completions=4, parallelism=4, completionMode="Indexed")
+    await house.until(lambda: len(pods(house, "Running")) == 4)
+    by_index = {}
+    for name in pods(house, "Running"):
+        pod = await house.get("Pod", name)
+        index = pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"]
+        by_index[index] = name
+        assert pod["spec"]["hostname"] == f"work-{index}"
+        assert [e["name"] for e in pod["spec"]["containers"][0]["env"]] == ["JOB_COMPLETION_INDEX"]
+    assert sorted(by_index) == ["0", "1", "2", "3"]
+    for index in "013":
+        await house.set_phase(by_index[index], "Succeeded")
+    found = await house.status("Job", "work", succeeded=3)
+    assert found["status"]["completedIndexes"] == "0,1,3"
+    await house.set_phase(by_index["2"], "Succeeded")
+    assert (await ended(house, "Complete"))["completedIndexes"] == "0-3"
+
+
+async def test_a_failed_index_is_run_again(house: Any, template: Any) -> None:
+    await start(house, template, completions=2, parallelism=2, completionMode="Indexed")
+    await house.until(lambda: len(pods(house, "Running")) == 2)
+    broken = next(p for p in house.pods.objects.values() if p.metadata.name.startswith("work-1-"))
+    await house.set_phase(broken.metadata.name, "Failed")
+    await house.status("Job", "work", failed=1)
+    house.skip(11)
+    await house.patch("Job", "work", {"metadata": {"labels": {"poke": "1"}}})
+    await house.until(lambda: len(house.created) == 3)
+    assert house.created[2].startswith("work-1-")
+
+
+async def test_suspending_stops_the_pods_and_counts_no_failure(house: Any, template: Any) -> None:
+    await start(house, template, parallelism=2, completions=2)
+    await house.until(lambda: len(pods(house, "Running")) == 2)
+    await house.patch("Job", "work", {"spec": {"suspend": True}})
+    await house.until(lambda: not house.pods.objects)
+    found = await house.status("Job", "work", active=0, failed=0)
+    assert "startTime" not in found["status"]
+    assert (await conditions(house))["Suspended"] == ("True", "JobSuspended")
+    await house.patch("Job", "work", {"spec": {"suspend": False}})
+    await finish(house, 2, "Succeeded")
+    await ended(house, "Complete")
+    assert (await conditions(house))["Suspended"] == ("False", "JobResumed")
+
+
+async def test_a_deadline_ends_the_job(house: Any, template: Any) -> None:
+    await start(house, template, activeDeadlineSeconds=100)
+    await house.until(lambda: pods(house, "Running"))
+    house.skip(101)
+    await house.patch("Job", "work", {"metadata": {"labels": {"poke": "1"}}})
+    await ended(house, "Failed")
+    assert (await conditions(house))["Failed"] == ("True", "DeadlineExceeded")
+    await house.until(lambda: not house.pods.objects)
+
+
+async def test_a_pod_deleted_by_hand_is_a_failure_and_its_finalizer_goes(house: Any, template: Any) -> None:
+    await start(house, template)
+    await house.until(lambda: pods(house, "Running"))
+    await house.delete("Pod", house.created[0])
+    await house.until(lambda: house.deleted)
+    await house.status("Job", "work", failed=1)
+
+
+async def test_a_finished_job_expires(house: Any, template: Any) -> None:
+    await start(house, template, ttlSecondsAfterFinished=30)
+    await finish(house, 1, "Succeeded")
+    await ended(house, "Complete")
+    house.skip(31)
+    await house.patch("Job", "work", {"metadata": {"labels": {"poke": "1"}}})
+
+    async def gone() -> bool:
+        return not await house.names("Job") and not house.pods.objects
+
+    await house.until(gone)
+
+
+async def test_deleting_a_job_deletes_its_pods_despite_their_finalizers(house: Any, template: Any) -> None:
+    await start(house, template, parallelism=3, completions=3)
+    await house.until(lambda: len(pods(house, "Running")) == 3)
+    await house.delete("Job", "work", propagation="Background")
+    await house.until(lambda: not house.pods.objects)
+
+
+async def test_restarts_count_against_the_limit_with_on_failure(house: Any, template: Any) -> None:
+    await start(house, template, backoffLimit=2, restartPolicy="OnFailure")
+    await house.until(lambda: pods(house, "Running"))
+    await house.set_phase(house.created[0], "Running", restarts=2)
+    await ended(house, "Failed")
+    assert (await conditions(house))["Failed"] == ("True", "BackoffLimitExceeded")
+
+
+@given(st.sets(st.integers(0, 60)))
+def test_indexes_read_back_as_written(indexes: set[int]) -> None:
+    assert parse_indexes(render_indexes(indexes)) == indexes
+
+
+def test_indexes_look_as_upstream_writes_them() -> None:
+    assert render_indexes([7, 0, 1, 2, 4, 5]) == "0-2,4,5,7"
