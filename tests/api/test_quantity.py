@@ -26,7 +26,9 @@ def test_a_quantity_is_exact_and_rounds_up_below_a_nano(text, value):
     assert quantity.parse(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "1.5 Gi", "Gi", "1K", "0x10", "1e", "nan", float("nan"), float("inf"), True, "1" * 100])
+@pytest.mark.parametrize(
+    "text", ["", "1.5 Gi", "Gi", "1K", "0x10", "1e", "nan", float("nan"), float("inf"), True, "1" * 100]
+)
 def test_what_is_no_quantity_is_refused(text):
     with pytest.raises(quantity.InvalidQuantity, match="is not a quantity"):
         quantity.parse(text)

@@ -1,6 +1,13 @@
 import pytest
 
-from capstan.api.selectors import InvalidSelector, LabelSelector, NodeSelectorTerm, Requirement, matches_all, parse_selector
+from capstan.api.selectors import (
+    InvalidSelector,
+    LabelSelector,
+    NodeSelectorTerm,
+    Requirement,
+    matches_all,
+    parse_selector,
+)
 
 
 @pytest.mark.parametrize(

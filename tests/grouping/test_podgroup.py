@@ -1,4 +1,4 @@
-"""KAI's grouping rules (kai.md section 3), read from plain manifests."""
+"""The grouping rules of KAI, read from plain manifests."""
 
 import pytest
 

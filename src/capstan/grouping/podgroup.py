@@ -1,7 +1,7 @@
 """From a pod and its owners to the PodGroup it belongs to: pick the family, add what all families share.
 
 `group` is what the grouper controller calls for each pod, and what tests and dry runs call with plain manifests. The
-rules are KAI's pod grouper's (kai.md section 3): name `pg-<owner>-<uid>`, queue and priority from labels of the owner or the pod.
+rules are those of KAI's pod grouper: name `pg-<owner>-<uid>`, queue and priority from labels of the owner or the pod.
 """
 
 from __future__ import annotations

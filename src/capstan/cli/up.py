@@ -1,0 +1,109 @@
+"""`capstan up`: the whole platform in one process, until Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from capstan.cli.connection import state_directory
+
+if TYPE_CHECKING:
+    from capstan.embedded import Platform
+
+DEFAULT_NODES = "2xdgx-a100,1xl4x4"
+
+
+@click.command()
+@click.option(
+    "--nodes",
+    default=DEFAULT_NODES,
+    show_default=True,
+    metavar="FLEET",
+    help="Simulated nodes as [COUNTx]MODEL, separated by commas. --list-models names the models.",
+)
+@click.option("--list-models", is_flag=True, help="Print the node models and exit.")
+@click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the state lives; a restart resumes there. Default: $XDG_STATE_HOME/capstan or ~/.local/state/capstan.",
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=6443, show_default=True, help="0 picks a free port.")
+@click.option(
+    "--demo-queues/--no-demo-queues",
+    default=True,
+    show_default=True,
+    help="Create default-parent-queue and default-queue.",
+)
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="warning", show_default=True
+)
+def up(nodes: str, list_models: bool, data_dir: Path | None, port: int, demo_queues: bool, log_level: str) -> None:
+    """Start a whole platform on this machine: API server, GPU nodes, node driver, scheduler, blueprint agent.
+
+    It serves a Kubernetes API on loopback and writes a kubeconfig that only you can read. Ctrl-C stops it; what was
+    acknowledged is there again after the next start.
+
+    \b
+    Examples:
+      capstan up
+      capstan up --nodes 1xdgx-h100,2xl4x4 --port 0
+      capstan up --data-dir /tmp/try --no-demo-queues
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # read when grpc is imported; it reports each closed connection
+    from capstan.embedded import Platform, PlatformError
+    from capstan.node import models
+
+    if list_models:
+        click.echo("\n".join(models.KNOWN_MODELS))
+        return
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    raise_file_limit()
+    try:
+        fleet = models.parse_fleet(nodes)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--nodes") from error
+    platform = Platform(fleet, data_dir=data_dir or state_directory(), port=port, demo_queues=demo_queues)
+    try:
+        asyncio.run(_serve(platform))
+    except PlatformError as error:
+        raise click.ClickException(str(error)) from error
+
+
+async def _serve(platform: Platform) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with platform:
+        click.echo(
+            f"Capstan is up: {platform.summary}\n"
+            f"  API server   {platform.url}\n"
+            f"  kubeconfig   {platform.kubeconfig}\n\n"
+            f"Try, in another terminal:\n"
+            f"  export KUBECONFIG={platform.kubeconfig}\n"
+            f"  kubectl get nodes\n"
+            f"  capstan status\n\n"
+            f"Ctrl-C stops it."
+        )
+        ended = asyncio.create_task(platform.failed())
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if stop.is_set():
+            ended.cancel()
+            click.echo("Stopping …")
+        else:
+            await ended
+
+
+def raise_file_limit() -> None:
+    """A fleet needs a few sockets per node; most systems start processes with room for 1,024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,262 @@
+"""The scheduler's shell: caches feed the World, `scheduling.cycle` decides, this loop writes what was decided.
+
+Each write is safe to repeat. A write that fails is forgotten in the World, so that the next cycle decides anew; what
+was written before the failure is found again by its name (implied claims) or in the claim's status (allocations).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+
+from capstan import kube, scheduling
+from capstan.allocation import Inventory
+from capstan.api import resource, resources
+from capstan.api.base import ObjectReference
+from capstan.api.rbac import PolicyRule
+from capstan.controllers.verdicts import VerdictWriter
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 1.0
+"""How long the loop sleeps when nothing changes: delays, grace periods and minimum run times elapse by themselves."""
+SETTLE_SECONDS = 0.005
+"""Changes that arrive this close together are decided in one cycle."""
+WRITES_IN_FLIGHT = 64
+
+OBSERVED: tuple[resources.Resource[Any], ...] = (
+    resources.NODES,
+    resources.QUEUES,
+    resources.PRIORITY_CLASSES,
+    resources.RUNTIME_CLASSES,
+    resources.TOPOLOGIES,
+    resources.DEVICE_CLASSES,
+    resources.RESOURCE_SLICES,
+    resources.DEVICE_TAINT_RULES,
+    resources.RESOURCE_CLAIMS,
+    resources.RESOURCE_CLAIM_TEMPLATES,
+    resources.PERSISTENT_VOLUMES,
+    resources.PERSISTENT_VOLUME_CLAIMS,
+    resources.POD_GROUPS,
+    resources.PODS,
+)
+"""What the World is made of; pods last, so that their surroundings are known when they arrive."""
+
+
+class Scheduler:
+    """Decides and executes until cancelled. Give it a client with the rights in `RULES`."""
+
+    RULES = [
+        PolicyRule(api_groups=[r.group], resources=[r.plural], verbs=["get", "list", "watch"]) for r in OBSERVED
+    ] + [
+        PolicyRule(api_groups=[""], resources=["pods/binding", "pods/eviction"], verbs=["create"]),
+        PolicyRule(api_groups=[""], resources=["pods/status"], verbs=["patch"]),
+        PolicyRule(api_groups=[""], resources=["events"], verbs=["create", "patch", "get"]),
+        PolicyRule(api_groups=["resource.k8s.io"], resources=["resourceclaims"], verbs=["create", "patch"]),
+        PolicyRule(api_groups=["resource.k8s.io"], resources=["resourceclaims/status"], verbs=["patch"]),
+        PolicyRule(api_groups=["scheduling.run.ai"], resources=["podgroups/status", "queues/status"], verbs=["patch"]),
+    ]
+
+    def __init__(
+        self,
+        client: kube.Client,
+        policy: scheduling.Policy | None = None,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.policy = policy or scheduling.Policy()
+        self.world = scheduling.World(Inventory(), self.policy)
+        self.cycles = 0
+        self._client = client
+        self._now = now
+        self._events = kube.EventRecorder(client, "capstan-scheduler")
+        self._changed = asyncio.Event()
+        self._writes = asyncio.Semaphore(WRITES_IN_FLIGHT)
+        self._in_flight: set[asyncio.Task[None]] = set()
+        self._caches: list[kube.Cache[Any]] = [kube.Cache(client, r) for r in OBSERVED]
+        for cache in self._caches:
+            cache.on_change(self._observe)
+        self._verdicts = VerdictWriter(client, self._events, self._caches[-1])
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for cache in self._caches:
+                group.create_task(cache.run())
+            group.create_task(self._loop())
+            group.create_task(self._verdicts.run())
+
+    async def _loop(self) -> None:
+        for cache in self._caches:
+            await cache.synced()
+        while True:
+            await self._wait_for_change()
+            started = time.perf_counter()
+            plan = scheduling.cycle(self.world, self.policy, self._now())
+            self.cycles += 1
+            if plan.binds or plan.evictions:
+                log.info(
+                    "cycle: %d binds, %d evictions in %.1f ms",
+                    len(plan.binds),
+                    len(plan.evictions),
+                    (time.perf_counter() - started) * 1000,
+                )
+            for bind in plan.binds:
+                self._spawn(self._bind(bind))
+            for eviction in plan.evictions:
+                self._spawn(self._evict(eviction))
+            self._verdicts.note(plan.verdicts, self._now())
+
+    async def _wait_for_change(self) -> None:
+        try:
+            await asyncio.wait_for(self._changed.wait(), TICK_SECONDS)
+        except TimeoutError:
+            return
+        await asyncio.sleep(SETTLE_SECONDS)
+        self._changed.clear()
+
+    def _observe(self, change: kube.Change[Any]) -> None:
+        if change.type == "deleted":
+            gone = change.object
+            self.world.delete(type(gone).__name__, gone.metadata.namespace, gone.metadata.name)
+        else:
+            self.world.upsert(change.object)
+        self._changed.set()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._in_flight.add(task)
+        task.add_done_callback(self._in_flight.discard)
+
+    async def _bind(self, bind: scheduling.Bind) -> None:
+        """Allocate and reserve the pod's claims, then bind it: a bound pod must find its claims ready."""
+        async with self._writes:
+            try:
+                if bind.implied is not None:
+                    await self._make_implied_claim(bind, bind.implied)
+                for (namespace, name), allocation in bind.claims.items():
+                    await self._allocate(namespace, name, allocation)
+                for namespace, name in bind.reserve:
+                    if bind.implied is None or (namespace, name) != bind.implied.claim.key:
+                        await self._reserve(bind, namespace, name)
+                await self._client.post(
+                    resources.PODS,
+                    bind.pod,
+                    bind.namespace,
+                    "binding",
+                    {
+                        "apiVersion": "v1",
+                        "kind": "Binding",
+                        "metadata": {"name": bind.pod, "namespace": bind.namespace, "uid": bind.uid},
+                        "target": {"apiVersion": "v1", "kind": "Node", "name": bind.node},
+                    },
+                )
+            except kube.ApiError as error:
+                self._undo(bind.uid, f"binding {bind.namespace}/{bind.pod} to {bind.node}", error)
+
+    async def _make_implied_claim(self, bind: scheduling.Bind, implied: scheduling.ImpliedClaim) -> None:
+        """The claim behind an extended resource or a GPU share (KEP-5004). Its name follows from the pod's uid."""
+        name = implied.claim.metadata.name
+        body = msgspec.to_builtins(implied.claim)
+        body["metadata"]["finalizers"] = [resource.FINALIZER]
+        try:
+            await self._client.create(resources.RESOURCE_CLAIMS, body, bind.namespace)
+        except kube.AlreadyExists:
+            log.info("claim %s/%s was made before; going on with it", bind.namespace, name)
+        await self._write_allocation(bind.namespace, name, implied.allocation, reserved_for=_consumer(bind))
+        await self._client.patch(
+            resources.PODS,
+            bind.pod,
+            bind.namespace,
+            subresource="status",
+            patch={
+                "metadata": {"uid": bind.uid},
+                "status": {
+                    "extendedResourceClaimStatus": {
+                        "resourceClaimName": name,
+                        "requestMappings": msgspec.to_builtins(implied.mappings),
+                    }
+                },
+            },
+        )
+
+    async def _allocate(self, namespace: str, name: str, allocation: resource.AllocationResult) -> None:
+        """The finalizer first, so that nobody deletes the claim between allocation and use."""
+        await self._client.patch(
+            resources.RESOURCE_CLAIMS,
+            name,
+            namespace,
+            patch={"metadata": {"finalizers": [resource.FINALIZER]}},
+            kind="strategic",
+        )
+        await self._write_allocation(namespace, name, allocation)
+
+    async def _write_allocation(
+        self,
+        namespace: str,
+        name: str,
+        allocation: resource.AllocationResult,
+        reserved_for: dict[str, str] | None = None,
+    ) -> None:
+        status: dict[str, Any] = {"allocation": msgspec.to_builtins(allocation)}
+        if reserved_for is not None:
+            status["reservedFor"] = [reserved_for]
+        await self._client.patch(
+            resources.RESOURCE_CLAIMS, name, namespace, patch={"status": status}, subresource="status"
+        )
+
+    async def _reserve(self, bind: scheduling.Bind, namespace: str, name: str) -> None:
+        """Add the pod to `reservedFor`, a list merged by uid: pods that share a claim do not overwrite each other."""
+        await self._client.patch(
+            resources.RESOURCE_CLAIMS,
+            name,
+            namespace,
+            patch={"status": {"reservedFor": [_consumer(bind)]}},
+            kind="strategic",
+            subresource="status",
+        )
+
+    async def _evict(self, eviction: scheduling.Eviction) -> None:
+        """Through the Eviction API, so that disruption budgets and grace periods hold."""
+        async with self._writes:
+            try:
+                await self._client.post(
+                    resources.PODS,
+                    eviction.pod,
+                    eviction.namespace,
+                    "eviction",
+                    {
+                        "apiVersion": "policy/v1",
+                        "kind": "Eviction",
+                        "metadata": {"name": eviction.pod, "namespace": eviction.namespace},
+                        "deleteOptions": {"preconditions": {"uid": eviction.uid}},
+                    },
+                )
+            except kube.ApiError as error:
+                self._undo(eviction.uid, f"evicting {eviction.namespace}/{eviction.pod}", error)
+                return
+            pod = ObjectReference(
+                api_version="v1", kind="Pod", namespace=eviction.namespace, name=eviction.pod, uid=eviction.uid
+            )
+            self._events.emit(pod, "Normal", _EVICTION_REASONS[eviction.action], eviction.reason)
+
+    def _undo(self, uid: str, attempt: str, error: kube.ApiError) -> None:
+        log.warning("%s failed, deciding anew: %s", attempt, error)
+        self.world.forget(uid)
+        self._changed.set()
+
+
+_EVICTION_REASONS = {
+    "reclaim": "Reclaimed",
+    "preempt": "Preempted",
+    "consolidate": "Consolidated",
+    "evict-stale": "StaleGangEvicted",
+}
+
+
+def _consumer(bind: scheduling.Bind) -> dict[str, str]:
+    return {"resource": "pods", "name": bind.pod, "uid": bind.uid}

@@ -1,0 +1,166 @@
+"""One cluster in one process: API server, nodes with their drivers and agents, controllers, each under its own account.
+
+`Platform` starts the parts in the order in which they need each other and stops them in reverse. Components talk to the
+API server in process, through the same handlers and the same RBAC as anybody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from importlib import resources as package_files
+from pathlib import Path
+from types import TracebackType
+
+from capstan import kube, local
+from capstan.api import crds, manifests
+from capstan.controllers.blueprint_agent import BlueprintAgent
+from capstan.embedded import accounts
+from capstan.embedded.components import CONTROLLERS, Component
+from capstan.embedded.nodes import Drivers, NodeDirectories
+from capstan.local import credentials
+from capstan.local.agents import Fleet
+from capstan.node.models import NodeSpec
+
+log = logging.getLogger(__name__)
+
+
+class PlatformError(Exception):
+    """The platform cannot start or go on; the message says which part, why, and what to do."""
+
+
+class Platform:
+    """An embedded cluster; an async context manager. `port` 0 takes a free one, None serves no socket at all.
+
+    `name` is the cluster's name in its kubeconfig and its Cluster object; `labels` are extra labels by node name.
+    """
+
+    def __init__(
+        self,
+        fleet: Sequence[NodeSpec],
+        *,
+        data_dir: Path,
+        port: int | None = 0,
+        demo_queues: bool = True,
+        name: str = "local",
+        labels: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
+        self.fleet = fleet
+        self.data_dir = data_dir
+        self.kubeconfig = data_dir / "kubeconfig"
+        self.name = name
+        self.url = ""
+        self._labels = labels or {}
+        self._port = port
+        self._demo_queues = demo_queues
+        self._stack = AsyncExitStack()
+        self._components: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Platform:
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    def client(self, field_manager: str = "capstan") -> kube.Client:
+        """The administrator's client."""
+        return kube.Client(self.server.transport(local.ADMIN), field_manager=field_manager)
+
+    @property
+    def summary(self) -> str:
+        counts = Counter(spec.model.name for spec in self.fleet)
+        return (
+            f"{len(self.fleet)} nodes ({', '.join(f'{count} × {model}' for model, count in counts.items()) or 'none'})"
+        )
+
+    async def failed(self) -> None:
+        """Waits until a component ends by itself; raises PlatformError that names it."""
+        done, _ = await asyncio.wait(self._components, return_when=asyncio.FIRST_COMPLETED)
+        task = done.pop()
+        raise PlatformError(f"the {task.get_name()} stopped: {task.exception()}; see the log") from task.exception()
+
+    async def _start(self) -> None:
+        self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.server = local.Server(self.data_dir)
+        try:
+            await self.server.start()
+        except local.DataDirectoryInUse as error:
+            raise PlatformError(f"{error}; stop the other one or choose another --data-dir") from error
+        self._stack.push_async_callback(self.server.stop)
+        if self._port is not None:
+            try:
+                self.url = await self._stack.enter_async_context(local.serving(self.server, port=self._port))
+            except OSError as error:
+                raise PlatformError(
+                    f"port {self._port} cannot be used: {error}; choose another --port, or 0"
+                ) from error
+            assert self.server.credentials is not None, "a server with a data directory has credentials"
+            credentials.write_kubeconfig(self.kubeconfig, self.url, self.server.credentials, name=self.name)
+        admin = self.client("capstan-bootstrap")
+        await install(admin, crds.load())
+        await install(admin, _packaged("platform.yaml"))
+        if self._demo_queues:
+            await install(admin, _packaged("demo-queues.yaml"))
+        for component in (*CONTROLLERS, *self._parts()):
+            await self._run(admin, component)
+
+    def _parts(self) -> Iterable[Component]:
+        directories = NodeDirectories(self.data_dir)
+        self._stack.callback(directories.remove_short)
+
+        async def drive(client: kube.Client) -> None:
+            await Drivers(client, self.fleet, directories).run()
+
+        async def run_pods(client: kube.Client) -> None:
+            await Fleet(client, self.fleet, directories.agent, logs=self.server.logs, labels=self._labels).run()
+
+        async def keep_blueprint(client: kube.Client) -> None:
+            await BlueprintAgent(client, self.name).run()
+
+        yield Component("node-driver", Drivers.RULES, drive)
+        yield Component("node-agent", Fleet.RULES, run_pods)
+        yield Component("blueprint-agent", BlueprintAgent.RULES, keep_blueprint)
+
+    async def _run(self, admin: kube.Client, component: Component) -> None:
+        await install(admin, accounts.manifests_for(component.name, component.rules), update=True)
+        user = local.service_account(accounts.NAMESPACE, component.name)
+        client = kube.Client(self.server.transport(user, user_agent=component.name), field_manager=component.name)
+        task = asyncio.create_task(component.run(client), name=component.name)
+        self._components.append(task)
+        self._stack.push_async_callback(_end, task)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    (outcome,) = await asyncio.gather(task, return_exceptions=True)
+    if isinstance(outcome, Exception):
+        log.error("%s ended with an error", task.get_name(), exc_info=outcome)
+
+
+def _packaged(name: str) -> list[manifests.Manifest]:
+    text = (package_files.files("capstan.embedded") / "manifests" / name).read_text()
+    return manifests.load_manifests(text, name)
+
+
+async def install(client: kube.Client, objects: Iterable[manifests.Manifest], *, update: bool = False) -> None:
+    """Create what is missing. What exists is left as users have made it, unless `update`: then it is applied."""
+    discovery = kube.Discovery(client)
+    for manifest in objects:
+        resource = await discovery.resource(manifest["apiVersion"], manifest["kind"])
+        if update:
+            await client.apply(resource, manifest, force=True)
+            continue
+        try:
+            await client.create(resource, manifest)
+        except kube.AlreadyExists:
+            log.debug("%s %s exists", manifest["kind"], manifest["metadata"]["name"])
