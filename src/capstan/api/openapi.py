@@ -13,13 +13,13 @@ A schema file describes one group version. It is made of lines:
 
 Field types are `str text int int32 int64 bool double quantity exact intstr time microtime bytes duration raw any`,
 `A|B|C` for an enumeration, `Name` or `alias.Name` for another type, `[T]` for a list and `{T}` for a map from strings.
-`text` is a string that may be empty although it is required, `exact` a quantity that is kept as it was written, `raw` an
-object of any shape, `any` any value.
+`text` is a string that may be empty although it is required, `exact` a quantity that is kept as it was written, `raw`
+an object of any shape, `any` any value.
 
-Flags: `set`, `atomic`, `map(key,...)` are the list type, `structatomic` the map type; `merge`, `merge(key)`, `replace`,
-`retainKeys` the strategic merge patch strategy; `>=n >n <=n minitems(n) maxitems(n) minlen(n) maxlen(n) maxprops(n)` are
-bounds, `re(pattern)` a pattern; `short`, `long` mean a DNS label, a DNS subdomain. After `=` stands the default, after
-`:=` one that also replaces zero; the default of a string always replaces the empty string.
+Flags: `set`, `atomic`, `map(key,...)` are the list type, `structatomic` the map type; `merge`, `merge(key)`, `replace`
+and `retainKeys` the strategic merge patch strategy; `>=n >n <=n minitems(n) maxitems(n) minlen(n) maxlen(n)
+maxprops(n)` are bounds, `re(pattern)` a pattern; `short`, `long` mean a DNS label, a DNS subdomain. After `=` stands
+the default, after `:=` one that also replaces zero; the default of a string always replaces the empty string.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ _BOUNDS = {
     "maxlen": "maxLength",
     "maxprops": "maxProperties",
 }
+# A required scalar that is absent has the zero value of its Go type.
+_ZEROS: dict[str, object] = {"int32": 0, "int64": 0, "bool": False, "text": ""}
 _TYPE_LINE = re.compile(r"([A-Za-z0-9]+)((?: [a-z()]+)*)")
 _FIELD_LINE = re.compile(r"  ([A-Za-z0-9$_-]+)(!?) (\S+)((?: (?!:?= )\S+)*)(?: (:?=) (\S+)((?: \S+)*))?")
 
@@ -261,6 +263,8 @@ def _fields(file: SchemaFile, lines: list[str]) -> Iterator[tuple[str, bool, Jso
         schema = _field_type(file, type_text)
         if bang and type_text == "str":
             schema["minLength"] = 1
+        elif bang and type_text in _ZEROS and not _starts_at_one(flags):
+            schema["default"] = _ZEROS[type_text]
         for flag in (flags + (more_flags or "")).split():
             _apply_flag(schema, flag)
         if equals:
@@ -272,6 +276,10 @@ def _fields(file: SchemaFile, lines: list[str]) -> Iterator[tuple[str, bool, Jso
         if "$ref" in schema and len(schema) > 1:
             schema = {"allOf": [{"$ref": schema.pop("$ref")}], **schema}
         yield name, bool(bang), schema
+
+
+def _starts_at_one(flags: str) -> bool:
+    return any(flag.startswith(">=") and flag != ">=0" for flag in flags.split())
 
 
 def _field_type(file: SchemaFile, text: str) -> JsonSchema:

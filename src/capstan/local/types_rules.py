@@ -433,7 +433,7 @@ RULES: dict[tuple[str, str], Rules] = {
         needs_spec=True, default=devices.default_template, validate=devices.validate_template
     ),
     (_DEVICES, "ResourceSlice"): Rules(
-        needs_spec=True, validate=devices.validate_slice, selectable=("spec.nodeName", "spec.driver")
+        needs_spec=True, validate=devices.validate_slice, selectable=("spec.nodeName", "spec.driver", "spec.pool.name")
     ),
     (_DEVICES, "DeviceTaintRule"): Rules(needs_spec=True, validate=devices.validate_taint_rule),
     (_ADMISSION, "ValidatingAdmissionPolicy"): Rules(needs_spec=True, validate=_validate_policy),
