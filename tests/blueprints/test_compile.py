@@ -384,7 +384,10 @@ def test_lint_reports_everything_at_once() -> None:
             f"[{{name: a, manifests: [{config_map({})}]}}, {{name: b, manifests: [{config_map({})}]}}]",
             "addons.b: ConfigMap/default/c is also in the add-on a; remove one of the two",
         ),
-        ("[{name: a, manifests: [{apiVersion: v1, kind: Pod, metadata: {}}]}]", "manifests[0].metadata.name: missing"),
+        (
+            "[{name: a, manifests: [{apiVersion: v1, kind: Pod, metadata: {}}]}]",
+            "manifests[0].metadata.name: missing; objects of a blueprint have fixed names",
+        ),
         (
             "[{name: a, builtin: queues, values: {queues: {q: {gpu: {quota: many}}}}}]",
             "addons.a.values.queues[...].gpu.quota: expected `float`, got `str`",

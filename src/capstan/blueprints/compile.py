@@ -14,7 +14,7 @@ import msgspec
 from capstan.api.platform import ADDON_LABEL
 from capstan.blueprints import expressions, facts, paths, versions
 from capstan.blueprints.components import COMPONENTS, InvalidValues
-from capstan.blueprints.documents import Layer, Library, Manifest, identity
+from capstan.blueprints.documents import Layer, Library, Manifest, identity, misshapen
 from capstan.blueprints.errors import BlueprintError, Problem
 from capstan.blueprints.order import Cycle, addon_order, manifest_order
 from capstan.blueprints.resolve import (
@@ -69,10 +69,9 @@ def lint(library: Library, overrides: Iterable[Override] = ()) -> list[Problem]:
     """Everything that is wrong with the blueprints, each with all of its variants, whatever cluster they meet."""
     problems = list(library.problems)
     for name in library.names:
-        try:
-            layers = library.layers(name)
-        except BlueprintError as error:
-            problems += error.problems
+        layers, wrong = library.chain(name)
+        if wrong:
+            problems += wrong
             continue
         problems += _ambiguous(layers)
         if not library.version(name):
@@ -197,8 +196,12 @@ def _render(name: str, body: Tree, scope: Mapping[str, Any], report: Reporter) -
                 report(place, error.message, error.hint)
     elif "manifests" not in body:
         report((), "has no content", "state builtin, manifests or files, or set enabled: false")
-    for key, manifest in (body.get("manifests") or {}).items():
-        manifests.append(substitute(manifest, {**scope, "addon": values}, report, ("manifests", key)))
+    for key, template in (body.get("manifests") or {}).items():
+        manifest = substitute(template, {**scope, "addon": values}, report, ("manifests", key))
+        if (wrong := misshapen(manifest)) is not None:
+            report(("manifests", key, *wrong[0].split(".")), wrong[1])
+        else:
+            manifests.append(manifest)
     return manifests
 
 

@@ -104,20 +104,40 @@ def identity(manifest: Mapping[str, Any]) -> str:
     return "/".join(part for part in (kind, metadata.get("namespace", ""), metadata.get("name", "")) if part)
 
 
+def misshapen(manifest: Mapping[str, Any]) -> tuple[str, str] | None:
+    """(path, what is wrong) when a manifest cannot be an object at all; its content is the API server's to judge."""
+    for field in ("apiVersion", "kind"):
+        if not isinstance(manifest.get(field), str) or not manifest[field]:
+            return field, "missing"
+    metadata = manifest.get("metadata")
+    if not isinstance(metadata, Mapping) or not isinstance(metadata.get("name"), str) or not metadata["name"]:
+        return "metadata.name", "missing; objects of a blueprint have fixed names"
+    if not isinstance(metadata.get("namespace", ""), str):
+        return "metadata.namespace", "expected text"
+    for field in ("labels", "annotations"):
+        if not isinstance(metadata.get(field) or {}, Mapping):
+            return f"metadata.{field}", "expected an object"
+    return None
+
+
 def attachments(document: Mapping[str, Any]) -> list[str]:
     """The files that a document's add-ons name, relative to the document's own file."""
     spec = document.get("spec")
-    if not isinstance(spec, Mapping):
-        return []
-    groups = [spec, *(part for part in spec.get("variants") or () if isinstance(part, Mapping))]
+    groups = [spec, *_objects(spec, "variants")] if isinstance(spec, Mapping) else []
+    addons = [addon for group in groups for addon in _objects(group, "addons")]
     return [
         file
-        for group in groups
-        for addon in group.get("addons") or ()
-        if isinstance(addon, Mapping)
-        for file in addon.get("files") or ()
+        for addon in addons
+        if isinstance(addon.get("files"), list)
+        for file in addon["files"]
         if isinstance(file, str)
     ]
+
+
+def _objects(parent: Mapping[str, Any], field: str) -> list[Mapping[str, Any]]:
+    """The objects in a list that has not been checked yet."""
+    items = parent.get(field)
+    return [item for item in items if isinstance(item, Mapping)] if isinstance(items, list) else []
 
 
 class Library:
@@ -145,7 +165,8 @@ class Library:
             found = f"{document.get('apiVersion')} {document.get('kind')}"
             self._report(source.file, "", "", f"expected a {API_VERSION} Blueprint, found {found}")
             return
-        name = (document.get("metadata") or {}).get("name")
+        metadata = document.get("metadata")
+        name = metadata.get("name") if isinstance(metadata, Mapping) else None
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             self._report(source.file, "Blueprint", "metadata.name", f"{name!r} is not a lower-case DNS name")
             return
@@ -179,18 +200,24 @@ class Library:
         self._drafts[name] = _Draft(layer, spec.extends or "", spec.mixins)
 
     def layers(self, name: str) -> list[Layer]:
-        """The layers of a blueprint, lowest precedence first, each once. Raises BlueprintError."""
-        problems: list[Problem] = []
-        found: dict[str, Layer] = {}
+        """The layers of a blueprint, lowest precedence first, each once. Raises BlueprintError if any is not sound."""
         if name not in self._drafts:
             known = ", ".join(sorted(self._drafts)) or "none"
-            raise BlueprintError(
-                [Problem("", f"Blueprint {name}", "", f"unknown blueprint; the files define: {known}")]
-            )
-        self._collect(name, "blueprint", (), found, problems)
+            message = f"unknown blueprint; the files define: {known}"
+            raise BlueprintError([*self.problems, Problem("", f"Blueprint {name}", "", message)])
+        layers, problems = self.chain(name)
+        involved = {f"Blueprint {layer.name}" for layer in layers}
+        problems = [problem for problem in self.problems if problem.object in involved] + problems
         if problems:
             raise BlueprintError(problems)
-        return list(found.values())
+        return layers
+
+    def chain(self, name: str) -> tuple[list[Layer], list[Problem]]:
+        """The layers of a known blueprint as far as they can be found, and what is wrong with its references."""
+        problems: list[Problem] = []
+        found: dict[str, Layer] = {}
+        self._collect(name, "blueprint", (), found, problems)
+        return list(found.values()), problems
 
     def _collect(
         self, name: str, role: str, trail: tuple[str, ...], found: dict[str, Layer], problems: list[Problem]
@@ -301,11 +328,8 @@ class _Reader:
         keyed: dict[str, Manifest] = {}
         for number, manifest in enumerate(manifests):
             label = f"{path}[{number}]"
-            metadata = manifest.get("metadata")
-            if not all(isinstance(manifest.get(field), str) and manifest[field] for field in ("apiVersion", "kind")):
-                self.report(label, "apiVersion or kind is missing")
-            elif not isinstance(metadata, Mapping) or not isinstance(metadata.get("name"), str):
-                self.report(f"{label}.metadata.name", "missing", "objects of a blueprint have fixed names")
+            if (wrong := misshapen(manifest)) is not None:
+                self.report(f"{label}.{wrong[0]}", wrong[1])
             elif (key := identity(manifest)) in keyed:
                 self.report(label, f"{key} stands twice in this add-on", "merge the two")
             else:

@@ -6,27 +6,25 @@ from collections.abc import Iterator
 from typing import Any
 
 from capstan import cel
+from capstan.blueprints.paths import Path, get
 
 Manifest = dict[str, Any]
 
 
 def problems(manifest: Manifest) -> Iterator[tuple[str, str]]:
     """(path in the manifest, what is wrong) for every expression that does not compile."""
-    spec = manifest.get("spec") or {}
     if manifest["kind"] == "DeviceClass":
-        environment = cel.environments.device_selector()
-        for number, selector in enumerate(spec.get("selectors") or ()):
-            path = f"spec.selectors[{number}].cel.expression"
-            yield from _check((selector.get("cel") or {}).get("expression", ""), environment, path)
+        yield from _check(manifest, "selectors", ("cel", "expression"), cel.environments.device_selector())
     elif manifest["kind"] == "ValidatingAdmissionPolicy":
-        environment = cel.environments.admission()
-        for number, validation in enumerate(spec.get("validations") or ()):
-            path = f"spec.validations[{number}].expression"
-            yield from _check(validation.get("expression", ""), environment, path)
+        yield from _check(manifest, "validations", ("expression",), cel.environments.admission())
 
 
-def _check(expression: str, environment: cel.Environment, path: str) -> Iterator[tuple[str, str]]:
-    try:
-        cel.compile(expression, environment)
-    except cel.CompileError as error:
-        yield path, str(error)
+def _check(manifest: Manifest, field: str, below: Path, environment: cel.Environment) -> Iterator[tuple[str, str]]:
+    items = get(manifest, ("spec", field))
+    for number, item in enumerate(items if isinstance(items, list) else ()):
+        expression = get(item, below)
+        if isinstance(expression, str):
+            try:
+                cel.compile(expression, environment)
+            except cel.CompileError as error:
+                yield f"spec.{field}[{number}].{'.'.join(below)}", str(error)

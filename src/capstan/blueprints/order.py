@@ -12,6 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from capstan.blueprints.paths import get
+
 Manifest = dict[str, Any]
 
 _RANKS = {
@@ -65,27 +67,24 @@ def manifest_order(items: Sequence[tuple[str, str, Manifest]], depends_on: Mappi
     policies: dict[str, int] = {}
     for position, (addon, _, manifest) in enumerate(items):
         by_addon[addon].append(position)
-        name, spec = manifest["metadata"]["name"], manifest.get("spec") or {}
+        name = manifest["metadata"]["name"]
         match manifest["kind"]:
             case "Namespace":
                 namespaces[name] = position
             case "CustomResourceDefinition":
-                definitions[spec.get("group", ""), spec.get("names", {}).get("kind", "")] = position
+                definitions[_text(manifest, "spec.group"), _text(manifest, "spec.names.kind")] = position
             case "ConstraintTemplate":
-                kind = spec.get("crd", {}).get("spec", {}).get("names", {}).get("kind", "")
+                kind = _text(manifest, "spec.crd.spec.names.kind")
                 definitions["constraints.gatekeeper.sh", kind] = position
             case "ValidatingAdmissionPolicy" | "MutatingAdmissionPolicy":
                 policies[manifest["kind"] + name] = position
     for position, (addon, _, manifest) in enumerate(items):
         group = manifest["apiVersion"].rpartition("/")[0]
+        policy = manifest["kind"].removesuffix("Binding") + _text(manifest, "spec.policyName")
         for producer in (
             namespaces.get(manifest["metadata"].get("namespace", "")),
             definitions.get((group, manifest["kind"])),
-            policies.get(
-                manifest["kind"].removesuffix("Binding") + str((manifest.get("spec") or {}).get("policyName", ""))
-                if manifest["kind"].endswith("PolicyBinding")
-                else ""
-            ),
+            policies.get(policy) if manifest["kind"].endswith("PolicyBinding") else None,
         ):
             if producer is not None:
                 needs[position].add(producer)
@@ -105,6 +104,11 @@ def manifest_order(items: Sequence[tuple[str, str, Manifest]], depends_on: Mappi
         }
         raise Cycle(_cycle(left))
     return order
+
+
+def _text(manifest: Manifest, path: str) -> str:
+    value = get(manifest, tuple(path.split(".")))
+    return value if isinstance(value, str) else ""
 
 
 def _sorted(count: int, needs: Mapping[int, Iterable[int]], priority: Any) -> list[int]:
