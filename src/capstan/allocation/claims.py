@@ -206,11 +206,12 @@ class Preparation:
     ) -> None:
         amounts = spec.capacity.requests if spec.capacity else {}
         try:
-            matches = self._devices.matches(self._inventory.expressions(spec.device_class_name, spec.selectors))
+            devices, errors = self._devices.matches(self._inventory.expressions(spec.device_class_name, spec.selectors))
         except InvalidSelector as error:
             raise invalid("InvalidSelector", str(error)) from error
         wanted_by_driver: dict[str, Mapping[str, Number]] = {}
-        for device, failure in matches:
+        for device in devices:
+            failure = errors.get(device) if errors else None
             if device.binding and not self._features.binding_conditions:
                 continue
             if device.consumption and not self._features.partitionable_devices:

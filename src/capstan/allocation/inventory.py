@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from capstan.allocation.capacity import consumption as capacity_consumption
 from capstan.allocation.model import ClaimKey, NodeView, Number, Problem, StaleMark, number
-from capstan.allocation.pools import Consumption, Device, Interner, Match, Pool, PoolKey, Scope
-from capstan.allocation.selectors import Expressions, Selectors
+from capstan.allocation.pools import Consumption, Device, Errors, Interner, Pool, PoolKey, Scope
+from capstan.allocation.selectors import Expressions, InvalidSelector, Selectors
 from capstan.allocation.tables import Tables, memory
 from capstan.api.core import Node, Taint, Toleration, tolerates
 from capstan.api.resource import (
@@ -29,6 +29,9 @@ from capstan.api.resource import (
 Fact = ResourceSlice | DeviceClass | ResourceClaim | DeviceTaintRule | Node
 
 IMPLICIT_RESOURCE_PREFIX = "deviceclass.resource.kubernetes.io/"
+
+
+_NO_LABELS: dict[str, str] = {}
 
 
 class Use(NamedTuple):
@@ -48,7 +51,7 @@ class Use(NamedTuple):
 class NodeDevices:
     """What one node sees: its pools in allocation order, and the devices of each that it may use."""
 
-    __slots__ = ("_largest", "_selectors", "labels", "node", "pools")
+    __slots__ = ("_largest", "_local", "_selectors", "labels", "node", "pools")
 
     def __init__(self, node: NodeView, pools: list[Pool], selectors: Selectors) -> None:
         self.node = node.name
@@ -56,6 +59,7 @@ class NodeDevices:
         self.pools = pools
         self._selectors = selectors
         self._largest: Number | None = None
+        self._local = all(entry.spec.node_name == node.name for pool in pools for entry in pool.slices.values())
 
     @property
     def largest(self) -> Number:
@@ -65,16 +69,15 @@ class NodeDevices:
             self._largest = max(map(memory, devices), default=0)
         return self._largest
 
-    def matches(self, expressions: Expressions) -> list[Match]:
-        """Selected devices of all usable pools in allocation order. Raises InvalidSelector."""
-        found: list[Match] = []
+    def matches(self, expressions: Expressions) -> tuple[list[Device], Errors]:
+        """Devices of all usable pools in allocation order that are selected or on which a selector failed, and the
+        failures. Not to be changed. Raises InvalidSelector."""
+        found = [self._selectors.matches(pool, expressions) for pool in self.pools]
+        if len(found) == 1 and self._local:
+            return found[0]
         view = NodeView(self.node, self.labels)
-        for pool in self.pools:
-            for match in self._selectors.matches(pool, expressions):
-                scope = match[0].scope
-                if scope.name == self.node or scope.matches(view):
-                    found.append(match)
-        return found
+        devices = [d for some, _ in found for d in some if d.scope.name == self.node or d.scope.matches(view)]
+        return devices, {device: error for _, errors in found for device, error in errors.items()}
 
 
 class Inventory:
@@ -389,16 +392,20 @@ class Inventory:
         return known
 
     def use(self, device: Device) -> Use | None:
-        uses = self._uses.get((device.id.driver, device.id.pool))
+        uses = self._uses.get(device.pool)
         return uses.get(device.id.device) if uses else None
 
-    def uses(self, pool: Pool) -> dict[str, Use]:
+    def uses(self, pool: PoolKey) -> dict[str, Use]:
         """The uses of the pool's devices by name, vanished ones included."""
-        return self._uses.get(pool.key, {})
+        return self._uses.get(pool, {})
 
-    def left(self, pool: Pool) -> dict[str, dict[str, Number]]:
+    def pool(self, key: PoolKey) -> Pool:
+        """A pool that `on_node` has shown. Raises KeyError."""
+        return self._pools[key]
+
+    def left(self, pool: PoolKey) -> dict[str, dict[str, Number]]:
         """Remaining counters of each set; below zero if a driver shrank a set that is in use."""
-        return self._left[pool.key]
+        return self._left[pool]
 
     def problems(self) -> list[Problem]:
         """Pools that contradict themselves, in order; their drivers should be told."""
@@ -433,30 +440,32 @@ class Inventory:
     def _count(self, node_name: str, class_name: str, tolerations: list[Toleration], *, in_use: bool) -> int:
         if class_name not in self.classes:
             return 0
-        devices = self.on_node(NodeView(node_name, self._labels.get(node_name, {})))
+        try:
+            node = self.on_node(NodeView(node_name, self._labels.get(node_name, _NO_LABELS)))
+            devices, errors = node.matches(self.expressions(class_name))
+        except InvalidSelector:
+            return 0
         total = 0
         partitions: dict[tuple[PoolKey, str], list[Device]] = {}
-        for device, error in devices.matches(self.expressions(class_name)):
-            if error is not None or blocked(device.taints, tolerations) or (in_use and not self._available(device)):
+        for device in devices:
+            if (device.taints and blocked(device.taints, tolerations)) or (errors and device in errors):
                 continue
-            if device.consumption:
-                partitions.setdefault((device.pool.key, device.consumption[0][0]), []).append(device)
-            else:
+            use = self.use(device) if in_use else None
+            if use is not None:
+                total += _takes_another(device, use)
+            elif not device.consumption:
                 total += 1
+            else:
+                partitions.setdefault((device.pool, device.consumption[0][0]), []).append(device)
         for (key, name), members in partitions.items():
-            left = self._left[key][name] if in_use else self._pools[key].counters[name]
-            total += _most(members, left)
+            left = self._left[key] if in_use else self._pools[key].counters
+            fitting = [
+                device
+                for device in members
+                if all(left[s][counter] >= amount for s, taken in device.consumption for counter, amount in taken)
+            ]
+            total += _most(fitting, left[name])
         return total
-
-    def _available(self, device: Device) -> bool:
-        use = self.use(device)
-        if use is None:
-            left = self._left[device.pool.key]
-            return all(left[name][counter] >= amount for name, taken in device.consumption for counter, amount in taken)
-        if not device.multiple or use.whole:
-            return False
-        takes = capacity_consumption(device.spec, device.id.driver, {})
-        return takes is not None and fits(device, use.consumed, takes)
 
     def class_for_extended_resource(self, name: str) -> str | None:
         """The class that backs an extended resource (KEP-5004): the newest that names it, then the alphabetically
@@ -499,6 +508,14 @@ class Inventory:
             allocation = self.allocation(key)
             if allocation is not None:
                 yield key, allocation
+
+
+def _takes_another(device: Device, use: Use) -> bool:
+    """Whether a shared device that is in use has room for one more request that names no amount."""
+    if not device.multiple or use.whole:
+        return False
+    takes = capacity_consumption(device.spec, device.id.driver, {})
+    return takes is not None and fits(device, use.consumed, takes)
 
 
 def blocked(taints: Iterable[Taint], tolerations: list[Toleration]) -> bool:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from capstan.allocation.claims import Alternative, Candidate, Request
 from capstan.allocation.constraints import Constraint, DistinctAttribute, MatchAttribute
 from capstan.allocation.model import Number
-from capstan.allocation.pools import AttributeValue, Device, Pool
+from capstan.allocation.pools import AttributeValue, Device, PoolKey
 
 Possible = Callable[[Request, Alternative, Candidate], bool]
-Left = Callable[[Pool, str], dict[str, Number]]
+Left = Callable[[PoolKey, str], dict[str, Number]]
 
 
 class Way:
@@ -151,7 +151,7 @@ def _matching(slots: Sequence[tuple[int, Sequence[Hashable]]]) -> bool:
 
 def _counters_suffice(slots: list[list[Way]], left: Left) -> bool:
     demand: dict[str, Number] = {}
-    sets: dict[tuple[Pool, str], None] = {}
+    sets: dict[tuple[PoolKey, str], None] = {}
     for ways in slots:
         needs: dict[str, Number] | None = None
         for way in ways:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
+
 from capstan.allocation.model import AllocationError, DeviceId, NodeView, Number, Problem, number
 from capstan.api import resource
 from capstan.api.core import Taint
@@ -30,8 +32,8 @@ Consumption = tuple[tuple[str, tuple[tuple[str, Number], ...]], ...]
 AttributeValue = tuple[str, object]
 """An attribute's value with its type, so that the string "1" and the version "1" differ."""
 
-Match = tuple["Device", AllocationError | None]
-"""A device that selectors select, or the error that one of them ended in."""
+Errors = dict["Device", AllocationError]
+"""Devices on which a selector failed, which therefore are neither selected nor rejected."""
 
 T = TypeVar("T")
 
@@ -47,15 +49,12 @@ class Interner:
         return self._seen.setdefault(value, value)  # type: ignore[return-value]
 
 
-class Scope:
+class Scope(msgspec.Struct, frozen=True, gc=False):
     """Which nodes see a device: exactly one of the three is set (`spec` of the slice, or of the device)."""
 
-    __slots__ = ("all_nodes", "name", "selector")
-
-    def __init__(self, name: str | None, selector: NodeSelector | None, all_nodes: bool) -> None:
-        self.name = name
-        self.selector = selector
-        self.all_nodes = all_nodes
+    name: str | None
+    selector: NodeSelector | None
+    all_nodes: bool
 
     def matches(self, node: NodeView) -> bool:
         if self.name:
@@ -65,22 +64,29 @@ class Scope:
         return self.selector is not None and self.selector.matches(node.name, node.labels)
 
 
-class Device:
-    """One published device. Compared by identity: a republished device is a new object with the same id."""
+class Device(msgspec.Struct, eq=False, gc=False):
+    """One published device. Compared by identity: a republished device is a new object with the same id.
 
-    __slots__ = ("binding", "consumption", "id", "multiple", "order", "pool", "scope", "spec", "taints")
+    Not tracked by the cyclic collector, fleets have too many: it must not refer to its pool.
+    """
 
-    def __init__(self, pool: Pool, spec: resource.Device, scope: Scope, order: int, consumption: Consumption) -> None:
-        self.id = DeviceId(pool.driver, pool.name, spec.name)
-        self.pool = pool
-        self.spec = spec
-        self.scope = scope
-        self.order = order
-        """Position within the pool, in allocation order."""
-        self.consumption = consumption
-        self.multiple = bool(spec.allow_multiple_allocations)
-        self.binding = bool(spec.binding_conditions)
-        self.taints: list[Taint] = spec.taints
+    id: DeviceId
+    pool: PoolKey
+    spec: resource.Device
+    scope: Scope
+    order: int
+    """Position within the pool, in allocation order."""
+    consumption: Consumption
+    taints: list[Taint]
+    """Its own and those of taint rules."""
+
+    @property
+    def multiple(self) -> bool:
+        return bool(self.spec.allow_multiple_allocations)
+
+    @property
+    def binding(self) -> bool:
+        return bool(self.spec.binding_conditions)
 
     def attribute(self, name: str) -> DeviceAttribute | None:
         """The attribute with this fully qualified name; the driver may have published it without its own domain."""
@@ -150,7 +156,7 @@ class Pool:
         """By name, in allocation order. Empty when the pool is incomplete or has a problem."""
         self.counters: dict[str, dict[str, Number]] = {}
         """What each counter set declares."""
-        self.matched: dict[tuple[str, ...], list[Match]] = {}
+        self.matched: dict[tuple[str, ...], tuple[list[Device], Errors]] = {}
         """Devices that a list of selectors selects, or on which one fails: a cache for `selectors`."""
         self.tables: tuple[Number, dict[str, Table]] | None = None
         """Fragmentation tables per counter set: a cache for `score`."""
@@ -167,8 +173,8 @@ class Pool:
         if self._assembled:
             return False
         self._assembled = True
-        self.devices, self.counters, self.matched, self.problem, self.late = {}, {}, {}, None, False
-        self.tables = None
+        self.devices, self.counters, self.matched, self.tables = {}, {}, {}, None
+        self.problem, self.late = None, False
         newest = max((entry.spec.pool.generation for entry in self.slices.values()), default=0)
         current = [entry for entry in self.slices.values() if entry.spec.pool.generation == newest]
         self.complete = bool(current) and all(entry.spec.pool.resource_slice_count == len(current) for entry in current)
@@ -187,6 +193,7 @@ class Pool:
         self.devices, self.counters = {}, {}
 
     def _read(self, slices: list[ResourceSlice], intern: Interner) -> None:
+        key = self.key
         for entry in slices:
             for declared in entry.spec.shared_counters:
                 if declared.name in self.counters:
@@ -213,7 +220,10 @@ class Pool:
                             f"the device {device.name} consumes {unknown}, which no slice declares", slices
                         )
                 scope = shared or Scope(device.node_name, device.node_selector, bool(device.all_nodes))
-                self.devices[device.name] = Device(self, device, scope, len(self.devices), consumption)
+                identity = DeviceId(self.driver, self.name, device.name)
+                self.devices[device.name] = Device(
+                    identity, key, device, scope, len(self.devices), consumption, device.taints
+                )
                 self.late = self.late or bool(device.binding_conditions)
         return None
 

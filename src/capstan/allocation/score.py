@@ -56,7 +56,7 @@ class BestFit:
         alternatives = [option for request in self._requests for option in request.alternatives]
         devices = {candidate.device: None for option in alternatives for candidate in option.candidates}
         self._largest = largest
-        self._weight = {device: weight(device, self._largest) for device in devices}
+        self._weight = {d: weight(d, inventory.pool(d.pool).counters, largest) for d in devices}
         self._values: dict[Device, tuple[Values, ...]] = {device: _alignment(device) for device in devices}
         self._spread: dict[Device, int] = {}
         self._floor: dict[Alternative, int] = {}
@@ -131,7 +131,7 @@ class BestFit:
             return 0, self._leftover(device, candidate.takes, [*([use.consumed] if use else []), *shares])
         if not device.consumption:
             return self._weight[device], 0
-        tables = self._tables.of(device.pool, self._largest)
+        tables = self._tables.of(self._inventory.pool(device.pool), self._largest)
         return sum(tables[name].lost(search.left(device.pool, name), taken) for name, taken in device.consumption), 0
 
     def _leftover(self, device: Device, takes: dict[str, Number], used: list[dict[str, Number]]) -> int:

@@ -18,7 +18,7 @@ from capstan.allocation.claims import Alternative, Candidate, PreparedClaim, Req
 from capstan.allocation.inventory import Inventory, fits
 from capstan.allocation.lookahead import hopeful
 from capstan.allocation.model import AllocationError, Number
-from capstan.allocation.pools import Device, Pool
+from capstan.allocation.pools import Device, PoolKey
 from capstan.allocation.symmetry import Reader, Symmetry
 from capstan.api.resource import MAX_RESULTS
 
@@ -96,7 +96,7 @@ class Search:
         self._holders: dict[Device, list[tuple[int, bool]]] = {}
         """(claim, with admin access) of the picks that took a device as a whole."""
         self._shares: dict[Device, list[dict[str, Number]]] = {}
-        self._left: dict[tuple[Pool, str], dict[str, Number]] = {}
+        self._left: dict[tuple[PoolKey, str], dict[str, Number]] = {}
         self._total = 0
         self._best: list[Pick] | None = None
         self._best_total = 0
@@ -367,7 +367,7 @@ class Search:
         """Compatibility groups (KEP-5963): everything taken from a counter set shares a group pairwise; none only
         with none."""
         others = [
-            held.spec for held in (*self._holders, *self._shares) if held.pool is device.pool and held.consumption
+            held.spec for held in (*self._holders, *self._shares) if held.pool == device.pool and held.consumption
         ]
         for taken in device.spec.consumes_counters:
             own = taken.compatibility_groups
@@ -390,7 +390,7 @@ class Search:
                     return False
         return True
 
-    def left(self, pool: Pool, name: str) -> dict[str, Number]:
+    def left(self, pool: PoolKey, name: str) -> dict[str, Number]:
         """Counters of the set that remain under the picks so far."""
         left = self._left.get((pool, name))
         return self.inventory.left(pool)[name] if left is None else left

@@ -6,18 +6,23 @@ it: the failure is kept, and the search decides what it means.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from decimal import Decimal
 
 from capstan import cel
-from capstan.allocation.capacity import qualified
 from capstan.allocation.model import AllocationError
-from capstan.allocation.pools import Device, Match, Pool
+from capstan.allocation.pools import Device, Errors, Pool, scalar
 from capstan.api import quantity
 from capstan.api.resource import DeviceAttribute
 from capstan.cel.device import DeviceSelectorProgram, compile_selector
 
 Expressions = tuple[str, ...]
 """Selectors that must all hold: those of the class, then those of the request."""
+
+
+_POOL_CACHE = 64
+_EXPRESSIONS = 1_000
+_ANSWERS = 10_000
 
 
 class InvalidSelector(AllocationError):
@@ -35,91 +40,86 @@ class SelectorFailed(AllocationError):
 
 
 class Selectors:
-    """Compiled selectors and what they answered. One per inventory; it only ever caches."""
+    """What selectors answered. One per inventory; it only ever caches."""
 
     def __init__(self) -> None:
-        self._programs: dict[str, DeviceSelectorProgram] = {}
-        self._answers: dict[tuple[object, ...], bool] = {}
+        self._answers: dict[tuple[str, str], dict[Hashable, bool]] = {}
+        """By expression and driver, then by the values that the expression reads."""
 
-    def program(self, expression: str) -> DeviceSelectorProgram:
-        """Raises InvalidSelector with the position of the mistake."""
-        program = self._programs.get(expression)
-        if program is None:
-            try:
-                program = compile_selector(expression)
-            except cel.CompileError as error:
-                raise InvalidSelector(expression, error) from error
-            self._programs[expression] = program
-        return program
-
-    def matches(self, pool: Pool, expressions: Expressions) -> list[Match]:
-        """The selected devices of an assembled pool in order, with those on which a selector failed."""
+    def matches(self, pool: Pool, expressions: Expressions) -> tuple[list[Device], Errors]:
+        """The devices of an assembled pool that are selected or on which a selector failed, in order, and the failures.
+        Raises InvalidSelector with the position of the mistake."""
         found = pool.matched.get(expressions)
         if found is None:
-            programs = [(expression, self.program(expression)) for expression in expressions]
-            found = []
-            for device in pool.devices.values():
-                selected, error = self._select(device, programs)
-                if selected or error is not None:
-                    found.append((device, error))
-            pool.matched[expressions] = found
+            errors: Errors = {}
+            devices = list(pool.devices.values())
+            for expression in expressions:
+                devices = self._filter(devices, expression, pool.driver, errors)
+            if len(pool.matched) >= _POOL_CACHE:
+                pool.matched.clear()
+            found = pool.matched[expressions] = (devices, errors)
         return found
 
-    def _select(
-        self, device: Device, programs: list[tuple[str, DeviceSelectorProgram]]
-    ) -> tuple[bool, AllocationError | None]:
-        for expression, program in programs:
-            try:
-                if not self._answer(device, expression, program):
-                    return False, None
-            except cel.EvaluationError as error:
-                return False, SelectorFailed(expression, device, error)
-        return True, None
+    def _filter(self, devices: list[Device], expression: str, driver: str, errors: Errors) -> list[Device]:
+        program = _compiled(expression)
+        if program.reads is None:
+            return [d for d in devices if d in errors or _evaluate(d, expression, program, errors)]
+        answers = self._answers.get((expression, driver))
+        if answers is None or len(answers) >= _ANSWERS:
+            if len(self._answers) >= _EXPRESSIONS:
+                self._answers.clear()
+            answers = self._answers[expression, driver] = {}
+        names = [(name.removeprefix(f"{driver}/"), name) for name in program.reads[0]]
+        capacities = [(name.removeprefix(f"{driver}/"), name) for name in program.reads[1]]
+        selected = []
+        for device in devices:
+            spec = device.spec
+            attributes = spec.attributes
+            seen: list[Hashable] = [spec.allow_multiple_allocations]
+            for short, full in names:
+                attribute = attributes.get(short) or attributes.get(full)
+                if attribute is not None and attribute.string is not None:
+                    seen.append(attribute.string)
+                else:
+                    seen.append(_key(attribute))
+            for short, full in capacities:
+                capacity = spec.capacity.get(short) or spec.capacity.get(full)
+                seen.append(None if capacity is None else (capacity.value,))
+            key = tuple(seen)
+            answer = answers.get(key)
+            if answer is None:
+                answer = _evaluate(device, expression, program, errors)
+                if device not in errors:
+                    answers[key] = answer
+            if answer or device in errors:
+                selected.append(device)
+        return selected
 
-    def _answer(self, device: Device, expression: str, program: DeviceSelectorProgram) -> bool:
-        reads = program.reads
-        if reads is None:
-            return _evaluate(device, program)
-        driver, spec = device.id.driver, device.spec
-        attributes, capacities = reads
-        seen: list[object] = [expression, driver, device.multiple]
-        for name in attributes:
-            attribute = device.attribute(name)
-            seen.append(None if attribute is None else _key(attribute))
-        if capacities:
-            amounts = {qualified(name, driver): value.value for name, value in spec.capacity.items()}
-            seen.extend(amounts.get(name) for name in capacities)
-        key = tuple(seen)
-        answer = self._answers.get(key)
-        if answer is None:
-            answer = self._answers[key] = _evaluate(device, program)
-        return answer
+
+def _compiled(expression: str) -> DeviceSelectorProgram:
+    try:
+        return compile_selector(expression)
+    except cel.CompileError as error:
+        raise InvalidSelector(expression, error) from error
 
 
-def _evaluate(device: Device, program: DeviceSelectorProgram) -> bool:
-    attributes = {name: _value(attribute) for name, attribute in device.spec.attributes.items()}
+def _evaluate(device: Device, expression: str, program: DeviceSelectorProgram, errors: Errors) -> bool:
+    """Whether the device is selected; a failure goes into `errors`."""
     capacity: dict[str, Decimal] = {name: quantity.parse(c.value) for name, c in device.spec.capacity.items()}
-    return program.matches(device.id.driver, attributes, capacity, device.multiple)
+    try:
+        attributes = {name: _value(attribute) for name, attribute in device.spec.attributes.items()}
+        return program.matches(device.id.driver, attributes, capacity, device.multiple)
+    except cel.EvaluationError as error:
+        errors[device] = SelectorFailed(expression, device, error)
+        return True
 
 
-def _key(attribute: DeviceAttribute) -> object:
-    for kind, value in (
-        ("string", attribute.string),
-        ("int", attribute.int_),
-        ("bool", attribute.bool_),
-        ("version", attribute.version),
-    ):
-        if value is not None:
-            return (kind, value)
-    for kind, several in (
-        ("ints", attribute.ints),
-        ("bools", attribute.bools),
-        ("strings", attribute.strings),
-        ("versions", attribute.versions),
-    ):
-        if several is not None:
-            return (kind, tuple(several))
-    return ()
+def _key(attribute: DeviceAttribute | None) -> Hashable:
+    """What tells values apart for an expression; strings stand for themselves, all else is a tuple."""
+    if attribute is None:
+        return None
+    lists = (attribute.ints, attribute.bools, attribute.strings, attribute.versions)
+    return scalar(attribute) or tuple(None if several is None else tuple(several) for several in lists)
 
 
 def _value(attribute: DeviceAttribute) -> object:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 from capstan.allocation.claims import Request
 from capstan.allocation.inventory import Inventory
-from capstan.allocation.pools import AttributeValue, Device, Pool
+from capstan.allocation.pools import AttributeValue, Device, PoolKey
 
 Reader = Callable[[Device], frozenset[AttributeValue]]
 """Reads an attribute whose values are compared between devices, and only for being equal."""
@@ -20,7 +20,7 @@ Reader = Callable[[Device], frozenset[AttributeValue]]
 Traits = Callable[[Device], tuple[Hashable, ...]]
 """What else may tell devices apart."""
 
-Home = tuple[Pool, str] | Device
+Home = tuple[PoolKey, str] | Device
 
 
 class Symmetry:

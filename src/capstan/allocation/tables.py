@@ -5,6 +5,8 @@ Equal GPUs publish equal tables, so the answers are shared over the whole fleet.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from capstan.allocation.capacity import MEMORY, qualified
 from capstan.allocation.model import Number, number
 from capstan.allocation.pools import Device, Pool
@@ -51,7 +53,7 @@ class Tables:
         rows: dict[str, list[tuple[tuple[tuple[str, Number], ...], int]]] = {}
         for device in pool.devices.values():
             for name, taken in device.consumption:
-                rows.setdefault(name, []).append((taken, weight(device, largest)))
+                rows.setdefault(name, []).append((taken, weight(device, pool.counters, largest)))
         tables = {}
         for name, members in rows.items():
             content = tuple(members)
@@ -69,7 +71,7 @@ def memory(device: Device) -> Number:
     return 0 if entry is None else number(entry.value)
 
 
-def weight(device: Device, largest: Number) -> int:
+def weight(device: Device, counters: Mapping[str, Mapping[str, Number]], largest: Number) -> int:
     """1,000 x size², where size is the memory relative to the largest device, or else the share of a counter set
     taken."""
     own = memory(device)
@@ -79,7 +81,7 @@ def weight(device: Device, largest: Number) -> int:
         return WHOLE
     share = 0.0
     for name, taken in device.consumption:
-        declared = device.pool.counters[name]
+        declared = counters[name]
         shares = [float(amount) / float(declared[counter]) for counter, amount in taken if declared[counter]]
         share = max(share, *shares, 0.0)
     return max(1, int(WHOLE * share * share))
