@@ -90,6 +90,7 @@ class ApiDouble:
         """Names of fields that are dropped on write, as a server does that does not know them."""
         self.failing = 0
         self.writes: list[tuple[str, str]] = []
+        self.events: list[dict[str, Any]] = []
         self._watchers: list[asyncio.Queue[bytes]] = []
 
     @property
@@ -132,6 +133,13 @@ class ApiDouble:
             self.failing -= 1
             return _status(503, "ServiceUnavailable")
         parts = unquote(path).split("/")
+        if "events" in parts:
+            self.events.append(json.loads(body or b"{}"))
+            return kube.Response(201, body or b"", {})
+        if parts[-1] == "status":
+            claim = self.objects["resourceclaims"][parts[-2]]
+            claim["status"] |= json.loads(body or b"{}")["status"]
+            return kube.Response(200, json.dumps(claim).encode(), {})
         plural = next(part for part in parts if part in self.objects)
         name = parts[-1] if parts[-1] != plural else ""
         store = self.objects[plural]

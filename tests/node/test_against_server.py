@@ -138,5 +138,9 @@ async def test_a_claim_of_the_api_is_prepared(admin: kube.Client, client: kube.C
     assert list(answer.claims[uid].devices[0].cdi_device_ids) == [
         f"k8s.gpu.nvidia.com/claim={uid}-gpu-0-mig-3g20gb-9-4"
     ]
-    assert len(nvml.mig_devices(nvml.host().gpus[0].uuid)) == 1
+    (made,) = nvml.mig_devices(nvml.host().gpus[0].uuid)
     await driver.stop()
+    claim = await admin.get(resources.RESOURCE_CLAIMS, "c", "default")
+    (told,) = claim.status.devices
+    assert (told.device, told.data) == ("gpu-0-mig-3g20gb-9-4", {"uuid": made.uuid, "gpuInstance": made.gi_id})
+    assert claim.status.allocation is not None

@@ -233,3 +233,36 @@ async def test_a_second_driver_of_the_same_node_does_not_start(node: Node) -> No
     second = Node(node.api, node.nvml, node.plugin_dir.parent)
     with pytest.raises(AlreadyRunning, match=r"another driver has .*driver.lock"):
         await second.driver.start()
+
+
+async def test_what_was_applied_is_told_in_the_claims_status(node: Node, claims: Any) -> None:
+    def told(name: str) -> dict[str, Any]:
+        devices = node.api.objects["resourceclaims"][name]["status"].get("devices", [])
+        return {device["device"]: device["data"] for device in devices}
+
+    share = claims.result("gpu-0", shareID="s1", consumedCapacity={"memory": "4Gi"})
+    long = {"kind": "GpuConfig", "sharing": {"strategy": "TimeSlicing", "timeSlicingConfig": {"interval": "Long"}}}
+    node.api.add_claim(claims.body("share", share, config=(claims.opaque(long),)))
+    node.api.add_claim(claims.body("part", claims.result("gpu-1-mig-3g20gb-9-4")))
+    await node.prepare("share")
+    await node.prepare("part")
+    await until(lambda: bool(told("share") and told("part")))
+    assert told("share") == {"gpu-0": {"memoryLimit": "4Gi", "memoryLimitHeldBy": "simulated", "timeSlice": "Long"}}
+    (made,) = node.nvml.mig_devices(node.nvml.host().gpus[1].uuid)
+    assert told("part") == {"gpu-1-mig-3g20gb-9-4": {"uuid": made.uuid, "gpuInstance": made.gi_id}}
+    await node.unprepare("share")
+    node.api.add_claim(claims.body("whole", claims.result("gpu-0")))
+    await node.prepare("whole")
+    await node.driver._reporter.drain()
+    assert told("whole") == {}, "the slice and the allocation say all there is to say"
+
+
+async def test_health_is_told_in_events_on_the_node(node: Node) -> None:
+    node.nvml.raise_xid(node.gpu, 79)
+    node.nvml.raise_xid(node.gpu, 79)
+    node.nvml.recover(node.gpu)
+    await until(lambda: len(node.api.events) == 2)
+    sick, well = node.api.events
+    assert sick["reason"] == "GPUUnhealthy" and sick["message"] == "gpu-0: XID 79; nothing new is placed there"
+    assert (sick["involvedObject"]["kind"], sick["involvedObject"]["name"]) == ("Node", "node-0")
+    assert well["reason"] == "GPURecovered"

@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -26,17 +26,19 @@ from capstan.api.resource import GROUP, ResourceClaim
 from capstan.api.resources import RESOURCE_CLAIMS, RESOURCE_SLICES, Resource
 from capstan.node.errors import ClaimRefused, NodeError
 from capstan.node.health import Health, Problem
-from capstan.node.inventory import DRIVER, Catalog, slice_specs
+from capstan.node.inventory import DRIVER, Catalog, gpu_name, slice_specs
 from capstan.node.nvml import GpuEvent, MigDevice, Nvml
 from capstan.node.plugin import ClaimRef, DeviceHealth, Plugin
 from capstan.node.prepare import Preparer
 from capstan.node.publish import Body, PoolIdentity, Published, Publisher, without
 from capstan.node.records import Holding, MigInstance, key
+from capstan.node.report import Reporter
 
 _log = logging.getLogger("capstan.node")
 _COUNTER_FIELDS = ("consumesCounters", "sharedCounters")
 _RECOVERY_POLL_SECONDS = 5.0
 _COLLECT_SECONDS = 60.0
+_LAST_REPORTS_SECONDS = 2.0
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 30.0
 
@@ -144,6 +146,7 @@ class Driver:
             resources=["resourceslices"],
             verbs=["get", "list", "watch", "create", "update", "delete"],
         ),
+        *Reporter.RULES,
     ]
     """The least it needs; a ValidatingAdmissionPolicy should further hold it to slices of its own node."""
 
@@ -170,6 +173,7 @@ class Driver:
         self._health_event = asyncio.Event()
         self._preparer = Preparer(nvml, self._catalog, node_name, plugin_dir, cdi_dir)
         self._publisher = Publisher(client, PoolIdentity(node_name, node_uid))
+        self._reporter = Reporter(client, node_name, node_uid, nvml.host())
         self._plugin = Plugin(DRIVER, self, plugin_dir, registrar_dir)
         self._lock_path = plugin_dir / "driver.lock"
         self._lock: int | None = None
@@ -193,7 +197,7 @@ class Driver:
         self._lock = _lock(self._lock_path)
         self._loop = asyncio.get_running_loop()
         if self._preparer.quarantined is not None:
-            _log.error("node %s: unreadable ledger put aside as %s", self.node_name, self._preparer.quarantined)
+            self._reporter.ledger_quarantined(str(self._preparer.quarantined))
         for error in await asyncio.to_thread(self._preparer.recover):
             _log.error("node %s: half-prepared claim could not be taken back yet: %s", self.node_name, error)
         self._nvml.subscribe(self._on_event)
@@ -218,6 +222,9 @@ class Driver:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
         await self._plugin.stop()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_REPORTS_SECONDS):
+                await self._reporter.drain()
         self._preparer.close()
         self._nvml.close()
         if self._lock is not None:
@@ -235,7 +242,11 @@ class Driver:
         with _in_time(claim):
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                 found = await self._fetch(claim)
-                return await asyncio.to_thread(self._preparer.prepare, found, deadline)
+                holdings = await asyncio.to_thread(self._preparer.prepare, found, deadline)
+        record = self._preparer.record(claim.uid)
+        if record is not None:
+            self._reporter.prepared(record)
+        return holdings
 
     async def _fetch(self, ref: ClaimRef) -> ResourceClaim:
         title = f"claim {ref.namespace}/{ref.name}"
@@ -251,6 +262,7 @@ class Driver:
         with _in_time(claim):
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                 await asyncio.to_thread(self._preparer.unprepare, claim.uid, deadline)
+        self._reporter.unprepared(claim.uid)
 
     # -- devices -----------------------------------------------------------------------------------------------------
 
@@ -353,15 +365,16 @@ class Driver:
 
     def _observe(self, event: GpuEvent) -> None:
         """An event without a GPU concerns all of them."""
-        gpus = [event.gpu] if event.gpu is not None else [gpu.uuid for gpu in self._nvml.host().gpus]
-        changed = False
-        for gpu in gpus:
+        for gpu in self._nvml.host().gpus:
+            if event.gpu not in (None, gpu.uuid):
+                continue
             if event.kind == "recovered":
-                changed |= self._health.clear(gpu)
-            else:
-                changed |= self._health.add(gpu, Problem(event.kind, event.xid, *self._extent(event, gpu)))
-        if changed:
-            self._health_changed()
+                self._recover(gpu.uuid)
+                continue
+            problem = Problem(event.kind, event.xid, *self._extent(event, gpu.uuid))
+            if self._health.add(gpu.uuid, problem):
+                self._reporter.unhealthy(gpu_name(gpu), problem.message, serious=problem.serious)
+                self._health_changed()
 
     def _extent(self, event: GpuEvent, gpu: str) -> tuple[int, int]:
         """The memory slices an event is about: a GPU instance's, or all."""
@@ -395,8 +408,14 @@ class Driver:
             while self._health.sick:
                 await asyncio.sleep(_RECOVERY_POLL_SECONDS)
                 for gpu in self._health.sick:
-                    if await asyncio.to_thread(self._recovered, gpu) and self._health.clear(gpu):
-                        self._health_changed()
+                    if await asyncio.to_thread(self._recovered, gpu):
+                        self._recover(gpu)
+
+    def _recover(self, uuid: str) -> None:
+        if self._health.clear(uuid):
+            gpu = next(gpu for gpu in self._nvml.host().gpus if gpu.uuid == uuid)
+            self._reporter.recovered(gpu_name(gpu))
+            self._health_changed()
 
     def _recovered(self, gpu: str) -> bool:
         try:

@@ -57,6 +57,9 @@ class Preparer:
     def records(self) -> list[Record]:
         return self._ledger.records()
 
+    def record(self, uid: str) -> Record | None:
+        return self._ledger.get(uid)
+
     def close(self) -> None:
         self._ledger.close()
 
