@@ -1,0 +1,220 @@
+"""Random small clusters for the property tests, as plain objects of the API."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+from hypothesis import strategies as st
+
+from capstan.api import clock
+from capstan.api.core import Node, Pod
+from capstan.api.scheduling import PodGroup, PriorityClass, Queue
+from capstan.scheduling import Plan, World
+
+START = 1_750_000_000.0
+ApiObject = Node | Pod | PodGroup | Queue | PriorityClass
+
+
+def node(name: str, gpus: int = 4, cpu: int = 64, memory: str = "256Gi", labels: dict[str, str] | None = None) -> Node:
+    return msgspec.convert(
+        {
+            "metadata": {"name": name, "labels": {"nvidia.com/gpu.memory": "40000", **(labels or {})}},
+            "status": {
+                "allocatable": {"cpu": cpu, "memory": memory, "pods": 110, "nvidia.com/gpu": gpus},
+                "conditions": [{"type": "Ready", "status": "True"}],
+            },
+        },
+        Node,
+    )
+
+
+def queue(
+    name: str,
+    parent: str = "",
+    *,
+    quota: float = -1,
+    limit: float = -1,
+    weight: float = 1,
+    priority: int = 100,
+    rank: int = 0,
+) -> Queue:
+    gpu = {"quota": quota, "limit": limit, "overQuotaWeight": weight}
+    free = {"quota": -1, "limit": -1, "overQuotaWeight": 1}
+    created = clock.render(START - 1_000_000 + rank)
+    return msgspec.convert(
+        {
+            "metadata": {"name": name, "creationTimestamp": created},
+            "spec": {
+                "parentQueue": parent,
+                "priority": priority,
+                "resources": {"gpu": gpu, "cpu": free, "memory": free},
+            },
+        },
+        Queue,
+    )
+
+
+def gang(
+    name: str,
+    queue_name: str,
+    *,
+    minimum: int = 1,
+    priority: str = "train",
+    rank: int = 0,
+    subgroups: list[dict[str, object]] | None = None,
+    minimum_subgroups: int | None = None,
+    **spec: object,
+) -> PodGroup:
+    body: dict[str, object] = {"queue": queue_name, "priorityClassName": priority, **spec}
+    if subgroups:
+        body["subGroups"] = subgroups
+        body["minSubGroup"] = minimum_subgroups
+    else:
+        body["minMember"] = minimum
+    created = clock.render(START - 10_000 + rank)
+    meta = {"name": name, "namespace": "default", "uid": f"g-{name}", "creationTimestamp": created}
+    return msgspec.convert({"metadata": meta, "spec": body}, PodGroup)
+
+
+def pod(
+    name: str,
+    group: str,
+    *,
+    gpus: int = 0,
+    fraction: str = "",
+    cpu: int = 1,
+    subgroup: str = "",
+    on: str = "",
+    rank: int = 0,
+    **spec: object,
+) -> Pod:
+    requests: dict[str, object] = {"cpu": cpu, "memory": "1Gi"}
+    if gpus:
+        requests["nvidia.com/gpu"] = gpus
+    notes = {"pod-group-name": group} if group else {}
+    if fraction:
+        notes["gpu-fraction"] = fraction
+    labels = {"kai.scheduler/subgroup-name": subgroup} if subgroup else {}
+    body = {
+        "schedulerName": "kai-scheduler",
+        "containers": [{"name": "main", "resources": {"requests": requests}}],
+        **({"nodeName": on} if on else {}),
+        **spec,
+    }
+    meta = {
+        "name": name,
+        "namespace": "default",
+        "uid": f"p-{name}",
+        "creationTimestamp": clock.render(START - 10_000 + rank),
+        "annotations": notes,
+        "labels": labels,
+    }
+    status = {"phase": "Running" if on else "Pending"}
+    return msgspec.convert({"metadata": meta, "spec": body, "status": status}, Pod)
+
+
+def world(*objects: ApiObject) -> World:
+    made = World()
+    for entry in objects:
+        made.upsert(entry)
+    return made
+
+
+@dataclass
+class Cluster:
+    """Objects by (kind, name), and how they change when a plan is carried out."""
+
+    objects: dict[tuple[str, str], ApiObject] = field(default_factory=dict)
+
+    def put(self, entry: ApiObject) -> None:
+        self.objects[(type(entry).__name__, entry.metadata.name)] = entry
+
+    def build(self) -> World:
+        return world(*self.objects.values())
+
+    def carry_out(self, made: World, plan: Plan) -> None:
+        """Bound pods run; evicted pods come back as new ones that wait."""
+        for bind in plan.binds:
+            entry = self.objects[("Pod", bind.pod)]
+            assert isinstance(entry, Pod)
+            labels = {**entry.metadata.labels, **{f"runai-gpu-group/{g}": g for g in bind.gpu_groups}}
+            running = msgspec.structs.replace(
+                entry,
+                metadata=msgspec.structs.replace(entry.metadata, labels=labels),
+                spec=msgspec.structs.replace(entry.spec, node_name=bind.node),
+                status=msgspec.structs.replace(entry.status, phase="Running"),
+            )
+            self.put(running)
+            made.upsert(running)
+        for eviction in plan.evictions:
+            entry = self.objects[("Pod", eviction.pod)]
+            assert isinstance(entry, Pod)
+            labels = {k: v for k, v in entry.metadata.labels.items() if not k.startswith("runai-gpu-group")}
+            again = msgspec.structs.replace(
+                entry,
+                metadata=msgspec.structs.replace(entry.metadata, labels=labels, uid=f"{entry.metadata.uid}+"),
+                spec=msgspec.structs.replace(entry.spec, node_name=""),
+                status=msgspec.structs.replace(entry.status, phase="Pending"),
+            )
+            made.delete("Pod", "default", eviction.pod)
+            self.put(again)
+            made.upsert(again)
+
+
+@st.composite
+def clusters(draw: st.DrawFn) -> Cluster:
+    """Up to 4 nodes, two levels of queues, up to 10 gangs: plain, elastic, in subgroups, whole GPUs and shares."""
+    cluster = Cluster()
+    for i in range(draw(st.integers(1, 4))):
+        cluster.put(node(f"n{i}", gpus=draw(st.integers(0, 4)), cpu=draw(st.sampled_from([4, 64]))))
+    leaves = []
+    bounds = st.sampled_from([-1.0, 0.0, 1.0, 2.0, 3.0])
+    for d in range(draw(st.integers(1, 2))):
+        cluster.put(queue(f"d{d}", quota=draw(bounds), limit=draw(st.sampled_from([-1.0, 4.0, 6.0])), rank=d))
+        for q in range(draw(st.integers(1, 2))):
+            leaves.append(f"d{d}q{q}")
+            cluster.put(
+                queue(
+                    leaves[-1],
+                    f"d{d}",
+                    quota=draw(bounds),
+                    limit=draw(st.sampled_from([-1.0, -1.0, 2.0, 5.0])),
+                    weight=draw(st.sampled_from([0.0, 1.0, 2.0])),
+                    priority=draw(st.sampled_from([100, 100, 200])),
+                    rank=10 * d + q,
+                )
+            )
+    for g in range(draw(st.integers(1, 10))):
+        name = f"g{g:02d}"
+        size = draw(st.integers(1, 4))
+        tree = draw(st.booleans()) and size > 1
+        subgroups = [
+            {"name": "a", "minMember": draw(st.integers(1, 2))},
+            {"name": "b", "minMember": draw(st.integers(0, 2))},
+        ]
+        cluster.put(
+            gang(
+                name,
+                draw(st.sampled_from(leaves)),
+                minimum=draw(st.integers(1, size)),
+                priority=draw(st.sampled_from(["train", "train", "build", "inference"])),
+                rank=g,
+                subgroups=subgroups if tree else None,
+                minimum_subgroups=draw(st.sampled_from([1, 2])) if tree else None,
+            )
+        )
+        kind = draw(st.sampled_from(["cpu", "gpu", "gpu", "share"]))
+        for p in range(size):
+            cluster.put(
+                pod(
+                    f"{name}-{p}",
+                    name,
+                    gpus=draw(st.integers(1, 2)) if kind == "gpu" else 0,
+                    fraction=draw(st.sampled_from(["0.25", "0.5", "0.75"])) if kind == "share" else "",
+                    cpu=draw(st.sampled_from([1, 2])),
+                    subgroup=draw(st.sampled_from(["a", "b"])) if tree else "",
+                    rank=g,
+                )
+            )
+    return cluster
