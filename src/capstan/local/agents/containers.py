@@ -86,7 +86,7 @@ class ContainerRun:
         answer = self.process.on_terminate(now - self.started_at)
         self.stop = min(self.stop or (deadline, KILLED), (now, answer) if answer is not None else (deadline, KILLED))
 
-    def restart_later(self, now: float) -> None:
+    def restart_later(self) -> None:
         """Plans the next start: at once after the first end, then after 10 s, 20 s, … 300 s."""
         if self.restart_at is None:
             failures = self.restarts if self.finished_at - self.started_at < _CALM_SECONDS else 0
@@ -248,19 +248,22 @@ class PodContainers:
         return True
 
     def _keep_running(self, run: ContainerRun, now: float, start: StartProcess, notices: list[Notice]) -> None:
-        # An init container that succeeded is done whatever the policy says.
-        done_init = run in self.init and not is_sidecar(run) and run.exit_code == 0
-        if run.state == "terminated" and not done_init and self._restarts(run):
-            run.restart_later(now)
-        if run.state == "waiting" or (run.restart_at is not None and run.restart_at <= now):
-            name, image = run.spec.name, run.spec.image
+        """Starts what is due, again if it ends at once; the second restart has a pause, so that this ends."""
+        name, image = run.spec.name, run.spec.image
+        while True:
+            # An init container that succeeded is done whatever the policy says.
+            done = run in self.init and not is_sidecar(run) and run.exit_code == 0
+            if run.state == "terminated" and not done and self._restarts(run):
+                run.restart_later()
+            if run.state != "waiting" and (run.restart_at is None or run.restart_at > now):
+                break
             run.start(start(run.spec), now)
             notices.append(Notice("Normal", "Pulled", f'Container image "{image}" already present on machine'))
             notices.append(Notice("Normal", "Created", f"Created container: {name}"))
             notices.append(Notice("Normal", "Started", f"Started container {name}"))
             run.advance(now)
-        elif run.restart_at is not None:
-            notices.append(Notice("Warning", "BackOff", f"Back-off restarting failed container {run.spec.name}"))
+        if run.restart_at is not None:
+            notices.append(Notice("Warning", "BackOff", f"Back-off restarting failed container {name}"))
 
     def next_change(self) -> float | None:
         """The next moment at which something happens by itself."""

@@ -28,6 +28,7 @@ LEASE_SECONDS = 40
 HEARTBEAT_SECONDS = 10.0
 _SCAN_SECONDS = 2.0
 _RECONCILE_SECONDS = 60.0
+_RECONCILE_RETRY_SECONDS = 2.0
 _FOLLOW_SECONDS = 0.25
 _PODS_PER_NODE = 110
 _STARTING_AT_ONCE = 32
@@ -273,13 +274,15 @@ class Fleet(kube.Controller[kube.Key]):
         await self._pods.synced()
         while True:
             known = {uid for _, uid in self._owners.values()}
+            pause = _RECONCILE_SECONDS
             for agent in self.agents.values():
                 for uid in [] if agent.halted else agent.claims.vanished(known.__contains__):
                     try:
                         await agent.vanish(uid)
                     except PluginError as error:
                         _log.warning("node %s: claims of vanished pod %s: %s", agent.name, uid, error)
-            await asyncio.sleep(_RECONCILE_SECONDS)
+                        pause = _RECONCILE_RETRY_SECONDS
+            await asyncio.sleep(pause)
 
     # -- logs
 

@@ -6,6 +6,7 @@ whether it was accepted; of several sockets of one driver the one registered las
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -69,6 +70,7 @@ class Plugins:
         self._seen: dict[str, int] = {}
         self._by_socket: dict[str, _Plugin] = {}
         self._failed = False
+        self._scanning = asyncio.Lock()
 
     @property
     def drivers(self) -> set[str]:
@@ -76,6 +78,11 @@ class Plugins:
 
     async def scan(self) -> None:
         """Registers new sockets and forgets vanished ones."""
+        # Who comes while another scan registers a plugin waits for it.
+        async with self._scanning:
+            await self._scan()
+
+    async def _scan(self) -> None:
         try:
             changed_at = os.stat(self._directory).st_mtime_ns
         except FileNotFoundError:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 SHELLS = frozenset({"sh", "bash", "ash", "dash"})
 _NOT_FOUND = 127
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_LOOP_ENDS = {"while": "done", "until": "done", "for": "done"}
+_LOOPS = frozenset({"while", "until", "for"})
+_OPERATORS = frozenset({";", "\n", "&", "&&", "||", "|"})
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class _Shell:
         code, position, run = 0, 0, True
         while position < len(words):
             word = words[position]
-            if word in (";", "\n"):
+            if word in _OPERATORS:
                 position, run = position + 1, True
                 continue
             end = _end_of_command(words, position)
@@ -132,8 +133,8 @@ class _Shell:
         return 0
 
     def _one(self, words: list[str]) -> Program:
-        if words[0] in _LOOP_ENDS:
-            return (yield from self._loop(words))
+        if words[0] in _LOOPS:
+            return (yield from self._loop(words) if {"do", "done"} <= set(words[1:]) else forever())
         if words[0] in ("if", "case", "function") or words[0].endswith("()"):
             return (yield from forever())
         plain: list[str] = []
@@ -211,8 +212,8 @@ def _end_of_command(words: list[str], start: int) -> int:
     depth, position = 0, start
     while position < len(words):
         word = words[position]
-        begins = position == start or words[position - 1] in (";", "\n", "&", "&&", "||", "|", "do")
-        if begins and word in _LOOP_ENDS:
+        begins = position == start or words[position - 1] in _OPERATORS or words[position - 1] == "do"
+        if begins and word in _LOOPS:
             depth += 1
         elif begins and word == "done":
             depth -= 1
