@@ -6,7 +6,8 @@ capacity asked for. What remains per request is a list of candidates in allocati
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Hashable, Mapping
 from fractions import Fraction
 
 from capstan.allocation import capacity
@@ -16,6 +17,7 @@ from capstan.allocation.model import AllocationError, ClaimKey, Features, Invali
 from capstan.allocation.pools import Device
 from capstan.allocation.selectors import InvalidSelector
 from capstan.api.core import Toleration
+from capstan.api.quantity import InvalidQuantity
 from capstan.api.resource import (
     MAX_RESULTS,
     DeviceRequest,
@@ -32,6 +34,8 @@ Invalid = Callable[[str, str], InvalidClaim]
 """Makes the refusal of one request out of a reason and a text."""
 
 MEBIBYTE = 1 << 20
+_FRACTION = re.compile(r"[0-9]{1,10}/[1-9][0-9]{0,9}")
+_FOUND = ("candidates", "matched", "in_use", "tainted", "refused_by_capacity", "unsatisfiable")
 
 
 class Candidate:
@@ -111,6 +115,8 @@ class Preparation:
         self._inventory = inventory
         self._devices = devices
         self._features = features
+        self._known: dict[Hashable, Alternative] = {}
+        """What equal requests found already."""
 
     def claim(self, index: int, claim: ResourceClaim) -> PreparedClaim:
         """Raises InvalidClaim naming the claim and the request."""
@@ -204,52 +210,69 @@ class Preparation:
         fraction: Fraction | None,
         invalid: Invalid,
     ) -> None:
-        amounts = spec.capacity.requests if spec.capacity else {}
+        """Finds the candidates. Requests that ask for the same share them, which the search makes use of."""
         try:
-            devices, errors = self._devices.matches(self._inventory.expressions(spec.device_class_name, spec.selectors))
+            amounts = {name: number(amount) for name, amount in spec.capacity.requests.items()} if spec.capacity else {}
+        except InvalidQuantity as error:
+            raise invalid("InvalidClaim", f"has an amount of capacity that cannot be read: {error}") from error
+        expressions = self._inventory.expressions(spec.device_class_name, spec.selectors)
+        tolerated = tuple((t.key, t.operator, t.value, t.effect) for t in spec.tolerations)
+        key = (expressions, spec.allocation_mode, alternative.admin, tuple(amounts.items()), tolerated, fraction)
+        known = self._known.get(key)
+        if known is not None:
+            for field in _FOUND:
+                setattr(alternative, field, getattr(known, field))
+            return
+        try:
+            devices, errors = self._devices.matches(expressions)
         except InvalidSelector as error:
             raise invalid("InvalidSelector", str(error)) from error
-        wanted_by_driver: dict[str, Mapping[str, Number]] = {}
         for device in devices:
             failure = errors.get(device) if errors else None
-            if device.binding and not self._features.binding_conditions:
-                continue
-            if device.consumption and not self._features.partitionable_devices:
-                continue
-            use = None if alternative.admin else self._inventory.use(device)
-            if failure is not None:
-                if alternative.every:
-                    raise invalid("SelectorFailed", str(failure))
-                if use is None or (device.multiple and not use.whole):
-                    alternative.candidates.append(Candidate(device, None, failure))
-                continue
-            alternative.matched += 1
-            driver = device.id.driver
-            wanted = wanted_by_driver.get(driver)
-            if wanted is None:
-                wanted = {capacity.qualified(name, driver): number(amount) for name, amount in amounts.items()}
-                wanted_by_driver[driver] = wanted
-            if fraction is not None:
-                wanted = _part_of_memory(device, fraction)
-            takes: dict[str, Number] | None = None
-            shared = device.multiple and self._features.consumable_capacity
-            if shared and not alternative.admin:
-                takes = capacity.consumption(device.spec, driver, wanted)
-                roomy = takes is not None and (use is None or fits(device, use.consumed, takes))
-            else:
-                roomy = not wanted or capacity.suffices(device.spec, driver, wanted)
-            if not roomy:
-                alternative.refused_by_capacity += 1
-                continue
-            if use is not None and (not shared or use.whole):
-                alternative.in_use += 1
-                alternative.unsatisfiable = alternative.every
-                continue
-            if device.taints and self._features.device_taints and blocked(device.taints, alternative.tolerations):
-                alternative.tainted += 1
-                alternative.unsatisfiable = alternative.unsatisfiable or alternative.every
-                continue
+            if failure is not None and alternative.every:
+                raise invalid("SelectorFailed", str(failure))
+            if not (device.binding and not self._features.binding_conditions) and not (
+                device.consumption and not self._features.partitionable_devices
+            ):
+                self._consider(alternative, device, failure, _wanted(device, amounts, fraction))
+        self._known[key] = alternative
+
+    def _consider(
+        self, alternative: Alternative, device: Device, failure: AllocationError | None, wanted: Mapping[str, Number]
+    ) -> None:
+        use = None if alternative.admin else self._inventory.use(device)
+        shared = device.multiple and self._features.consumable_capacity
+        taken = use is not None and (not shared or bool(use.whole))
+        if failure is not None:
+            if not taken:
+                alternative.candidates.append(Candidate(device, None, failure))
+            return
+        alternative.matched += 1
+        takes: dict[str, Number] | None = None
+        if shared and not alternative.admin:
+            takes = capacity.consumption(device.spec, device.id.driver, wanted)
+            roomy = takes is not None and (use is None or fits(device, use.consumed, takes))
+        else:
+            roomy = not wanted or capacity.suffices(device.spec, device.id.driver, wanted)
+        if not roomy:
+            alternative.refused_by_capacity += 1
+        elif taken:
+            alternative.in_use += 1
+        elif device.taints and self._features.device_taints and blocked(device.taints, alternative.tolerations):
+            alternative.tainted += 1
+        else:
             alternative.candidates.append(Candidate(device, takes, None))
+        if alternative.every and (alternative.in_use or alternative.tainted):
+            alternative.unsatisfiable = True
+
+
+def _wanted(device: Device, amounts: Mapping[str, Number], fraction: Fraction | None) -> Mapping[str, Number]:
+    """The capacity asked of the device, under qualified names."""
+    if fraction is not None:
+        return _part_of_memory(device, fraction)
+    return (
+        {capacity.qualified(name, device.id.driver): amount for name, amount in amounts.items()} if amounts else amounts
+    )
 
 
 def _size(alternative: Alternative) -> int:
@@ -258,7 +281,13 @@ def _size(alternative: Alternative) -> int:
 
 def _fraction(claim: ResourceClaim) -> Fraction | None:
     text = claim.metadata.annotations.get(FRACTION_ANNOTATION)
-    return Fraction(text) if text else None
+    if text is None:
+        return None
+    fraction = Fraction(text) if _FRACTION.fullmatch(text) else Fraction(0)
+    if not 0 < fraction < 1:
+        message = f"the annotation {FRACTION_ANNOTATION} is {text!r}; write a fraction such as 1/2"
+        raise InvalidClaim("InvalidClaim", _about(claim.key, "", message), claim.key)
+    return fraction
 
 
 def _part_of_memory(device: Device, fraction: Fraction) -> Mapping[str, Number]:

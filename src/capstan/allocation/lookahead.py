@@ -47,11 +47,15 @@ def hopeful(current: Current | None, ahead: Sequence[Request], possible: Possibl
     if current is not None:
         request, alternative, need, candidates = current
         slots.append([Way(alternative, need, [c for c in candidates if possible(request, alternative, c)])])
+    known: dict[tuple[int, ...], list[Candidate]] = {}
     for request in ahead:
         ways = []
         for option in request.alternatives:
             if not option.unsatisfiable:
-                found = [c for c in option.candidates if possible(request, option, c)]
+                key = (id(option.candidates), request.claim.index, *map(id, option.constraints))
+                found = known.get(key)
+                if found is None:
+                    found = known[key] = [c for c in option.candidates if possible(request, option, c)]
                 ways.append(Way(option, len(option.candidates) or 1 if option.every else option.count, found))
         slots.append(ways)
     if not _agree(slots):

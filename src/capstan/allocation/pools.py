@@ -15,7 +15,7 @@ import msgspec
 
 from capstan.allocation.model import AllocationError, DeviceId, NodeView, Number, Problem, number
 from capstan.api import resource
-from capstan.api.core import Taint
+from capstan.api.core import Quantity, Taint
 from capstan.api.quantity import InvalidQuantity
 from capstan.api.resource import DeviceAttribute, ResourceSlice
 from capstan.api.selectors import InvalidSelector, NodeSelector
@@ -194,6 +194,7 @@ class Pool:
 
     def _read(self, slices: list[ResourceSlice], intern: Interner) -> None:
         key = self.key
+        checked: set[Quantity] = set()
         for entry in slices:
             for declared in entry.spec.shared_counters:
                 if declared.name in self.counters:
@@ -209,6 +210,7 @@ class Pool:
                 else Scope(spec.node_name, spec.node_selector, bool(spec.all_nodes))
             )
             for device in spec.devices:
+                _check_capacities(device, checked)
                 if device.name in self.devices:
                     return self._reject(f"the device {device.name} is published twice", slices)
                 consumption: Consumption = ()
@@ -236,6 +238,23 @@ class Pool:
                 if name not in declared:
                     return f"the counter {name} of the set {counter_set}"
         return ""
+
+
+def _check_capacities(device: resource.Device, checked: set[Quantity]) -> None:
+    """Raises InvalidQuantity, so that nothing has to expect it later."""
+    for capacity in device.capacity.values():
+        policy = capacity.request_policy
+        amounts = [capacity.value]
+        if policy is not None:
+            least = policy.valid_range
+            amounts += policy.valid_values
+            amounts += [
+                a for a in (policy.default, *((least.min, least.max, least.step) if least else ())) if a is not None
+            ]
+        for amount in amounts:
+            if amount not in checked:
+                number(amount)
+                checked.add(amount)
 
 
 def _has_binding(entry: ResourceSlice) -> bool:
