@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from capstan.node import Driver, SliceWatch, dra_proto, models
+from capstan.node import Driver, SliceWatch, dra_proto, models, monitor
 from capstan.node import driver as driver_module
-from capstan.node.driver import AlreadyRunning
+from capstan.node.errors import AlreadyRunning
 from capstan.node.simulated import SimulatedNvml
 
 pytestmark = pytest.mark.anyio
@@ -163,11 +163,10 @@ async def test_a_xid_taints_the_gpu_in_all_its_forms_until_it_has_recovered(node
 
 
 async def test_a_recovery_without_an_event_is_found_by_asking(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver_module, "_RECOVERY_POLL_SECONDS", 0.02)
-    monkeypatch.setattr(node.nvml, "_emit", lambda event: None)
-    node.driver._on_event(driver_module.GpuEvent("xid", node.gpu, 48))
-    node.nvml._gpu(node.gpu).recovery_action = "Reset"
+    monkeypatch.setattr(monitor, "_RECOVERY_POLL_SECONDS", 0.02)
+    node.nvml.raise_xid(node.gpu, 48)
     await until(lambda: "taints" in node.api.devices()["gpu-0"])
+    monkeypatch.setattr(node.nvml, "_emit", lambda event: None)
     node.nvml.recover(node.gpu)
     await until(lambda: "taints" not in node.api.devices()["gpu-0"])
 
@@ -217,8 +216,8 @@ async def test_a_claim_left_half_done_is_taken_back_without_the_kubelet(
     node: Node, claims: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(driver_module, "_COLLECT_SECONDS", 0.02)
-    successor = Node(node.api, node.nvml, node.plugin_dir.parent)
     await node.driver.stop()
+    successor = Node(node.api, node.nvml, node.plugin_dir.parent)
     await successor.driver.start()
     node.api.add_claim(claims.body("a", claims.result("gpu-0-mig-3g20gb-9-4")))
     node.nvml.fail("create_compute_instance", "UNKNOWN")
@@ -230,9 +229,8 @@ async def test_a_claim_left_half_done_is_taken_back_without_the_kubelet(
 
 
 async def test_a_second_driver_of_the_same_node_does_not_start(node: Node) -> None:
-    second = Node(node.api, node.nvml, node.plugin_dir.parent)
     with pytest.raises(AlreadyRunning, match=r"another driver has .*driver.lock"):
-        await second.driver.start()
+        Node(node.api, node.nvml, node.plugin_dir.parent)
 
 
 async def test_what_was_applied_is_told_in_the_claims_status(node: Node, claims: Any) -> None:
@@ -266,3 +264,19 @@ async def test_health_is_told_in_events_on_the_node(node: Node) -> None:
     assert sick["reason"] == "GPUUnhealthy" and sick["message"] == "gpu-0: XID 79; nothing new is placed there"
     assert (sick["involvedObject"]["kind"], sick["involvedObject"]["name"]) == ("Node", "node-0")
     assert well["reason"] == "GPURecovered"
+
+
+async def test_a_mig_device_that_an_admin_makes_is_found(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_module, "_COLLECT_SECONDS", 0.02)
+    await node.driver.stop()
+    successor = Node(node.api, node.nvml, node.plugin_dir.parent)
+    await successor.driver.start()
+    await successor.driver.published()
+    node.nvml.set_mig_enabled(node.gpu, True)
+    made = node.nvml.create_compute_instance(node.gpu, node.nvml.create_gpu_instance(node.gpu, 9, 4))
+    await until(lambda: "gpu-0" not in node.api.devices())
+    assert node.api.devices()["gpu-0-mig-3g20gb-9-4"]["attributes"]["uuid"] == {"string": made.uuid}
+    node.nvml.destroy_compute_instance(node.gpu, made.gi_id)
+    node.nvml.destroy_gpu_instance(node.gpu, made.gi_id)
+    await until(lambda: "gpu-0" in node.api.devices())
+    await successor.driver.stop()

@@ -34,9 +34,14 @@ class Machine:
         self.catalog = Catalog(self.nvml.host())
         self.plugin_dir, self.cdi_dir = directory / "plugin", directory / "cdi"
         self.gpu, self.other_gpu = (gpu.uuid for gpu in self.nvml.host().gpus)
+        self.current: Preparer | None = None
 
     def preparer(self, nvml: Nvml | None = None) -> Preparer:
-        return Preparer(nvml or self.nvml, lambda: self.catalog, "node-0", self.plugin_dir, self.cdi_dir)
+        """The next one; the one before is gone."""
+        if self.current is not None:
+            self.current.close()
+        self.current = Preparer(nvml or self.nvml, lambda: self.catalog, "node-0", self.plugin_dir, self.cdi_dir)
+        return self.current
 
     def started(self) -> Preparer:
         preparer = self.preparer()

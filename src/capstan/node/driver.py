@@ -9,104 +9,36 @@ Runs on a real node with real GPUs and, many times in one process, on simulated 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from capstan import kube
-from capstan.api.base import Object
 from capstan.api.rbac import PolicyRule
 from capstan.api.resource import GROUP, ResourceClaim
-from capstan.api.resources import RESOURCE_CLAIMS, RESOURCE_SLICES, Resource
+from capstan.api.resources import RESOURCE_CLAIMS
 from capstan.node.errors import ClaimRefused, NodeError
-from capstan.node.health import Health, Problem
-from capstan.node.inventory import DRIVER, Catalog, gpu_name, slice_specs
-from capstan.node.nvml import GpuEvent, MigDevice, Nvml
+from capstan.node.inventory import DRIVER, Catalog, slice_specs
+from capstan.node.monitor import HealthMonitor
+from capstan.node.nvml import MigDevice, Nvml
 from capstan.node.plugin import ClaimRef, DeviceHealth, Plugin
 from capstan.node.prepare import Preparer
 from capstan.node.publish import Body, PoolIdentity, Published, Publisher, without
 from capstan.node.records import Holding, MigInstance, key
 from capstan.node.report import Reporter
+from capstan.node.watch import SliceChange, SliceWatch
 
 _log = logging.getLogger("capstan.node")
 _COUNTER_FIELDS = ("consumesCounters", "sharedCounters")
-_RECOVERY_POLL_SECONDS = 5.0
 _COLLECT_SECONDS = 60.0
 _LAST_REPORTS_SECONDS = 2.0
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 30.0
-
-
-class _SliceSpecHead(msgspec.Struct, rename="camel"):
-    node_name: str = ""
-    driver: str = ""
-
-
-class _SliceHead(Object):
-    spec: _SliceSpecHead = msgspec.field(default_factory=_SliceSpecHead)
-
-
-_SLICE_HEADS = Resource(
-    group=RESOURCE_SLICES.group,
-    version=RESOURCE_SLICES.version,
-    plural=RESOURCE_SLICES.plural,
-    kind=RESOURCE_SLICES.kind,
-    namespaced=False,
-    struct=_SliceHead,
-)
-
-
-class SliceChange(msgspec.Struct, frozen=True):
-    """Somebody, maybe we, wrote a slice. An empty name: anything may have changed (a watch was interrupted)."""
-
-    name: str = ""
-    version: str = ""
-    deleted: bool = False
-
-
-class SliceWatch:
-    """Tells drivers when their ResourceSlices are changed or deleted. One may serve all drivers of a process."""
-
-    RULES = [PolicyRule(api_groups=[GROUP], resources=["resourceslices"], verbs=["list", "watch"])]
-
-    def __init__(self, client: kube.Client, node_name: str = "") -> None:
-        self._client = client
-        self._fields = f"spec.driver={DRIVER}" + (f",spec.nodeName={node_name}" if node_name else "")
-        self._listeners: dict[str, Callable[[SliceChange], None]] = {}
-
-    def subscribe(self, node_name: str, listener: Callable[[SliceChange], None]) -> None:
-        self._listeners[node_name] = listener
-
-    def unsubscribe(self, node_name: str) -> None:
-        self._listeners.pop(node_name, None)
-
-    async def run(self) -> None:
-        """Until cancelled. After every interruption all listeners look for themselves."""
-        version = ""
-        pause = _FIRST_PAUSE_SECONDS
-        while True:
-            try:
-                async for event in self._client.watch(_SLICE_HEADS, fields=self._fields, resource_version=version):
-                    version = event.object.metadata.resource_version
-                    pause = _FIRST_PAUSE_SECONDS
-                    listener = self._listeners.get(event.object.spec.node_name)
-                    if listener is not None and event.type != "BOOKMARK":
-                        listener(SliceChange(event.object.metadata.name, version, event.type == "DELETED"))
-                await asyncio.sleep(_FIRST_PAUSE_SECONDS)
-            except kube.Gone:
-                version = ""
-                for listener in list(self._listeners.values()):
-                    listener(SliceChange())
-            except (kube.ApiError, kube.Undecodable) as error:
-                _log.warning("watch of resourceslices: %s; next try in %.1f s", error, pause)
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
 @contextmanager
@@ -118,22 +50,6 @@ def _in_time(claim: ClaimRef) -> Iterator[None]:
         raise NodeError(
             f"claim {claim.namespace}/{claim.name} is not done in time", "the work goes on; the kubelet asks again"
         ) from None
-
-
-class AlreadyRunning(NodeError):
-    """Another process drives this node's devices; two would not see each other's claims."""
-
-
-def _lock(path: Path) -> int:
-    """A descriptor that holds the node for this process until it is closed, or the process dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise AlreadyRunning(f"another driver has {path}", "stop it first") from None
-    return descriptor
 
 
 class Driver:
@@ -164,19 +80,17 @@ class Driver:
     ) -> None:
         """`plugin_dir` is this driver's own (`dra.sock`, the ledger), `registrar_dir` and `cdi_dir` the node's.
 
-        `watch`: a running SliceWatch to share; without one the driver watches its own node's slices.
+        `watch`: a running SliceWatch to share; without one the driver watches its own node's slices. Raises
+        AlreadyRunning when another driver has the node, OSError or sqlite3.Error when its files are unusable.
         """
         self.node_name = node_name
         self._client = client
         self._nvml = nvml
-        self._health = Health()
-        self._health_event = asyncio.Event()
         self._preparer = Preparer(nvml, self._catalog, node_name, plugin_dir, cdi_dir)
         self._publisher = Publisher(client, PoolIdentity(node_name, node_uid))
         self._reporter = Reporter(client, node_name, node_uid, nvml.host())
+        self._monitor = HealthMonitor(nvml, self._reporter)
         self._plugin = Plugin(DRIVER, self, plugin_dir, registrar_dir)
-        self._lock_path = plugin_dir / "driver.lock"
-        self._lock: int | None = None
         self._watch = watch
         self._tasks: list[asyncio.Task[None]] = []
         self._stale = asyncio.Event()
@@ -184,7 +98,7 @@ class Driver:
         self._changes: list[SliceChange] = []
         self._published = Published({}, 0, frozenset())
         self._catalog_cache: Catalog | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._foreign_published: Mapping[str, Sequence[MigDevice]] = {}
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -192,26 +106,27 @@ class Driver:
         """Takes back what a killed predecessor left half-done, then serves the kubelet and publishes the devices.
 
         Publishing goes on in the background and is repeated until it succeeds; `published` waits for it.
-        Raises OSError, NodeError or sqlite3.Error when the node's own files are unusable or in use.
+        Raises OSError, NodeError or sqlite3.Error when the node's own files are unusable.
         """
-        self._lock = _lock(self._lock_path)
-        self._loop = asyncio.get_running_loop()
         if self._preparer.quarantined is not None:
             self._reporter.ledger_quarantined(str(self._preparer.quarantined))
         for error in await asyncio.to_thread(self._preparer.recover):
             _log.error("node %s: half-prepared claim could not be taken back yet: %s", self.node_name, error)
-        self._nvml.subscribe(self._on_event)
+        self._monitor.listen()
         await self._plugin.start()
-        if self._watch is None:
-            own = SliceWatch(self._client, self.node_name)
-            own.subscribe(self.node_name, self._on_slice)
-            self._tasks.append(asyncio.create_task(own.run(), name=f"slice-watch {self.node_name}"))
-        else:
-            self._watch.subscribe(self.node_name, self._on_slice)
+        upkeep = [
+            self._monitor.run(),
+            self._keep_published(),
+            self._keep_publishing_health(self._monitor.changed()),
+            self._keep_collecting(),
+        ]
+        watch = self._watch
+        if watch is None:
+            watch = SliceWatch(self._client, self.node_name)
+            upkeep.append(watch.run())
+        watch.subscribe(self.node_name, self._on_slice)
         self._stale.set()
-        self._tasks.append(asyncio.create_task(self._keep_published(), name=f"publish {self.node_name}"))
-        self._tasks.append(asyncio.create_task(self._keep_recovering(), name=f"health {self.node_name}"))
-        self._tasks.append(asyncio.create_task(self._keep_collecting(), name=f"collect {self.node_name}"))
+        self._tasks = [asyncio.create_task(work, name=f"driver of {self.node_name}") for work in upkeep]
 
     async def stop(self) -> None:
         """Prepared claims and published slices stay, as they do when a driver's pod is replaced."""
@@ -227,9 +142,6 @@ class Driver:
                 await self._reporter.drain()
         self._preparer.close()
         self._nvml.close()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
 
     async def published(self) -> Published:
         """Returns when the API server has the node's devices as they are now."""
@@ -296,11 +208,13 @@ class Driver:
         """The specs this node wants published now, as far as the API server knows their fields. Calls NVML."""
         dropped = self._published.dropped
         partitionable = not any(path.endswith(_COUNTER_FIELDS) for path in dropped)
+        health = self._monitor.health
+        self._foreign_published = self._foreign()
         specs = slice_specs(
             self._nvml.host(),
             self.node_name,
-            taints=self._health.taints if self._health.sick else None,
-            foreign=self._foreign(),
+            taints=health.taints if health.sick else None,
+            foreign=self._foreign_published,
             partitionable=partitionable,
         )
         return [without(spec, dropped) for spec in specs] if dropped else specs
@@ -352,73 +266,35 @@ class Driver:
 
     def health(self) -> list[DeviceHealth]:
         return [
-            DeviceHealth(self.node_name, offer.name, *self._health.status(offer)) for offer in self._catalog().offers
+            DeviceHealth(self.node_name, offer.name, *self._monitor.health.status(offer))
+            for offer in self._catalog().offers
         ]
 
-    async def health_changed(self) -> None:
-        await self._health_event.wait()
+    def health_changed(self) -> Coroutine[Any, Any, object]:
+        return self._monitor.changed()
 
-    def _on_event(self, event: GpuEvent) -> None:
-        """On any thread."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._observe, event)
+    # -- upkeep ------------------------------------------------------------------------------------------------------
 
-    def _observe(self, event: GpuEvent) -> None:
-        """An event without a GPU concerns all of them."""
-        for gpu in self._nvml.host().gpus:
-            if event.gpu not in (None, gpu.uuid):
-                continue
-            if event.kind == "recovered":
-                self._recover(gpu.uuid)
-                continue
-            problem = Problem(event.kind, event.xid, *self._extent(event, gpu.uuid))
-            if self._health.add(gpu.uuid, problem):
-                self._reporter.unhealthy(gpu_name(gpu), problem.message, serious=problem.serious)
-                self._health_changed()
-
-    def _extent(self, event: GpuEvent, gpu: str) -> tuple[int, int]:
-        """The memory slices an event is about: a GPU instance's, or all."""
-        if event.gi_id is not None:
-            for device in self._nvml.mig_devices(gpu):
-                if device.gi_id == event.gi_id:
-                    model = next(g.model for g in self._nvml.host().gpus if g.uuid == gpu)
-                    profile = model.profile(device.profile_id)
-                    if profile is not None:
-                        return (device.start, device.start + profile.size)
-        return (0, 8)
-
-    def _health_changed(self) -> None:
-        self._health_event.set()
-        self._health_event = asyncio.Event()
-        self._in_sync.clear()
-        self._stale.set()
+    async def _keep_publishing_health(self, change: Coroutine[Any, Any, object]) -> None:
+        while True:
+            await change
+            change = self._monitor.changed()
+            self._republish()
 
     async def _keep_collecting(self) -> None:
-        """Takes back claims whose own take-back failed, for the case that the kubelet never asks for them again."""
+        """What nobody tells us: claims whose own take-back failed and for which the kubelet never asks again, and MIG
+        devices that somebody else made or destroyed."""
         while True:
             await asyncio.sleep(_COLLECT_SECONDS)
             if any(record.state == "started" for record in self._preparer.records()):
                 for error in await asyncio.to_thread(self._preparer.recover):
                     _log.warning("node %s: half-prepared claim cannot be taken back yet: %s", self.node_name, error)
+            try:
+                if await asyncio.to_thread(self._foreign) != self._foreign_published:
+                    self._republish()
+            except NodeError as error:
+                _log.warning("node %s: looking for MIG devices: %s", self.node_name, error)
 
-    async def _keep_recovering(self) -> None:
-        """Asks sick GPUs whether they have recovered. NVML has no event for that."""
-        while True:
-            await self._health_event.wait()
-            while self._health.sick:
-                await asyncio.sleep(_RECOVERY_POLL_SECONDS)
-                for gpu in self._health.sick:
-                    if await asyncio.to_thread(self._recovered, gpu):
-                        self._recover(gpu)
-
-    def _recover(self, uuid: str) -> None:
-        if self._health.clear(uuid):
-            gpu = next(gpu for gpu in self._nvml.host().gpus if gpu.uuid == uuid)
-            self._reporter.recovered(gpu_name(gpu))
-            self._health_changed()
-
-    def _recovered(self, gpu: str) -> bool:
-        try:
-            return self._nvml.recovery_action(gpu) == "None"
-        except NodeError:
-            return False
+    def _republish(self) -> None:
+        self._in_sync.clear()
+        self._stale.set()

@@ -32,6 +32,10 @@ class DeviceBusy(NodeError):
     hint = "the kubelet retries; the device is free once that claim is unprepared"
 
 
+class AlreadyRunning(NodeError):
+    """Another process drives this node's devices; two would not see each other's claims."""
+
+
 class LedgerCorrupt(NodeError):
     """The journal of prepared claims could not be read."""
 

@@ -11,7 +11,7 @@ import asyncio
 import base64
 import hashlib
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,8 +53,8 @@ class Node(Protocol):
 
     def health(self) -> list[DeviceHealth]: ...
 
-    async def health_changed(self) -> None:
-        """Returns when `health` has news."""
+    def health_changed(self) -> Coroutine[Any, Any, object]:
+        """Await it: returns when `health` has news since the call."""
         ...
 
 

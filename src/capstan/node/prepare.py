@@ -10,6 +10,8 @@ the last of them. Work on one GPU is serial, on different GPUs parallel. Blockin
 
 from __future__ import annotations
 
+import fcntl
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +22,7 @@ import msgspec
 
 from capstan.api.resource import ResourceClaim
 from capstan.node import cdi
-from capstan.node.errors import DeviceBusy, LedgerCorrupt, NodeError
+from capstan.node.errors import AlreadyRunning, DeviceBusy, LedgerCorrupt, NodeError
 from capstan.node.inventory import Catalog
 from capstan.node.ledger import Ledger, quarantine, rebuilt
 from capstan.node.nvml import Nvml
@@ -29,6 +31,19 @@ from capstan.node.records import Holding, MigInstance, Record, Step, is_adopted,
 from capstan.node.steps import Machine, apply, intact, undo
 
 LEDGER_FILE = "ledger.sqlite3"
+LOCK_FILE = "driver.lock"
+
+
+def _lock(path: Path) -> int:
+    """A descriptor that holds the node for this process until it is closed, or the process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise AlreadyRunning(f"another driver has {path}", "stop it first") from None
+    return descriptor
 
 
 class Preparer:
@@ -38,9 +53,10 @@ class Preparer:
         """`catalog` gives the devices offered now; `pool` is the node's pool name.
 
         A ledger that cannot be read is put aside and rebuilt from the CDI specs of prepared claims; `quarantined` is
-        its new path then. Call `recover` before the first prepare.
+        its new path then. Call `recover` before the first prepare. Raises AlreadyRunning, OSError, sqlite3.Error.
         """
         host = nvml.host()
+        self._lock: int | None = _lock(plugin_dir / LOCK_FILE)
         self._pool = pool
         self._catalog = catalog
         self._machine = Machine(nvml, cdi_dir, plugin_dir / "mps", {gpu.uuid: gpu for gpu in host.gpus})
@@ -61,7 +77,11 @@ class Preparer:
         return self._ledger.get(uid)
 
     def close(self) -> None:
+        """Lets the next driver in."""
         self._ledger.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def prepare(self, claim: ResourceClaim, deadline: float) -> Sequence[Holding]:
         """The claim's devices, ready for containers. `deadline` is a time.monotonic() value.
