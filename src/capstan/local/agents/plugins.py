@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from capstan.node import dra_proto
 CALL_SECONDS = 45.0
 """The deadline of prepare and unprepare calls."""
 _REGISTRATION_SECONDS = 5.0
+_SETTLED_NS = 2_000_000_000
 _SUPPORTED = {f"{api.version}.DRAPlugin": api for api in dra_proto.DRA_VERSIONS}
 
 _log = logging.getLogger(__name__)
@@ -67,7 +69,7 @@ class Plugins:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._changed_at = 0
-        self._seen: dict[str, int] = {}
+        self._seen: dict[str, tuple[int, int]] = {}
         self._by_socket: dict[str, _Plugin] = {}
         self._failed = False
         self._scanning = asyncio.Lock()
@@ -87,20 +89,27 @@ class Plugins:
             changed_at = os.stat(self._directory).st_mtime_ns
         except FileNotFoundError:
             changed_at = -1
-        if changed_at == self._changed_at and not self._failed:
+        # A directory that changed a moment ago may change again within the same tick of its timestamp.
+        settled = time.time_ns() - changed_at > _SETTLED_NS
+        if changed_at == self._changed_at and settled and not self._failed:
             return
         self._changed_at, self._failed = changed_at, False
-        found = {}
+        found: dict[str, tuple[int, int]] = {}
         if changed_at != -1:
             with os.scandir(self._directory) as entries:
-                found = {entry.path: entry.inode() for entry in entries if entry.name.endswith(".sock")}
-        for path in [path for path, inode in self._seen.items() if found.get(path) != inode]:
+                # Inode numbers are used again; with the time of creation they tell one socket from the next.
+                found = {
+                    entry.path: (entry.inode(), entry.stat().st_ctime_ns)
+                    for entry in entries
+                    if entry.name.endswith(".sock")
+                }
+        for path in [path for path, identity in self._seen.items() if found.get(path) != identity]:
             await self._forget(path)
-        for path, inode in found.items():
+        for path, identity in found.items():
             if path not in self._seen:
                 try:
                     self._by_socket[path] = await self._register(path)
-                    self._seen[path] = inode
+                    self._seen[path] = identity
                 except (PluginError, grpc.RpcError, OSError) as error:
                     # The socket may be bound but not served yet: it is looked at again.
                     self._failed = True
