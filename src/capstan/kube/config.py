@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from capstan.api import manifests
 from capstan.kube.errors import ConfigError
 from capstan.kube.transport import HttpTransport, Token
 
@@ -139,15 +138,16 @@ def _merge(files: Sequence[Path]) -> dict[str, Any]:
         )
     for file in found:
         try:
-            document = yaml.safe_load(file.read_text()) or {}
+            documents = manifests.load_all(file.read_bytes(), str(file))
+            document = documents[0] if documents else {}
             merged["current-context"] = merged["current-context"] or document.get("current-context", "")
             for section in ("contexts", "clusters", "users"):
                 for entry in document.get(section) or []:
                     content = {**(entry.get(section.removesuffix("s")) or {}), "_directory": file.parent}
                     merged[section].setdefault(entry["name"], content)
-        except (yaml.YAMLError, AttributeError, KeyError, TypeError, OSError, UnicodeDecodeError) as error:
+        except (manifests.InvalidManifest, AttributeError, KeyError, TypeError, OSError) as error:
             raise ConfigError(
-                f"{file} is not a kubeconfig: {error!r}", "compare it with `kubectl config view`"
+                f"{file} is not a kubeconfig: {error}", "compare it with `kubectl config view`"
             ) from error
     return merged
 

@@ -133,7 +133,8 @@ class LeaderElector:
             if lease.spec.holder_identity == self.identity:
                 body = self._body("", "", lease.spec.lease_transitions or 0, lease.metadata.resource_version)
                 now = clock.render_micro(time.time())
-                body["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1, "acquireTime": now, "renewTime": now}
+                body["spec"] |= {"leaseDurationSeconds": 1, "acquireTime": now, "renewTime": now}
+                del body["spec"]["holderIdentity"]
                 await self._client.update(LEASES, body)
         except errors.ApiError as error:
             _log.info(
