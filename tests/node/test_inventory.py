@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -213,3 +214,11 @@ def test_a_server_without_counters_gets_whole_gpus_only() -> None:
     specs = slice_specs(simulated("dgx-a100").host(), "node-0", partitionable=False)
     assert [len(spec["devices"]) for spec in specs] == [8]
     assert "consumesCounters" not in json.dumps(specs)
+
+
+def test_the_guide_names_every_attribute_and_capacity() -> None:
+    guide = (Path(__file__).parents[2] / "docs/devices.md").read_text()
+    for model in ("dgx-h100", "l4x1"):
+        for device in devices(model).values():
+            for name in (*device["attributes"], *device["capacity"]):
+                assert f"`{name}`" in guide, f"docs/devices.md says nothing of {name}"

@@ -583,3 +583,11 @@ def test_records_survive_the_journal_bit_for_bit(machine: Machine, claims: Any) 
     before = preparer.records()
     preparer.close()
     assert Ledger(machine.plugin_dir / LEDGER_FILE).records() == before != []
+
+
+def test_every_commit_of_the_journal_is_synced_to_disk(machine: Machine, claims: Any) -> None:
+    preparer = machine.started()
+    preparer.prepare(claims.on("a", "gpu-0"), soon())
+    connection = preparer._ledger._open()
+    assert connection.execute("PRAGMA synchronous").fetchone() == (2,), "FULL"
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
