@@ -302,7 +302,7 @@ class _Checker:
                 found = self.bindings.resolve(self.bindings.instantiate(overload.result, names))
                 if result is None:
                     result = found
-                elif result.name != "dyn" and self.shown(found) != self.shown(result):
+                elif result.name != "dyn" and found != result:
                     result = DYN
         if result is None:
             return self.report(node, self.no_overload(name, types, member=member))

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 TRAVERSAL: Final = 0.1
 PATTERN: Final = 0.25
 LIST, MAP, MESSAGE = 10, 30, 40
+# Values share their parts, so that a small one may be huge when it is walked through.
+MOST_VISITED: Final = 1_000_000
 # What one round of a comprehension costs beside its bodies.
 _ROUND: Final = {"all": 3, "exists": 4, "exists_one": 3, "existsOne": 3}
 _ROUND_OF_LIST: Final = 13
@@ -106,9 +108,9 @@ def length(value: Any) -> int:
 
 
 def deep_length(value: Any) -> int:
-    """The size with everything inside: what comparing a value may look at."""
+    """The size with everything inside, all that comparing or printing may look at; stops counting at MOST_VISITED."""
     total, stack = 0, [value]
-    while stack:
+    while stack and total <= MOST_VISITED:
         each = stack.pop()
         if isinstance(each, (list, tuple)):
             stack.extend(each)
@@ -132,7 +134,7 @@ def _both(left: Any, right: Any) -> int:
 
 def _compared(left: Any, right: Any) -> int:
     if isinstance(left, (list, tuple, dict)) and isinstance(right, (list, tuple, dict)):
-        return _traverse(min(deep_length(left), deep_length(right)))
+        return min(deep_length(left), deep_length(right))
     return _traverse(min(length(left), length(right)))
 
 
@@ -169,7 +171,7 @@ def _all_elements(value: Any, *_: Any) -> int:
 
 
 def _formatted(text: Any, args: Any) -> int:
-    return _traverse(length(text), deep_length(args))
+    return length(text) + deep_length(args)
 
 
 def _ranged(count: Any) -> int:
@@ -225,8 +227,7 @@ class Range:
         return Range(min(self.low, other.low), max(self.high, other.high))
 
     def times(self, other: Range) -> Range:
-        high = 0.0 if 0 in (self.high, other.high) else self.high * other.high
-        return Range(self.low * other.low, high)
+        return Range(self.low * other.low, _times(self.high, other.high))
 
     def scaled(self, factor: float) -> Range:
         return Range(_ceil(self.low * factor), _ceil(self.high * factor))
@@ -238,6 +239,21 @@ class Size:
 
     range: Range
     element: Size | None = None
+
+    def union(self, other: Size) -> Size:
+        if self.element is None or other.element is None:
+            return Size(self.range.union(other.range), self.element or other.element)
+        return Size(self.range.union(other.range), self.element.union(other.element))
+
+    @property
+    def deep(self) -> float:
+        """The largest number of values inside, at every depth."""
+        return self.range.high if self.element is None else _times(self.range.high, 1 + self.element.deep)
+
+
+def _times(left: float, right: float) -> float:
+    """The product; nothing times anything, infinity included, is nothing."""
+    return 0.0 if 0 in (left, right) else left * right
 
 
 def _ceil(value: float) -> float:
@@ -305,8 +321,7 @@ class _Estimator:
             case Conditional():
                 condition = self.cost(node.condition)[0]
                 (then, left), (otherwise, right) = self.cost(node.then), self.cost(node.otherwise)
-                element = left.element if right.element is None else right.element
-                return condition + then.union(otherwise), Size(left.range.union(right.range), element)
+                return condition + then.union(otherwise), left.union(right)
             case ListLiteral():
                 return self.literal(node.items, LIST, len(node.items), len(node.optional))
             case MapLiteral():
@@ -336,12 +351,12 @@ class _Estimator:
 
     def literal(self, parts: list[Node], own: int, count: int, optional: int) -> tuple[Range, Size]:
         total = Range(own, own)
-        element: Range | None = None
+        element: Size | None = None
         for part in parts:
             cost, size = self.cost(part)
             total += cost
-            element = size.range if element is None else element.union(size.range)
-        return total, Size(Range(count - optional, count), Size(element) if element else None)
+            element = size if element is None else element.union(size)
+        return total, Size(Range(count - optional, count), element)
 
     def loop(self, node: Loop) -> tuple[Range, Size]:
         range_, size = self.cost(node.range)
@@ -395,11 +410,12 @@ class _Estimator:
             own = ranges[1] if node.args[1].type.name == "list" else ZERO
             own = Range(0, own.high)
         elif name in ("_==_", "_!=_", "_<_", "_<=_", "_>_", "_>=_"):
-            own = Range(0, min(each.high for each in ranges)).scaled(TRAVERSAL)
+            nested = any(size.element is not None for size in sizes)
+            own = Range(0, min(size.deep for size in sizes)).scaled(1 if nested else TRAVERSAL)
         elif name in ("sets.contains", "sets.equivalent", "sets.intersects", "distinct"):
             own = ranges[0].times(ranges[-1])
         elif name == "replace":
-            grown = Range(ranges[0].low, ranges[0].high * max(ranges[2].high, 1) + ranges[2].high)
+            grown = Range(ranges[0].low, _times(ranges[0].high, max(ranges[2].high, 1)) + ranges[2].high)
             own, result = grown.scaled(TRAVERSAL), Size(Range(0, grown.high))
         elif name == "join":
             parts = (
@@ -412,8 +428,10 @@ class _Estimator:
             bound = getattr(node.args[0], "value", math.inf)
             own = Range(0, float(bound))
             result = Size(Range(0, float(bound)), _SCALAR)
-        elif name in ("isSorted", "sum", "min", "max", "sort", "slice", "first", "last", "includes", "flatten"):
+        elif name in ("isSorted", "sum", "min", "max", "sort", "slice", "first", "last", "includes"):
             own = ranges[0]
+        elif name == "flatten":
+            own = Range(0, sizes[0].deep)
         elif name == "split":
             own, result = (
                 ranges[0].scaled(TRAVERSAL),
@@ -422,9 +440,7 @@ class _Estimator:
         elif name == "string":
             own, result = ranges[0].scaled(TRAVERSAL), Size(Range(0, max(ranges[0].high, 64)))
         elif name == "format":
-            own = Range(1, ranges[0].high + ranges[1].high * self.environment.sizes.get("dyn", math.inf)).scaled(
-                TRAVERSAL
-            )
+            own = Range(1, ranges[0].high + sizes[1].deep)
         else:
             own = ranges[0].scaled(TRAVERSAL)
         return total + own, result

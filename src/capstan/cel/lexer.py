@@ -48,26 +48,29 @@ def tokenize(source: str) -> list[Token]:
     """All tokens, with an `end` token last. Raises CompileError at the first character that starts none."""
     tokens: list[Token] = []
     position = 0
-    while position < len(source):
-        match = _TOKEN.match(source, position)
-        if match is None:
-            raise CompileError(
-                source, [Issue(position, f"Syntax error: token recognition error at: {source[position]!r}")]
-            )
+    for match in _TOKEN.finditer(source):
+        if match.start() != position:
+            break
+        position = match.end()
         kind = match.lastgroup
+        if kind == "space":
+            continue
         text = match.group()
+        start = match.start()
         if kind == "operator":
-            tokens.append(Token(text, position))
+            tokens.append(Token(text, start))
         elif kind == "name":
             if text in KEYWORDS:
-                tokens.append(Token("literal", position, KEYWORDS[text]))
+                tokens.append(Token("literal", start, KEYWORDS[text]))
             else:
-                tokens.append(Token("in" if text == "in" else "name", position, text))
+                tokens.append(Token("in" if text == "in" else "name", start, text))
         elif kind == "quoted":
-            tokens.append(Token("quoted", position, text[1:-1]))
-        elif kind != "space":
-            tokens.append(Token("literal", position, _literal(source, position, str(kind), text)))
-        position = match.end()
+            tokens.append(Token("quoted", start, text[1:-1]))
+        else:
+            tokens.append(Token("literal", start, _literal(source, start, str(kind), text)))
+    if position != len(source):
+        message = f"Syntax error: token recognition error at: {source[position]!r}"
+        raise CompileError(source, [Issue(position, message)])
     tokens.append(Token("end", position))
     return tokens
 

@@ -75,6 +75,9 @@ class _Parser:
     def fail(self, position: int, message: str) -> CompileError:
         return CompileError(self.source, [Issue(position, message)])
 
+    def too_deep(self, position: int) -> CompileError:
+        return self.fail(position, f"expression recursion limit exceeded: {MAX_DEPTH}")
+
     @property
     def token(self) -> Token:
         return self.tokens[self.at]
@@ -99,7 +102,7 @@ class _Parser:
         start = self.token.position
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise self.fail(start, f"expression recursion limit exceeded: {MAX_DEPTH}")
+            raise self.too_deep(start)
         node = self.logic("||")
         if question := self.accept("?"):
             then = self.logic("||")
@@ -120,12 +123,16 @@ class _Parser:
 
     def binary(self, level: int) -> Node:
         left = self.unary()
+        height = 0
         while (precedence := _PRECEDENCE.get(self.token.kind, 0)) >= level:
             token = self.token
             self.at += 1
             right = self.binary(precedence + 1)
             name = "@in" if token.kind == "in" else f"_{token.kind}_"
             left = Call(token.position, name, None, [left, right])
+            height += 1
+            if height > MAX_DEPTH:
+                raise self.too_deep(token.position)
         return left
 
     def unary(self) -> Node:
@@ -149,7 +156,7 @@ class _Parser:
 
     def member(self, sign: int = 1, position: int = 0) -> Node:
         node = self.number(sign, position) if sign < 0 else self.primary()
-        while True:
+        for _ in range(MAX_DEPTH):
             token = self.token
             if self.accept("."):
                 optional = self.accept("?") is not None
@@ -170,6 +177,7 @@ class _Parser:
                 node = self.message(token.position, qualified)
             else:
                 return node
+        raise self.too_deep(self.token.position)
 
     def number(self, sign: int, position: int) -> Node:
         value = self.token.value

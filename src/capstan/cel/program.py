@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property, lru_cache
 from typing import Any
@@ -94,6 +95,8 @@ def compile(expression: str, environment: Environment) -> Program:
         raise CompileError(expression, [Issue(0, f"must evaluate to {wanted} or the unknown type, not {result}")])
     cost = estimate(tree, environment)
     limit = environment.estimate_limit
+    if limit is None and cost.high < math.inf:
+        limit = environment.cost_limit  # the text alone costs this much, whatever the input
     if limit is not None and cost.high > limit:
         message = f"too complex, exceeds cost limit: estimated cost {cost.high:.0f} of at most {limit}"
         raise CompileError(expression, [Issue(0, message)])

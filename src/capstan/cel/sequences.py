@@ -14,7 +14,7 @@ from capstan.cel.library import Function, Library
 from capstan.cel.loops import compare
 from capstan.cel.operators import OPERATORS
 from capstan.cel.standard import regex
-from capstan.cel.values import NONE, Optional, contains, equal, greater, less
+from capstan.cel.values import NONE, NUMBERS, Optional, contains, equal, greater, less
 
 KUBERNETES_LISTS: Final = Library("kubernetes lists")
 LISTS: Final = Library("lists")
@@ -140,6 +140,9 @@ def range_(count: int) -> list[int]:
 
 @SETS.declare("sets.contains(list(A), list(A)) -> bool")
 def sets_contains(values: list[Any], wanted: list[Any]) -> bool:
+    kinds = set(map(type, values)) | set(map(type, wanted))
+    if kinds == {str} or kinds <= NUMBERS:
+        return set(wanted) <= set(values)
     return all(contains(each, values) for each in wanted)
 
 

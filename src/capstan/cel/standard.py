@@ -22,7 +22,7 @@ _FLOAT = re.compile(r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|i
 _TRUE: Final = frozenset(("1", "t", "T", "true", "TRUE", "True"))
 _FALSE: Final = frozenset(("0", "f", "F", "false", "FALSE", "False"))
 # What one compiled pattern may occupy: bounds the time to compile a pattern with nested repetitions.
-_REGEX_MEMORY: Final = 1 << 20
+_REGEX_MEMORY: Final = 1 << 18
 
 
 @STANDARD.declare(

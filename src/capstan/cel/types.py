@@ -9,14 +9,20 @@ resolves overloads.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 
 @dataclass(frozen=True, slots=True)
 class Type:
+    """`open` says that a variable occurs in it, so that types without any need no resolving."""
+
     name: str
     params: tuple[Type, ...] = ()
+    open: bool = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "open", self.name[:1] == "%" or any(param.open for param in self.params))
 
     def __str__(self) -> str:
         if self.name.startswith("%"):
@@ -27,12 +33,12 @@ class Type:
 
     @property
     def is_variable(self) -> bool:
-        return self.name.startswith("%")
+        return self.name[:1] == "%"
 
     @property
     def is_dynamic(self) -> bool:
         """Whether only the value itself says what it is."""
-        return self.name in ("dyn", "error") or self.name.startswith("%")
+        return self.name in ("dyn", "error") or self.name[:1] == "%"
 
 
 DYN = Type("dyn")
@@ -118,6 +124,7 @@ class Bindings:
 
     def __init__(self) -> None:
         self._bound: dict[str, Type] = {}
+        self._trail: list[tuple[str, Type | None]] = []
         self._count = 0
 
     def fresh(self) -> Type:
@@ -136,7 +143,9 @@ class Bindings:
 
     def resolve(self, type_: Type) -> Type:
         """The type with every bound variable replaced."""
-        while type_.is_variable and type_.name in self._bound:
+        if not type_.open:
+            return type_
+        while type_.name in self._bound:
             type_ = self._bound[type_.name]
         if not type_.params:
             return type_
@@ -144,6 +153,8 @@ class Bindings:
 
     def final(self, type_: Type) -> Type:
         """The type with unbound variables read as dyn."""
+        if not type_.open:
+            return type_
         type_ = self.resolve(type_)
         if type_.is_variable:
             return DYN
@@ -153,22 +164,34 @@ class Bindings:
 
     def assignable(self, source: Type, target: Type) -> bool:
         """Whether a `source` may stand where a `target` is wanted; binds variables, and only when the answer is yes."""
-        saved = self._bound
-        self._bound = dict(saved)
-        if self._assign(source, target):
-            return True
-        self._bound = saved
-        return False
+        return self.all_assignable([source], [target])
 
     def all_assignable(self, sources: list[Type], targets: list[Type]) -> bool:
-        saved = self._bound
-        self._bound = dict(saved)
+        """As `assignable`, for all pairs together."""
+        mark = len(self._trail)
         if len(sources) == len(targets) and all(map(self._assign, sources, targets)):
             return True
-        self._bound = saved
+        while len(self._trail) > mark:
+            name, before = self._trail.pop()
+            if before is None:
+                del self._bound[name]
+            else:
+                self._bound[name] = before
         return False
 
+    def _set(self, variable: Type, type_: Type) -> None:
+        self._trail.append((variable.name, self._bound.get(variable.name)))
+        self._bound[variable.name] = type_
+
     def _assign(self, source: Type, target: Type) -> bool:
+        if source is target:
+            return True
+        if source.is_variable and target.is_variable:
+            source, target = self._root(source), self._root(target)
+            if source.name not in self._bound:
+                if source != target:
+                    self._set(source, target)  # toward the older one, so that chains stay short
+                return True
         if target.is_variable:
             return self._bind(target, source)
         if source.is_variable:
@@ -187,20 +210,26 @@ class Bindings:
             return True
         return len(source.params) == len(target.params) and all(map(self._assign, source.params, target.params))
 
+    def _root(self, variable: Type) -> Type:
+        """The last variable of a chain of variables."""
+        while (bound := self._bound.get(variable.name)) is not None and bound.is_variable:
+            variable = bound
+        return variable
+
     def _bind(self, variable: Type, other: Type) -> bool:
         bound = self._bound.get(variable.name)
         if bound is not None:
             if not self._assign(other, bound):
                 return False
             if not other.is_variable and self.more_general(other, bound):
-                self._bound[variable.name] = other
+                self._set(variable, other)
             return True
         other = self.resolve(other)
         if other == variable:
             return True
         if self._occurs(variable, other):
             return False
-        self._bound[variable.name] = other
+        self._set(variable, other)
         return True
 
     def _occurs(self, variable: Type, inside: Type) -> bool:
