@@ -16,6 +16,7 @@ from capstan.allocation.model import (
     Refusal,
     StaleMark,
 )
+from capstan.allocation.node_resources import node_resources
 from capstan.allocation.pods import claim_for_pod, request_mappings, resolved
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "StaleMark",
     "allocate",
     "claim_for_pod",
+    "node_resources",
     "request_mappings",
     "resolved",
 ]

@@ -136,6 +136,10 @@ def _shortage(claim: PreparedClaim, options: list[Alternative], devices: NodeDev
         ]
         if option.in_use:
             reason = "DevicesInUse"
+        error = next((candidate.error for candidate in option.candidates if candidate.error is not None), None)
+        if error is not None:
+            reason = "SelectorFailed"
+            lacks.append(str(error))
         needs = f"request {option.name} needs {needs} of the class {option.class_name}"
         texts.append(", ".join([f"{needs}; on the node {node} {option.matched} match", *lacks]))
     if invalid:

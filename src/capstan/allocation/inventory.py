@@ -25,6 +25,7 @@ from capstan.api.resource import (
     ResourceClaim,
     ResourceSlice,
 )
+from capstan.api.selectors import InvalidSelector as InvalidNodeSelector
 
 Fact = ResourceSlice | DeviceClass | ResourceClaim | DeviceTaintRule | Node
 
@@ -399,6 +400,11 @@ class Inventory:
         """The uses of the pool's devices by name, vanished ones included."""
         return self._uses.get(pool, {})
 
+    def device(self, driver: str, pool: str, name: str) -> Device | None:
+        """The published device; None if it is not published, or not in a usable pool."""
+        found = self._ready_pool((driver, pool))
+        return found.devices.get(name) if found else None
+
     def pool(self, key: PoolKey) -> Pool:
         """A pool that `on_node` has shown. Raises KeyError."""
         return self._pools[key]
@@ -560,9 +566,13 @@ def _most(devices: list[Device], left: dict[str, Number]) -> int:
 
 
 def _seen(pool: Pool, node: NodeView) -> bool:
-    """Whether the node may see any device of the pool."""
-    return any(
-        Scope(seen.node_name, seen.node_selector, bool(seen.all_nodes)).matches(node)
-        for entry in pool.slices.values()
-        for seen in (entry.spec.devices if entry.spec.per_device_node_selection else (entry.spec,))
-    )
+    """Whether the node may see any device of the pool. A pool with an unreadable selector counts as seen: somebody must
+    be told."""
+    try:
+        return any(
+            Scope(seen.node_name, seen.node_selector, bool(seen.all_nodes)).matches(node)
+            for entry in pool.slices.values()
+            for seen in (entry.spec.devices if entry.spec.per_device_node_selection else (entry.spec,))
+        )
+    except InvalidNodeSelector:
+        return True

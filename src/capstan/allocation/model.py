@@ -53,9 +53,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     device_taints: bool = True
     binding_conditions: bool = True
     consumable_capacity: bool = True
-    list_attributes: bool = True
     compatibility_groups: bool = False
-    node_allocatable_resources: bool = False
 
 
 class Problem(msgspec.Struct, frozen=True):

@@ -8,7 +8,6 @@ last).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -182,15 +181,11 @@ class Pool:
             return True
         try:
             self._read(current, intern)
-        except InvalidQuantity as error:
-            self._reject(str(error), current)
-        except InvalidSelector as error:
-            self._reject(str(error), current)
+        except (_Contradiction, InvalidQuantity, InvalidSelector) as error:
+            names = tuple(sorted(entry.metadata.name for entry in current))
+            self.problem = Problem(self.driver, self.name, str(error), names)
+            self.devices, self.counters = {}, {}
         return True
-
-    def _reject(self, reason: str, slices: Iterable[ResourceSlice]) -> None:
-        self.problem = Problem(self.driver, self.name, reason, tuple(sorted(entry.metadata.name for entry in slices)))
-        self.devices, self.counters = {}, {}
 
     def _read(self, slices: list[ResourceSlice], intern: Interner) -> None:
         key = self.key
@@ -198,46 +193,66 @@ class Pool:
         for entry in slices:
             for declared in entry.spec.shared_counters:
                 if declared.name in self.counters:
-                    return self._reject(f"the counter set {declared.name} is declared twice", slices)
+                    raise _Contradiction(f"the counter set {declared.name} is declared twice")
                 self.counters[declared.name] = {
-                    name: number(counter.value) for name, counter in declared.counters.items()
+                    name: _amount(counter.value, f"the counter {name} of the set {declared.name}")
+                    for name, counter in declared.counters.items()
                 }
         for entry in sorted(slices, key=lambda e: (_has_binding(e), e.metadata.name)):
             spec = entry.spec
-            shared = (
-                None
-                if spec.per_device_node_selection
-                else Scope(spec.node_name, spec.node_selector, bool(spec.all_nodes))
-            )
+            _check_selector(spec.node_selector)
+            shared = None
+            if not spec.per_device_node_selection:
+                shared = Scope(spec.node_name, spec.node_selector, bool(spec.all_nodes))
             for device in spec.devices:
-                _check_capacities(device, checked)
                 if device.name in self.devices:
-                    return self._reject(f"the device {device.name} is published twice", slices)
+                    raise _Contradiction(f"the device {device.name} is published twice")
+                _check_selector(device.node_selector)
+                _check_capacities(device, checked)
                 consumption: Consumption = ()
                 if device.consumes_counters:
                     consumption = intern(_consumption(device))
-                    unknown = self._unknown(consumption)
-                    if unknown:
-                        return self._reject(
-                            f"the device {device.name} consumes {unknown}, which no slice declares", slices
-                        )
+                    self._check_consumption(device.name, consumption)
                 scope = shared or Scope(device.node_name, device.node_selector, bool(device.all_nodes))
                 identity = DeviceId(self.driver, self.name, device.name)
                 self.devices[device.name] = Device(
                     identity, key, device, scope, len(self.devices), consumption, device.taints
                 )
                 self.late = self.late or bool(device.binding_conditions)
-        return None
 
-    def _unknown(self, consumption: Consumption) -> str:
+    def _check_consumption(self, device: str, consumption: Consumption) -> None:
         for counter_set, amounts in consumption:
             declared = self.counters.get(counter_set)
             if declared is None:
-                return f"the counter set {counter_set}"
+                raise _Contradiction(
+                    f"the device {device} consumes the counter set {counter_set}, which no slice declares"
+                )
             for name, _ in amounts:
                 if name not in declared:
-                    return f"the counter {name} of the set {counter_set}"
-        return ""
+                    what = f"the counter {name} of the set {counter_set}"
+                    raise _Contradiction(f"the device {device} consumes {what}, which no slice declares")
+
+
+class _Contradiction(Exception):
+    """What a pool's slices say cannot all be true."""
+
+
+def _amount(value: Quantity, what: str) -> Number:
+    amount = number(value)
+    if amount < 0:
+        raise _Contradiction(f"{what} is {value}; it cannot be below zero")
+    return amount
+
+
+def _check_selector(selector: NodeSelector | None) -> None:
+    """Raises InvalidSelector for what could not be matched or could not be merged into the selector of an
+    allocation."""
+    terms = selector.node_selector_terms if selector is not None else []
+    if len(terms) > 1:
+        raise InvalidSelector(f"a node selector has {len(terms)} terms, one is allowed")
+    for term in terms:
+        for requirement in (*term.match_expressions, *term.match_fields):
+            requirement.matches({})
 
 
 def _check_capacities(device: resource.Device, checked: set[Quantity]) -> None:
@@ -253,7 +268,7 @@ def _check_capacities(device: resource.Device, checked: set[Quantity]) -> None:
             ]
         for amount in amounts:
             if amount not in checked:
-                number(amount)
+                _amount(amount, f"a capacity of the device {device.name}")
                 checked.add(amount)
 
 
@@ -263,6 +278,14 @@ def _has_binding(entry: ResourceSlice) -> bool:
 
 def _consumption(device: resource.Device) -> Consumption:
     return tuple(
-        (taken.counter_set, tuple(sorted((name, number(counter.value)) for name, counter in taken.counters.items())))
+        (
+            taken.counter_set,
+            tuple(
+                sorted(
+                    (name, _amount(c.value, f"what the device {device.name} consumes"))
+                    for name, c in taken.counters.items()
+                )
+            ),
+        )
         for taken in device.consumes_counters
     )

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Sequence
 
 from capstan.allocation.claims import PreparedClaim
-from capstan.allocation.model import InvalidClaim, NodeView, Number
+from capstan.allocation.model import NodeView, Number
 from capstan.allocation.pools import Device
 from capstan.allocation.search import Pick
 from capstan.api import quantity
@@ -32,7 +32,7 @@ def allocation(
     results = [_result(prepared, position, pick) for position, pick in enumerate(picks)]
     return AllocationResult(
         devices=DeviceAllocationResult(results=results, config=_config(prepared, picks, classes)),
-        node_selector=_node_selector(prepared, [pick.candidate.device for pick in picks], node),
+        node_selector=_node_selector([pick.candidate.device for pick in picks], node),
         allocation_timestamp=now if any(result.binding_conditions for result in results) else None,
     )
 
@@ -86,7 +86,7 @@ def _config(prepared: PreparedClaim, picks: Sequence[Pick], classes: dict[str, D
     return configs
 
 
-def _node_selector(prepared: PreparedClaim, devices: Sequence[Device], node: NodeView) -> NodeSelector | None:
+def _node_selector(devices: Sequence[Device], node: NodeView) -> NodeSelector | None:
     """Where the allocated claim can be used: one node if a device is local to it or binds to it, else every node that
     all devices can be reached from; None for everywhere."""
     merged = NodeSelectorTerm()
@@ -94,11 +94,7 @@ def _node_selector(prepared: PreparedClaim, devices: Sequence[Device], node: Nod
         if device.scope.name or device.spec.binds_to_node:
             only = Requirement(key="metadata.name", operator="In", values=[device.scope.name or node.name])
             return NodeSelector(node_selector_terms=[NodeSelectorTerm(match_fields=[only])])
-        terms = device.scope.selector.node_selector_terms if device.scope.selector else []
-        if len(terms) > 1:
-            text = f"the device {device.id} has a node selector with {len(terms)} terms; one is allowed"
-            raise InvalidClaim("InvalidPool", text, prepared.key)
-        for term in terms:
+        for term in device.scope.selector.node_selector_terms if device.scope.selector else ():
             _merge(term.match_fields, merged.match_fields)
             _merge(term.match_expressions, merged.match_expressions)
     if not merged.match_fields and not merged.match_expressions:

@@ -194,7 +194,8 @@ class Search:
             if self._seen_before((index, position, need, *sorted(states.values()))):
                 return False
         options = self._options(request, alternative, banned)
-        if len(options) < need or not self._hopeful(index, alternative, need, banned):
+        erring = self._cost is None and any(candidate.error for _, candidate, _ in options)
+        if not erring and (len(options) < need or not self._hopeful(index, alternative, need, banned)):
             return self._fail()
         excluded: list[Device] = []
         failed: set[tuple[int, int, Device | None]] = set()

@@ -25,7 +25,6 @@ _GATES = {
     "DRADeviceTaints": "device_taints",
     "DRADeviceBindingConditions": "binding_conditions",
     "DRAConsumableCapacity": "consumable_capacity",
-    "DRAListTypeAttributes": "list_attributes",
     "DRADeviceCompatibilityGroups": "compatibility_groups",
 }
 _KINDS: Mapping[str, type] = {
