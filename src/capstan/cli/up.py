@@ -92,15 +92,8 @@ async def _serve(platform: Platform) -> None:
             f"  capstan status\n\n"
             f"Ctrl-C stops it."
         )
-        ended = asyncio.create_task(platform.failed())
-        stopped = asyncio.create_task(stop.wait())
-        await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if stop.is_set():
-            ended.cancel()
-            click.echo("Stopping …")
-        else:
-            await ended
+        await stop.wait()
+        click.echo("Stopping …")
 
 
 def raise_file_limit() -> None:

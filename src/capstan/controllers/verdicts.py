@@ -21,6 +21,14 @@ log = logging.getLogger(__name__)
 REPEAT_SECONDS = 5.0
 
 
+_Key = tuple[str, str, str]
+"""(namespace, PodGroup, pod); one of the two names is empty."""
+
+
+def _key(verdict: scheduling.Verdict) -> _Key:
+    return (verdict.namespace, verdict.group, "" if verdict.group else "".join(verdict.pods[:1]))
+
+
 @dataclass(slots=True)
 class _Told:
     reason: str
@@ -39,7 +47,7 @@ class VerdictWriter:
         self._events = events
         self._pods = pods
         self._node_pool = node_pool
-        self._told: dict[tuple[str, str], _Told] = {}
+        self._told: dict[_Key, _Told] = {}
         self._latest: tuple[Sequence[scheduling.Verdict], float] = ((), 0.0)
         self._noted = asyncio.Event()
 
@@ -57,10 +65,10 @@ class VerdictWriter:
 
     async def _tell(self, verdicts: Sequence[scheduling.Verdict], now: float) -> None:
         """Write the verdicts that are news, and take back those of gangs that wait no longer."""
-        waiting: set[tuple[str, str]] = set()
+        waiting: set[_Key] = set()
         news: list[scheduling.Verdict] = []
         for verdict in verdicts:
-            key = (verdict.namespace, verdict.group)
+            key = _key(verdict)
             waiting.add(key)
             if self._is_news(key, verdict, now):
                 news.append(verdict)
@@ -69,16 +77,17 @@ class VerdictWriter:
                 writes.create_task(self._tell_one(verdict, now))
             for key in [key for key in self._told if key not in waiting]:
                 del self._told[key]
-                writes.create_task(self._write_conditions(*key, []))
+                namespace, group, _ = key
+                writes.create_task(self._write_conditions(namespace, group, []))
 
-    def _is_news(self, key: tuple[str, str], verdict: scheduling.Verdict, now: float) -> bool:
+    def _is_news(self, key: _Key, verdict: scheduling.Verdict, now: float) -> bool:
         told = self._told.get(key)
         if told is None or told.reason != verdict.reason:
             return True
         return told.message != verdict.message and now - told.at >= REPEAT_SECONDS
 
     async def _tell_one(self, verdict: scheduling.Verdict, now: float) -> None:
-        key = (verdict.namespace, verdict.group)
+        key = _key(verdict)
         told = self._told.get(key)
         transition = told.transition + 1 if told else 1
         self._told[key] = _Told(verdict.reason, verdict.message, now, transition)
@@ -86,7 +95,8 @@ class VerdictWriter:
         if verdict.details:
             explanation["details"] = verdict.details
         await self._write_conditions(
-            *key,
+            verdict.namespace,
+            verdict.group,
             [
                 {
                     "type": "UnschedulableOnNodePool",
@@ -106,6 +116,8 @@ class VerdictWriter:
                 await self._mark_pod(verdict, pod, now)
 
     async def _write_conditions(self, namespace: str, group: str, conditions: list[dict[str, Any]]) -> None:
+        if not group:
+            return  # a pod without a PodGroup carries its verdict itself
         try:
             await self._client.patch(
                 resources.POD_GROUPS,
@@ -115,9 +127,9 @@ class VerdictWriter:
                 subresource="status",
             )
         except kube.NotFound:
-            return  # a gang without a PodGroup, or one that was deleted: its pods carry the verdict
+            return  # deleted meanwhile
         except kube.ApiError as error:
-            self._told.pop((namespace, group), None)
+            self._told.pop((namespace, group, ""), None)
             log.warning("PodGroup %s/%s: its verdict is not written, trying again: %s", namespace, group, error)
 
     async def _mark_pod(self, verdict: scheduling.Verdict, pod: Pod, now: float) -> None:

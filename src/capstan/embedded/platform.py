@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -26,6 +27,9 @@ from capstan.local.agents import Fleet
 from capstan.node.models import NodeSpec
 
 log = logging.getLogger(__name__)
+
+_FIRST_PAUSE_SECONDS = 1.0
+_LONGEST_PAUSE_SECONDS = 60.0
 
 
 class PlatformError(Exception):
@@ -57,7 +61,6 @@ class Platform:
         self._port = port
         self._demo_queues = demo_queues
         self._stack = AsyncExitStack()
-        self._components: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Platform:
         try:
@@ -82,12 +85,6 @@ class Platform:
         return (
             f"{len(self.fleet)} nodes ({', '.join(f'{count} × {model}' for model, count in counts.items()) or 'none'})"
         )
-
-    async def failed(self) -> None:
-        """Waits until a component ends by itself; raises PlatformError that names it."""
-        done, _ = await asyncio.wait(self._components, return_when=asyncio.FIRST_COMPLETED)
-        task = done.pop()
-        raise PlatformError(f"the {task.get_name()} stopped: {task.exception()}; see the log") from task.exception()
 
     async def _start(self) -> None:
         self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -135,16 +132,29 @@ class Platform:
         await install(admin, accounts.manifests_for(component.name, component.rules), update=True)
         user = local.service_account(accounts.NAMESPACE, component.name)
         client = kube.Client(self.server.transport(user, user_agent=component.name), field_manager=component.name)
-        task = asyncio.create_task(component.run(client), name=component.name)
-        self._components.append(task)
+        task = asyncio.create_task(_keep_running(component, client), name=component.name)
         self._stack.push_async_callback(_end, task)
+
+
+async def _keep_running(component: Component, client: kube.Client) -> None:
+    """A component that fails is started again, as a cluster restarts a pod; its state is in the API server."""
+    pause = _FIRST_PAUSE_SECONDS
+    while True:
+        started = time.monotonic()
+        try:
+            await component.run(client)
+        except Exception:
+            log.exception("the %s failed; it starts again in %.0f s", component.name, pause)
+        else:
+            log.error("the %s ended by itself; it starts again in %.0f s", component.name, pause)
+        await asyncio.sleep(pause)
+        lasted = time.monotonic() - started > _LONGEST_PAUSE_SECONDS
+        pause = _FIRST_PAUSE_SECONDS if lasted else min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
 async def _end(task: asyncio.Task[None]) -> None:
     task.cancel()
-    (outcome,) = await asyncio.gather(task, return_exceptions=True)
-    if isinstance(outcome, Exception):
-        log.error("%s ended with an error", task.get_name(), exc_info=outcome)
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _packaged(name: str) -> list[manifests.Manifest]:

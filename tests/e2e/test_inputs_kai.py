@@ -1,0 +1,101 @@
+"""KAI's example manifests, unmodified, mean what their authors meant."""
+
+import json
+from collections import Counter
+
+import pytest
+
+pytestmark = pytest.mark.kubectl
+
+CRDS = ("queues", "podgroups", "bindrequests", "topologies", "schedulingshards", "configs")
+
+
+@pytest.fixture
+def applied(dgx, inputs):
+    """Apply files of ../shared/inputs/kai into the default namespace and take them back afterwards."""
+    files = []
+
+    def apply(*names):
+        for name in names:
+            files.append(name)
+            dgx.kubectl("apply", "-f", str(inputs / "kai" / name))
+        return dgx
+
+    yield apply
+    for name in reversed(files):
+        if "queue" not in name:
+            dgx.kubectl("delete", "--ignore-not-found", "--wait=false", "-f", str(inputs / "kai" / name))
+    dgx.until(lambda: not dgx.items("pods", "-n", "default"), "the pods of the example are gone")
+
+
+def test_the_crds_are_served_with_their_schemas(dgx, inputs):
+    for file in sorted((inputs / "kai" / "crds").glob("*.yaml")):
+        dgx.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(file))
+    listed = dgx.kubectl("api-resources", "-o", "name")
+    for name in CRDS:
+        assert any(line.startswith(f"{name}.") for line in listed.splitlines()), name
+    explained = dgx.kubectl("explain", "queues.spec.resources.gpu")
+    assert "overQuotaWeight" in explained
+    wrong = {
+        "apiVersion": "scheduling.run.ai/v2",
+        "kind": "Queue",
+        "metadata": {"name": "wrong"},
+        "spec": {"resources": {"gpu": {"quota": "many"}}},
+    }
+    refused = dgx.try_kubectl("apply", "-f", "-", stdin=json.dumps(wrong))
+    assert refused.returncode != 0
+    assert "spec.resources.gpu.quota" in refused.stderr
+
+
+def test_default_queues(applied):
+    cluster = applied("default-queues.yaml")
+    assert cluster.get("queue", "default-queue")["spec"]["parentQueue"] == "default-parent-queue"
+
+
+def test_gpu_pod_runs_on_a_gpu(applied):
+    cluster = applied("default-queues.yaml", "gpu-pod.yaml")
+    cluster.until(lambda: cluster.phases("default").get("gpu-pod") == "Running", "gpu-pod runs")
+    assert len(cluster.devices("default")["gpu-pod"]) == 1
+    pod = cluster.get("pod", "gpu-pod", "-n", "default")
+    group = cluster.get("podgroup", pod["metadata"]["annotations"]["pod-group-name"], "-n", "default")
+    assert group["spec"]["queue"] == "default-queue"
+
+
+def test_cpu_only_pod_runs_without_a_claim(applied):
+    cluster = applied("default-queues.yaml", "cpu-only-pod.yaml")
+    cluster.until(lambda: cluster.phases("default").get("cpu-only-pod") == "Running", "cpu-only-pod runs")
+    assert "cpu-only-pod" not in cluster.devices("default")
+
+
+def test_batch_job_is_one_gang(applied):
+    cluster = applied("default-queues.yaml", "batch-job.yaml")
+    pods = cluster.until(
+        lambda: [p for p in cluster.items("pods", "-n", "default") if p["status"]["phase"] != "Pending"],
+        "the job's pods start",
+    )
+    assert len({p["metadata"]["annotations"]["pod-group-name"] for p in pods}) == 1
+
+
+def test_batch_job_min_member_starts_with_two_of_six(applied):
+    cluster = applied("default-queues.yaml", "batch-job-min-member.yaml")
+    cluster.until(lambda: Counter(cluster.phases("default").values()) == {"Running": 6}, "all six fit and run")
+    (group,) = {p["metadata"]["annotations"]["pod-group-name"] for p in cluster.items("pods", "-n", "default")}
+    assert cluster.get("podgroup", group, "-n", "default")["spec"]["minMember"] == 2
+
+
+def test_external_podgroup_job_joins_the_group_its_user_made(applied):
+    cluster = applied("default-queues.yaml", "external-podgroup-job.yaml")
+    cluster.until(lambda: Counter(cluster.phases("default").values()) == {"Running": 2}, "both workers run")
+    groups = [g["metadata"]["name"] for g in cluster.items("podgroups", "-n", "default")]
+    assert groups == ["external-batch-job"]
+
+
+def test_build_priority_preempts_train_priority(one_gpu, inputs):
+    for name in ("limited-queue.yaml", "train-priority-pod.yaml"):
+        one_gpu.kubectl("apply", "-f", str(inputs / "kai" / name))
+    one_gpu.until(lambda: one_gpu.phases("default").get("train-pod") == "Running", "train-pod runs first")
+    one_gpu.kubectl("apply", "-f", str(inputs / "kai" / "build-priority-pod.yaml"))
+    one_gpu.until(lambda: one_gpu.phases("default").get("build-pod") == "Running", "build-pod runs")
+    assert one_gpu.phases("default").get("train-pod") != "Running"
+    events = {e["reason"] for e in one_gpu.items("events", "-n", "default")}
+    assert "Preempted" in events
