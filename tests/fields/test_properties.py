@@ -163,6 +163,18 @@ def test_differences_are_exactly_where_objects_differ(old: dict[str, Any], new: 
     assert bool(differences) == (sorted_granular(old) != sorted_granular(new))
 
 
+def test_order_inside_of_keyed_lists_is_no_difference_of_any_field() -> None:
+    old = {"spec": {"items": [{"name": "x"}, {"name": "y"}]}}
+    new = {"spec": {"items": [{"name": "y"}, {"name": "x"}]}}
+    assert not fields.compare(old, new, SCHEMA)
+
+
+def test_empty_and_null_differ() -> None:
+    assert list(fields.compare({"spec": {"map": {}}}, {"spec": {"map": None}}, SCHEMA).modified) == [
+        ("f:spec", "f:map")
+    ]
+
+
 def sorted_granular(obj: dict[str, Any]) -> dict[str, Any]:
     def canonical(value: Any, schema: Schema) -> Any:
         if isinstance(value, dict):

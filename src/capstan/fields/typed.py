@@ -171,12 +171,9 @@ def _compare(old: Value, new: Value, schema: Schema, step: str, added: Tree, mod
         if more := _everything(new, schema):
             added[step] = more
         return
-    if not (more or less or changed):
-        # Only {} against null, or the order of a list, which is a property of the list itself.
-        changed_list = isinstance(old, list) and isinstance(new, list)
-        if not changed_list:
-            modified[step] = {}
-        return
+    if not old and not new:
+        # Empty against null. Other values that are unequal without a changed field differ in the order of a list below.
+        modified[step] = {}
     if more:
         added[step] = more
     if less:
