@@ -56,6 +56,19 @@ def test_shares_fill_one_device_before_they_open_another(make: Any) -> None:
     assert make.devices(whole) == ["b"]
 
 
+def test_shares_that_take_nothing_of_a_capacity_come_and_go(make: Any) -> None:
+    device = make.shared("a")
+    device["capacity"]["engines"] = {"value": 7, "requestPolicy": {"default": 0}}
+    inv = make.inventory(make.slice([device]))
+    empty = inv.dump()
+    for name in ("1", "2"):
+        answer = allocate(inv, [make.claim(name, make.request(capacity=HALF))], N1)
+        inv.assume(("ns", name), answer.results["ns", name])  # type: ignore[union-attr]
+    inv.release(("ns", "1"))
+    inv.release(("ns", "2"))
+    assert inv.dump() == empty
+
+
 def test_a_share_says_what_it_consumes_under_an_id_of_its_own(make: Any) -> None:
     inv = make.inventory(make.slice([make.shared("a")]))
     wanted = make.claim("c", make.request("x", capacity=HALF), make.request("y", capacity=HALF))

@@ -297,30 +297,14 @@ class Inventory:
         use = self._uses.get(pool_key, {}).get(result.device) or Use(
             0, 0, {}, device.consumption if device else (), _groups(device) if device else ()
         )
-        if result.share_id is None and not result.consumed_capacity:
-            use = use._replace(whole=use.whole + 1)
-        else:
-            consumed = dict(use.consumed)
-            for name, amount in result.consumed_capacity.items():
-                consumed[name] = consumed.get(name, 0) + number(amount)
-            use = use._replace(shares=use.shares + 1, consumed=consumed)
-        self._change_use(pool_key, result.device, use)
+        self._change_use(pool_key, result.device, _counted(use, result, 1))
 
     def _give_back(self, result: DeviceRequestAllocationResult) -> None:
         if result.admin_access:
             return
         pool_key = (result.driver, result.pool)
         self._ready_pool(pool_key)
-        use = self._uses[pool_key][result.device]
-        if result.share_id is None and not result.consumed_capacity:
-            use = use._replace(whole=use.whole - 1)
-        else:
-            consumed = dict(use.consumed)
-            for name, amount in result.consumed_capacity.items():
-                consumed[name] -= number(amount)
-                if not consumed[name]:
-                    del consumed[name]
-            use = use._replace(shares=use.shares - 1, consumed=consumed)
+        use = _counted(self._uses[pool_key][result.device], result, -1)
         self._change_use(pool_key, result.device, use if use.whole or use.shares else None)
 
     def _change_use(self, key: PoolKey, device: str, use: Use | None) -> None:
@@ -514,6 +498,18 @@ class Inventory:
             allocation = self.allocation(key)
             if allocation is not None:
                 yield key, allocation
+
+
+def _counted(use: Use, result: DeviceRequestAllocationResult, sign: int) -> Use:
+    """The use with one result more (sign 1) or less (-1). A result that is no share holds the whole device."""
+    if result.share_id is None and not result.consumed_capacity:
+        return use._replace(whole=use.whole + sign)
+    consumed = dict(use.consumed)
+    for name, amount in result.consumed_capacity.items():
+        consumed[name] = consumed.get(name, 0) + sign * number(amount)
+    return use._replace(
+        shares=use.shares + sign, consumed={name: amount for name, amount in consumed.items() if amount}
+    )
 
 
 def _takes_another(device: Device, use: Use) -> bool:
