@@ -131,7 +131,7 @@ def _reclaim_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal 
     solver = _Solver(session, gang, unit, "reclaim", replace=policy.reclaim_may_consolidate)
     if solver.solve(order):
         return None
-    if policy.reclaim_may_consolidate and leaves:
+    if policy.reclaim_may_consolidate and leaves and solver.conceivable():
         # Victims that get another place are not taken from anybody: look again, and judge only what is really lost.
         everyone = VictimOrder(world, leaves, allowed, lambda victim: "take")
         again = _Solver(session, gang, unit, "reclaim", replace=True, judge=lambda lost: _fair(fairness, lost))
@@ -436,6 +436,14 @@ class _Solver:
         if self.action == "preempt":
             return f"{winner} has priority {gang.priority} in the same queue and needs {needs}"
         return f"moved to make {needs} free in one place for {winner}"
+
+    def conceivable(self) -> bool:
+        """Whether what is free and what the victims hold together could satisfy the unit, wherever it is."""
+        world = self.session.world
+        wanted, taken = demand_of(self.unit)[2], sum(victim.amounts[2] for victim in self.taken)
+        free = sum(max(0, node.later[GPU_COLUMN]) for node in world.nodes.values()) * GPU
+        free += sum(GPU - d.used_later for n in world.nodes.values() for d in n.devices.values() if d.users_later)
+        return not wanted or wanted <= free + taken
 
     def refusal(self, where: str) -> Refusal:
         """Why there was no solution, with the bound that decided."""

@@ -69,6 +69,10 @@ class Ledger:
         self.moves.append((task, task.status, task.node, task.devices, task.leaving, task.charge, task.zones))
         self._apply(task, status, node, devices, leaving, task.charge if charge is None else charge, zones)
 
+    def rename(self, task: Task, status: Status) -> None:
+        """Change the status to one that counts in the same sums (placed in this cycle to in flight); not undone."""
+        task.status = status
+
     def _apply(
         self,
         task: Task,

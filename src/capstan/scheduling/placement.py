@@ -20,20 +20,14 @@ from capstan.scheduling.world import World
 
 Rank = tuple[int, int, int, int, int, float, str, int, Node]
 """preference, topology, sharing, availability, kind, density, name, version, node"""
-_VERSION, _NODE = 7, 8
 
 
 def fits(shape: Shape, node: Node, *, later: bool) -> bool:
     """Whether the columns (and shared devices) of a node have room: later, or at once without breaking promises."""
-    after = node.later
+    after, idle = node.later, node.later if later else node.idle
     for column, amount in shape.requests:
-        if after[column] < amount:
+        if after[column] < amount or idle[column] < amount:
             return False
-    if not later:
-        idle = node.idle
-        for column, amount in shape.requests:
-            if idle[column] < amount:
-                return False
     if shape.share is not None and not node.by_claims:
         return devices.pick(shape.share, node, later=later, pack=True) is not None
     return True
@@ -53,17 +47,17 @@ class ShapeIndex:
         self.world, self.policy, self.shape, self.boost = world, policy, shape, boost or {}
         everything = world.nodes.values() if nodes is None else nodes
         self.layout = world.layout
-        self.nodes = [node for node in everything if not node_reason(shape, node)]
-        self.members = None if nodes is None and not shape.by_name else {node.name for node in self.nodes}
+        suited = [node for node in everything if not node_reason(shape, node)]
+        self.members = {node.name for node in suited}
         self.read = len(world.touched)
-        self.heap: list[Rank] = [rank for node in self.nodes if (rank := self._rank(node)) is not None]
+        self.heap: list[Rank] = [rank for node in suited if (rank := self._rank(node)) is not None]
         heapify(self.heap)
 
     def _rank(self, node: Node) -> Rank | None:
         shape = self.shape
         if not fits(shape, node, later=True):
             return None
-        availability = 0 if fits(shape, node, later=False) else 1
+        availability = 0 if node.idle == node.later or fits(shape, node, later=False) else 1
         policy = self.policy
         sharing = kind = 0
         if shape.on_gpu:
@@ -91,30 +85,25 @@ class ShapeIndex:
     def _catch_up(self) -> None:
         world = self.world
         log = world.touched
-        if self.layout != world.layout or self.read > len(log):
-            raise LookupError("the index is older than the layout of the cluster")
-        if self.read == len(log):
+        behind = len(log) - self.read
+        if not behind:
             return
-        members, shape, heap = self.members, self.shape, self.heap
-        for node in {id(n): n for n in log[self.read :]}.values():
-            if members is not None and node.name not in members:
-                continue
-            if node_reason(shape, node):
-                continue
-            rank = self._rank(node)
-            if rank is not None:
-                heappush(heap, rank)
+        fresh = (log[-1],) if behind == 1 else {id(node): node for node in log[self.read :]}.values()
+        for node in fresh:
+            if node.name in self.members:
+                rank = self._rank(node)
+                if rank is not None:
+                    heappush(self.heap, rank)
         self.read = len(log)
 
-    def best(self) -> Node | None:
-        """The best node by columns, or None when no node has room."""
+    def best(self) -> Rank | None:
+        """The entry of the best node by columns, or None when no node has room."""
         self._catch_up()
         heap = self.heap
         while heap:
             top = heap[0]
-            node = top[8]
-            if top[7] == node.version:
-                return node
+            if top[7] == top[8].version:
+                return top
             heappop(heap)
         return None
 
@@ -195,10 +184,11 @@ class Placer:
         index = self.index(task.shape, nodes, boost, key)
         plain = not (needs_company(self.world, task) or task.implied is not None or task.shape.numa)
         if plain:
-            node = index.best()
-            if node is not None:
-                self._put(task, node, later)
-            return node
+            top = index.best()
+            if top is None:
+                return None
+            self._put(task, top[8], wait=later or top[3] > 0)
+            return top[8]
         for node in self._in_company(task, index.candidates(), later):
             if self.try_node(task, node, later=later):
                 return node
@@ -238,12 +228,11 @@ class Placer:
             if granted is None:
                 return False
             wait = wait or granted.later
-        self._put(task, node, wait, zones or ())
+        self._put(task, node, wait=wait, zones=zones or ())
         return True
 
-    def _put(self, task: Task, node: Node, later: bool, zones: tuple[str, ...] = ()) -> None:
+    def _put(self, task: Task, node: Node, *, wait: bool, zones: tuple[str, ...] = ()) -> None:
         shape = task.shape
-        wait = later or not fits(shape, node, later=False)
         names: tuple[str, ...] = ()
         charge = None
         if shape.share is not None and not node.by_claims:

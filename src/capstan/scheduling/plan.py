@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import msgspec
 
 from capstan.api.core import ExtendedResourceRequestMapping
 from capstan.api.resource import AllocationResult, ResourceClaim
@@ -11,8 +11,7 @@ Key = tuple[str, str]
 """(namespace, name)"""
 
 
-@dataclass(frozen=True, slots=True)
-class ImpliedClaim:
+class ImpliedClaim(msgspec.Struct, frozen=True, gc=False):
     """The ResourceClaim to create for a pod's extended resources or GPU share, already allocated."""
 
     claim: ResourceClaim
@@ -20,8 +19,7 @@ class ImpliedClaim:
     mappings: tuple[ExtendedResourceRequestMapping, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Bind:
+class Bind(msgspec.Struct, frozen=True, gc=False):
     """Start a pod on a node now.
 
     `claims` are allocations to write first (claims that have none yet); `reserve` names every claim that must list the
@@ -33,7 +31,7 @@ class Bind:
     uid: str
     node: str
     group: str
-    claims: dict[Key, AllocationResult] = field(default_factory=dict)
+    claims: dict[Key, AllocationResult] = {}
     implied: ImpliedClaim | None = None
     reserve: tuple[Key, ...] = ()
     gpu_groups: tuple[str, ...] = ()
@@ -41,8 +39,7 @@ class Bind:
     """NUMA zones that the engine counts on, on nodes that align."""
 
 
-@dataclass(frozen=True, slots=True)
-class Eviction:
+class Eviction(msgspec.Struct, frozen=True, gc=False):
     """End a pod, because the simulation proved that `for_group` starts in its place (or its gang is stale)."""
 
     namespace: str
@@ -57,8 +54,7 @@ class Eviction:
     """In words, with numbers."""
 
 
-@dataclass(frozen=True, slots=True)
-class Promise:
+class Promise(msgspec.Struct, frozen=True, gc=False):
     """A pod waits for resources on `node` that are being released; nothing is written but the nomination."""
 
     namespace: str
@@ -68,24 +64,22 @@ class Promise:
     group: str
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True, gc=False):
     """Why a gang stays pending. `reason` is a KAI condition reason; `message` carries the decisive bound in numbers."""
 
     namespace: str
     group: str
     reason: str
     message: str
-    details: dict[str, object] = field(default_factory=dict)
-    nodes: dict[str, int] = field(default_factory=dict)
+    details: dict[str, object] = {}
+    nodes: dict[str, int] = {}
     """Reason -> number of nodes that were refused for it."""
     pods: tuple[str, ...] = ()
     """Names of the pods that wait."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    binds: list[Bind] = field(default_factory=list)
-    evictions: list[Eviction] = field(default_factory=list)
-    promises: list[Promise] = field(default_factory=list)
-    verdicts: list[Verdict] = field(default_factory=list)
+class Plan(msgspec.Struct, frozen=True, gc=False):
+    binds: list[Bind] = []
+    evictions: list[Eviction] = []
+    promises: list[Promise] = []
+    verdicts: list[Verdict] = []

@@ -88,8 +88,11 @@ class Session:
 
     def place(self, gang: Gang, unit: Sequence[Task], *, later: bool) -> bool:
         """Place all tasks of a unit or none. Where a promise is among them, the start waits as a whole."""
-        mark = self.world.mark()
         self._stuck, self._placed = None, 0
+        if len(unit) == 1 and gang.root.levels is None and not gang.root.children:
+            self._stuck = unit[0]
+            return self.placer.place(unit[0], later=later) is not None
+        mark = self.world.mark()
         by_leaf: dict[int, list[Task]] = {}
         for task in unit:
             by_leaf.setdefault(id(task.group), []).append(task)

@@ -146,7 +146,13 @@ def slots(shape: Shape, node: Node, freed: Mapping[int, int] = _NONE) -> int:
     if node_reason(shape, node):
         return 0
     later = node.later
-    most = min((max(0, later[column] + freed.get(column, 0)) // amount for column, amount in shape.requests), default=0)
+    most = 1 << 40
+    for column, amount in shape.requests:
+        count = (later[column] + freed.get(column, 0)) // amount if freed else later[column] // amount
+        if count < most:
+            most = count
+    if most <= 0:
+        return 0
     share = shape.share
     if share is not None and not node.by_claims:
         portion = share.on(node.gpu_memory)

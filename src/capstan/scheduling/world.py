@@ -331,7 +331,7 @@ class World(Ledger):
                 for key, allocation in allocations.items():
                     self.inventory.assume(key, allocation)
             self.binds[bind.uid] = bind
-            self.move(task, Status.BINDING, task.node, task.devices, zones=task.zones)
+            self.rename(task, Status.BINDING)
         for promise in plan.promises:
             self.tasks[promise.uid].held = ()
             self._promised.append(promise.uid)

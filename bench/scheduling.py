@@ -1,0 +1,334 @@
+"""How fast the engine decides, next to a naive scheduler that looks at every node for every pod.
+
+Run with `python -m bench.scheduling [NAME...]`. Prints medians over several runs on fresh worlds; building the world is
+not part of the time unless the line says so. Ratios are to the naive reference on the same input where one exists.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from capstan.api import clock
+from capstan.api.core import Node, Pod
+from capstan.api.scheduling import PodGroup, Queue, Topology
+from capstan.scheduling import Plan, Policy, World, cycle
+
+NOW = 1_750_000_000.0
+ALLOCATE = Policy(actions=("allocate",))
+RECLAIM = Policy(actions=("allocate", "reclaim"))
+
+
+def node(name: str, labels: dict[str, str], gpus: int = 8) -> Node:
+    return msgspec.convert(
+        {
+            "metadata": {"name": name, "labels": {"nvidia.com/gpu.memory": "80000", **labels}},
+            "status": {
+                "allocatable": {"cpu": 192, "memory": "2Ti", "pods": 110, "nvidia.com/gpu": gpus},
+                "conditions": [{"type": "Ready", "status": "True"}],
+            },
+        },
+        Node,
+    )
+
+
+def queue(name: str, parent: str = "", quota: float = -1, limit: float = -1, rank: int = 0) -> Queue:
+    bound = {"quota": quota, "limit": limit, "overQuotaWeight": 1}
+    free = {"quota": -1, "limit": -1, "overQuotaWeight": 1}
+    meta = {"name": name, "creationTimestamp": clock.render(NOW - 100_000 + rank)}
+    resources = {"gpu": bound, "cpu": free, "memory": free}
+    return msgspec.convert({"metadata": meta, "spec": {"parentQueue": parent, "resources": resources}}, Queue)
+
+
+def gang(name: str, queue_name: str, minimum: int = 1, rank: int = 0, **topology: str) -> PodGroup:
+    spec: dict[str, object] = {"queue": queue_name, "minMember": minimum, "priorityClassName": "train"}
+    if topology:
+        spec["topologyConstraint"] = topology
+    meta = {
+        "name": name,
+        "namespace": "x",
+        "uid": f"g{rank:06d}",
+        "creationTimestamp": clock.render(NOW - 50_000 + rank),
+    }
+    return msgspec.convert({"metadata": meta, "spec": spec}, PodGroup)
+
+
+def pod(name: str, group: str, gpus: int = 1, on: str = "", rank: int = 0) -> Pod:
+    requests: dict[str, object] = {"cpu": 1, "memory": "1Gi"}
+    if gpus:
+        requests["nvidia.com/gpu"] = gpus
+    meta = {
+        "name": name,
+        "namespace": "x",
+        "uid": f"p-{name}",
+        "creationTimestamp": clock.render(NOW - 50_000 + rank),
+        "annotations": {"pod-group-name": group},
+    }
+    spec: dict[str, object] = {
+        "schedulerName": "kai-scheduler",
+        "containers": [{"name": "main", "resources": {"requests": requests}}],
+    }
+    if on:
+        spec["nodeName"] = on
+    return msgspec.convert({"metadata": meta, "spec": spec, "status": {"phase": "Running" if on else "Pending"}}, Pod)
+
+
+def cluster(nodes: int, queues: Sequence[Queue] = (), **levels: int) -> World:
+    world = World()
+    for i in range(nodes):
+        labels = {name: f"{name}-{i // size}" for name, size in levels.items()}
+        world.upsert(node(f"node-{i:05d}", labels))
+    for entry in queues:
+        world.upsert(entry)
+    world.begin(NOW)
+    return world
+
+
+def jobs(world: World, count: int, queue_name: str, *, pods: int = 1, gpus: int = 1, start: int = 0) -> None:
+    """Gangs of `pods` waiting pods each."""
+    for i in range(start, start + count):
+        world.upsert(gang(f"job-{i:06d}", queue_name, pods, rank=i))
+        for p in range(pods):
+            world.upsert(pod(f"job-{i:06d}-{p}", f"job-{i:06d}", gpus, rank=i))
+
+
+def confirm(world: World, plan: Plan) -> None:
+    """What a cluster would report back: everything bound runs, everything evicted is gone."""
+    for bind in plan.binds:
+        old = world.pod(bind.uid)
+        spec = msgspec.structs.replace(old.spec, node_name=bind.node)
+        status = msgspec.structs.replace(old.status, phase="Running")
+        world.upsert(msgspec.structs.replace(old, spec=spec, status=status))
+    for eviction in plan.evictions:
+        world.delete("Pod", eviction.namespace, eviction.pod)
+
+
+def full(nodes: int, victim_quota: float, claimant_quota: float) -> World:
+    """`nodes` nodes whose GPUs are all taken by one-GPU jobs of queue `b`."""
+    world = cluster(
+        nodes, [queue("top"), queue("a", "top", claimant_quota, rank=1), queue("b", "top", victim_quota, rank=2)]
+    )
+    jobs(world, nodes * 8, "b")
+    confirm(world, cycle(world, ALLOCATE, NOW))
+    return world
+
+
+@dataclass(frozen=True)
+class Result:
+    seconds: float
+    what: str
+    naive: float | None = None
+
+
+def timed(run: Callable[[], object]) -> float:
+    gc.collect()
+    gc.disable()
+    start = time.perf_counter()
+    run()
+    elapsed = time.perf_counter() - start
+    gc.enable()
+    return elapsed
+
+
+def naive(nodes: int, pods: int, gpus: int) -> float:
+    """Every pod looks at every node: filter, score, take the best."""
+    free = [[f"node-{i:05d}", 192_000, 2 << 40, 110, 8] for i in range(nodes)]
+
+    def run() -> None:
+        for _ in range(pods):
+            best = None
+            for entry in free:
+                if entry[1] >= 1000 and entry[2] >= 1 << 30 and entry[3] >= 1 and entry[4] >= gpus:  # type: ignore[operator]
+                    score = (entry[4], entry[0])
+                    if best is None or score < best[0]:
+                        best = (score, entry)
+            if best is None:
+                continue
+            chosen = best[1]
+            chosen[1] -= 1000  # type: ignore[operator]
+            chosen[2] -= 1 << 30  # type: ignore[operator]
+            chosen[3] -= 1  # type: ignore[operator]
+            chosen[4] -= gpus  # type: ignore[operator]
+
+    return timed(run)
+
+
+def fill() -> Result:
+    world = cluster(500, [queue("top"), queue("a", "top", rank=1)])
+    jobs(world, 4000, "a")
+    plans: list[Plan] = []
+    seconds = timed(lambda: plans.append(cycle(world, ALLOCATE, NOW)))
+    assert len(plans[0].binds) == 4000
+    return Result(seconds, "fill 500 x 8 GPUs with 4,000 one-GPU jobs", naive(500, 4000, 1))
+
+
+def big_gang() -> Result:
+    world = cluster(512, [queue("top"), queue("a", "top", rank=1)], zone=128, block=16, rack=2)
+    world.upsert(
+        msgspec.convert(
+            {
+                "metadata": {"name": "t"},
+                "spec": {
+                    "levels": [{"nodeLabel": name} for name in ("zone", "block", "rack", "kubernetes.io/hostname")]
+                },
+            },
+            Topology,
+        )
+    )
+    world.upsert(gang("big", "a", 512, topology="t", preferredTopologyLevel="rack"))
+    for i in range(512):
+        world.upsert(pod(f"big-{i:03d}", "big", 8))
+    plans: list[Plan] = []
+    seconds = timed(lambda: plans.append(cycle(world, ALLOCATE, NOW)))
+    assert len(plans[0].binds) == 512
+    return Result(seconds, "one 512-pod x 8-GPU gang, 4-level topology", naive(512, 512, 8))
+
+
+def cannot_fit() -> Result:
+    world = full(500, 3921, 79)
+    jobs(world, 1, "a", pods=10, gpus=8, start=9000)
+    plans: list[Plan] = []
+    seconds = timed(lambda: plans.append(cycle(world, Policy(), NOW)))
+    assert not plans[0].evictions
+    return Result(seconds, f"cannot fit: {plans[0].verdicts[0].message[:70]}")
+
+
+def cannot_fit_by_one() -> Result:
+    world = full(500, 3921, 80)
+    jobs(world, 1, "a", pods=10, gpus=8, start=9000)
+    plans: list[Plan] = []
+    seconds = timed(lambda: plans.append(cycle(world, RECLAIM, NOW)))
+    assert not plans[0].evictions
+    return Result(seconds, f"cannot fit: {plans[0].verdicts[0].message[:90]}")
+
+
+def reclaim_one() -> Result:
+    world = full(500, 0, 1)
+    jobs(world, 1, "a", start=9000)
+    plans: list[Plan] = []
+    seconds = timed(lambda: plans.append(cycle(world, Policy(), NOW)))
+    assert len(plans[0].evictions) == 1
+    return Result(seconds, "reclaim for one 1-GPU job, 4,000 running")
+
+
+def reclaim_wide() -> Result:
+    world = full(500, 0, 2000)
+    jobs(world, 1, "a", pods=250, gpus=8, start=9000)
+    plans: list[Plan] = []
+    seconds = timed(lambda: plans.append(cycle(world, RECLAIM, NOW)))
+    assert len(plans[0].evictions) == 2000
+    return Result(seconds, "reclaim for 250 pods x 8 GPUs, 2,000 victims")
+
+
+def reclaim_all() -> Result:
+    world = full(500, 0, 4000)
+    jobs(world, 4000, "a", start=9000)
+
+    def run() -> None:
+        for number in range(100):
+            plan = cycle(world, RECLAIM, NOW + number)
+            confirm(world, plan)
+            if not plan.binds and not plan.evictions:
+                break
+
+    seconds = timed(run)
+    taken = sum(task.node is not None and task.uid >= "p-job-009000" for task in world.tasks.values())
+    assert taken == 4000, taken
+    return Result(seconds, "reclaim 4,000 one-GPU jobs, one cycle after another (with confirmations)")
+
+
+def consolidate() -> Result:
+    """Every node holds 4 of 8 GPUs in one-GPU jobs; 41 gangs of 10 pods x 8 GPUs want whole nodes."""
+    world = cluster(1000, [queue("top"), queue("a", "top", rank=1)])
+    for i in range(1000):
+        for j in range(4):
+            number = i * 4 + j
+            world.upsert(gang(f"job-{number:06d}", "a", 1, rank=number))
+            world.upsert(pod(f"job-{number:06d}-0", f"job-{number:06d}", 1, on=f"node-{i:05d}", rank=number))
+    jobs(world, 41, "a", pods=10, gpus=8, start=9000)
+    plans: list[Plan] = []
+    policy = Policy(actions=("allocate", "consolidate"), max_consolidation_victims=-1)
+    seconds = timed(lambda: plans.append(cycle(world, policy, NOW)))
+    moved = len(plans[0].evictions)
+    assert moved, "nothing was moved"
+    return Result(seconds, f"consolidation for 41 gangs x 10 pods on 1,000 nodes ({moved} moved)")
+
+
+def steady() -> Result:
+    world = cluster(4000, [queue("top"), *(queue(f"q{i}", "top", rank=i + 1) for i in range(20))])
+    for i in range(140_000):
+        name = f"s-{i:06d}"
+        if i % 4 == 0:
+            world.upsert(gang(name, f"q{i % 20}", 4, rank=i))
+        world.upsert(pod(f"{name}", f"s-{i - i % 4:06d}", 0, on=f"node-{i % 4000:05d}", rank=i))
+    cycle(world, Policy(), NOW)
+    times = []
+    for number in range(5):
+        changes = []
+        for i in range(50):
+            at = (number * 50 + i) * 7
+            old = world.pod(f"p-s-{at:06d}")
+            changes.append(msgspec.structs.replace(old, status=msgspec.structs.replace(old.status, phase="Succeeded")))
+        fresh = [
+            (gang(f"n-{number}-{i}", "q1", 1, rank=i), pod(f"n-{number}-{i}-0", f"n-{number}-{i}", 1))
+            for i in range(25)
+        ]
+
+        def run(changes: list[Pod] = changes, fresh: list[tuple[PodGroup, Pod]] = fresh, number: int = number) -> None:
+            for change in changes:
+                world.upsert(change)
+            for group, member in fresh:
+                world.upsert(group)
+                world.upsert(member)
+            plan = cycle(world, Policy(), NOW + number)
+            assert len(plan.binds) == 25
+
+        times.append(timed(run))
+    return Result(statistics.median(times), "steady state: 4,000 nodes, 140,000 pods, 100 changes, upserts and cycle")
+
+
+def growth() -> Result:
+    """Nanoseconds per pod when nodes and work grow together."""
+    parts = []
+    for nodes in (1000, 2000, 4000, 8000):
+        world = cluster(nodes, [queue("top"), queue("a", "top", rank=1)])
+        jobs(world, nodes, "a")
+        seconds = timed(lambda world=world: cycle(world, ALLOCATE, NOW))  # type: ignore[misc]
+        parts.append(f"{nodes // 1000}k {seconds / nodes * 1e6:.1f} us/pod")
+    return Result(seconds, "growth, one 1-GPU job per node: " + ", ".join(parts))
+
+
+BENCHES: dict[str, tuple[Callable[[], Result], int]] = {
+    "fill": (fill, 5),
+    "gang": (big_gang, 5),
+    "cannot-fit": (cannot_fit, 5),
+    "cannot-fit-by-one": (cannot_fit_by_one, 5),
+    "reclaim-one": (reclaim_one, 5),
+    "reclaim-wide": (reclaim_wide, 5),
+    "reclaim-all": (reclaim_all, 1),
+    "consolidate": (consolidate, 3),
+    "steady": (steady, 1),
+    "growth": (growth, 1),
+}
+
+
+def main(names: Sequence[str]) -> None:
+    """Run the named benchmarks, or all."""
+    for name, (bench, runs) in BENCHES.items():
+        if names and name not in names:
+            continue
+        results = [bench() for _ in range(runs)]
+        median = statistics.median(result.seconds for result in results)
+        reference = [result.naive for result in results if result.naive is not None]
+        ratio = f", {statistics.median(reference) / median:5.1f} x faster than naive" if reference else ""
+        print(f"{name:18} {median * 1e3:10.2f} ms{ratio}  {results[0].what}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
