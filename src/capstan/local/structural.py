@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import jsonschema_rs
@@ -73,19 +73,26 @@ class Structural:
         self._definitions = definitions
         self._nodes: dict[str, Node] = {}
         self.root = self._node(schema)
-        self._strict: jsonschema_rs.Validator | None = None
         self._default = _defaulter(self.root, {})
         self._has_keyed_lists = '"x-kubernetes-list-type"' in json.dumps(schema)
 
     def valid(self, obj: object) -> bool:
         """True when the object has no unknown field, no null that should not be there and no error. Microseconds."""
-        if self._strict is None:
-            self._strict = jsonschema_rs.validator_for(
+        if (strict := self._strict) is None:
+            return next(_unknown(self.root, obj, ()), None) is None and not self.errors(obj)
+        return bool(strict.is_valid(obj))
+
+    @cached_property
+    def _strict(self) -> jsonschema_rs.Validator | None:
+        """The compiled strict schema; None for one that only the slow walk can interpret (an RE2-only pattern)."""
+        try:
+            return jsonschema_rs.validator_for(
                 {"$schema": "http://json-schema.org/draft-07/schema#", **self._strict_document()},
                 pattern_options=jsonschema_rs.RegexOptions(),
                 validate_formats=False,
             )
-        return bool(self._strict.is_valid(obj))
+        except (jsonschema_rs.ValidationError, ValueError):
+            return None
 
     def unknown(self, obj: object) -> list[str]:
         """The paths of fields the schema does not know (`spec.containers[0].imagee`), in document order."""

@@ -67,7 +67,7 @@ def checks_of(schema: JsonSchema) -> Checks:
         types=(kind,) if kind else (),
         nullable=bool(schema.get("nullable")),
         int_or_string=bool(schema.get("x-kubernetes-int-or-string")),
-        enum=schema.get("enum"),
+        enum=schema.get("enum") or None,
         required=tuple(schema.get("required", ())),
         format=schema.get("format", ""),
         pattern=schema.get("pattern", ""),
@@ -101,7 +101,7 @@ def strict_scalar(schema: JsonSchema) -> JsonSchema:
     """The node's own keywords (not its children) as JSON schema draft 7."""
     strict: JsonSchema = {}
     for key in ("type", "enum", "required", "pattern", "multipleOf", "minLength", "maxLength", "minItems", "maxItems"):
-        if key in schema:
+        if schema.get(key) not in (None, []):
             strict[key] = schema[key]
     for key in ("minProperties", "maxProperties", "uniqueItems"):
         if key in schema:
@@ -112,7 +112,7 @@ def strict_scalar(schema: JsonSchema) -> JsonSchema:
             strict[exclusive if schema.get(exclusive) else bound] = schema[bound]
     if not _is_plain_reference(schema):
         for key in ("allOf", "anyOf", "oneOf"):
-            if key in schema:
+            if schema.get(key):
                 strict[key] = [_draft7(branch) for branch in schema[key]]
         if "not" in schema:
             strict["not"] = _draft7(schema["not"])

@@ -14,7 +14,16 @@ from capstan.local.types_base import Object
 
 Convert = Callable[[Object], Object]
 
-_EXACT = ("deviceClassName", "selectors", "allocationMode", "count", "adminAccess", "tolerations", "capacity")
+_EXACT = (
+    "deviceClassName",
+    "selectors",
+    "allocationMode",
+    "count",
+    "adminAccess",
+    "derivedAttributes",
+    "tolerations",
+    "capacity",
+)
 
 _EVENT_NAMES = (
     ("regarding", "involvedObject"),

@@ -433,9 +433,14 @@ RULES: dict[tuple[str, str], Rules] = {
         needs_spec=True, default=devices.default_template, validate=devices.validate_template
     ),
     (_DEVICES, "ResourceSlice"): Rules(
-        needs_spec=True, validate=devices.validate_slice, selectable=("spec.nodeName", "spec.driver", "spec.pool.name")
+        needs_spec=True,
+        default=devices.default_slice,
+        validate=devices.validate_slice,
+        selectable=("spec.nodeName", "spec.driver", "spec.pool.name"),
     ),
-    (_DEVICES, "DeviceTaintRule"): Rules(needs_spec=True, validate=devices.validate_taint_rule),
+    (_DEVICES, "DeviceTaintRule"): Rules(
+        needs_spec=True, default=devices.default_taint_rule, validate=devices.validate_taint_rule
+    ),
     (_ADMISSION, "ValidatingAdmissionPolicy"): Rules(needs_spec=True, validate=_validate_policy),
     (_ADMISSION, "ValidatingAdmissionPolicyBinding"): Rules(needs_spec=True, validate=_validate_policy_binding),
     (_ADMISSION, "MutatingAdmissionPolicy"): Rules(needs_spec=True, validate=_validate_policy),

@@ -8,12 +8,13 @@ has checked types, enumerations, required fields and list lengths.
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 
 import msgspec
 
 from capstan import cel
-from capstan.api import quantity
+from capstan.api import clock, quantity
 from capstan.local.structural_errors import duplicate, forbidden, format_error, invalid, not_found, required, too_many
 from capstan.local.validation import Causes, Object, immutable, key_error
 from capstan.local.validation_pods import node_selector
@@ -54,6 +55,23 @@ def default_claim_spec(spec: Object) -> None:
                 one["count"] = 1
             for toleration in (one or {}).get("tolerations") or ():
                 toleration.setdefault("operator", "Equal")
+
+
+def default_slice(obj: Object) -> None:
+    """A taint counts from when it was first seen, unless it says so itself; `basic` is where v1beta1 keeps it."""
+    for device in obj["spec"].get("devices") or ():
+        for taint in (device.get("basic") or device).get("taints") or ():
+            _stamp(taint)
+
+
+def default_taint_rule(obj: Object) -> None:
+    if (taint := obj["spec"].get("taint")) is not None:
+        _stamp(taint)
+
+
+def _stamp(taint: Object) -> None:
+    if not taint.get("timeAdded"):
+        taint["timeAdded"] = clock.render(time.time())
 
 
 def validate_claim(new: Object, old: Object | None) -> Causes:

@@ -1,0 +1,372 @@
+"""What the rules of built-in kinds refuse: the field, and the words users know."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capstan.api import quantity
+from capstan.local import validation
+
+from .types_samples import complaints, created, kind, pod
+
+Object = dict[str, Any]
+
+
+def container(**fields: Any) -> Object:
+    return pod(containers=[{"name": "main", "image": "a", **fields}])
+
+
+POD_ERRORS: list[tuple[Object, str, str]] = [
+    (pod(containers=[]), "spec.containers", "Required value"),
+    (pod(containers=[{"image": "a"}]), "spec.containers[0].name", "Required value"),
+    (pod(containers=[{"name": "A_b", "image": "a"}]), "spec.containers[0].name", "RFC 1123 label"),
+    (pod(containers=[{"name": "a"}]), "spec.containers[0].image", "Required value"),
+    (
+        pod(containers=[{"name": "a", "image": "a"}, {"name": "a", "image": "b"}]),
+        "spec.containers[1].name",
+        'Duplicate value: "a"',
+    ),
+    (pod(restartPolicy="Sometimes"), "spec.restartPolicy", "Unsupported value"),
+    (container(ports=[{"containerPort": 70000}]), "spec.containers[0].ports[0].containerPort", "65535"),
+    (
+        container(volumeMounts=[{"name": "v", "mountPath": "/v"}]),
+        "spec.containers[0].volumeMounts[0].name",
+        "Not found",
+    ),
+    (
+        container(resources={"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}),
+        "spec.containers[0].resources.requests",
+        "must be less than or equal to cpu limit of 1",
+    ),
+    (
+        container(resources={"limits": {"nvidia.com/gpu": "0.5"}}),
+        "spec.containers[0].resources.limits[nvidia.com/gpu]",
+        "must be an integer",
+    ),
+    (
+        container(resources={"requests": {"nvidia.com/gpu": "1"}}),
+        "spec.containers[0].resources.limits",
+        "cannot be overcommitted",
+    ),
+    (
+        container(resources={"limits": {"cpu": "-1"}}),
+        "spec.containers[0].resources.limits[cpu]",
+        "greater than or equal",
+    ),
+    (
+        container(resources={"limits": {"cpu": "1x"}}),
+        "spec.containers[0].resources.limits[cpu]",
+        "quantities must match",
+    ),
+    (container(resources={"claims": [{"name": "gpu"}]}), "spec.containers[0].resources.claims[0].name", "Not found"),
+    (
+        container(env=[{"name": "A", "value": "x", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]),
+        "spec.containers[0].env[0].valueFrom",
+        "may not be specified when `value` is not empty",
+    ),
+    (pod(resourceClaims=[{"name": "gpu"}]), "spec.resourceClaims[0]", "must specify one of"),
+    (
+        pod(resourceClaims=[{"name": "gpu", "resourceClaimName": "a", "resourceClaimTemplateName": "b"}]),
+        "spec.resourceClaims[0]",
+        "at most one of",
+    ),
+    (pod(tolerations=[{"operator": "Equal"}]), "spec.tolerations[0].operator", "must be Exists when `key` is empty"),
+    (pod(nodeSelector={"a b": "c"}), "spec.nodeSelector", "name part must consist of"),
+    (
+        pod(volumes=[{"name": "v", "emptyDir": {}, "hostPath": {"path": "/"}}]),
+        "spec.volumes[0]",
+        "may not specify more than 1 volume type",
+    ),
+    (
+        pod(schedulingGates=[{"name": "example.com/g"}], nodeName="n1"),
+        "spec.nodeName",
+        "until all schedulingGates have been cleared",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("obj", "field", "words"), POD_ERRORS, ids=[row[1] + str(at) for at, row in enumerate(POD_ERRORS)]
+)
+def test_pods_that_are_refused(obj: Object, field: str, words: str) -> None:
+    found = complaints(created(obj))
+    assert words in found.get(field, ""), found
+
+
+@pytest.mark.parametrize(
+    ("meta", "field", "words"),
+    [
+        ({"name": ""}, "metadata.name", "name or generateName is required"),
+        ({"name": "Upper"}, "metadata.name", "RFC 1123 subdomain"),
+        ({"name": "a" * 254}, "metadata.name", "no more than 253"),
+        ({"name": "a\n"}, "metadata.name", "RFC 1123 subdomain"),
+        ({"name": "a", "labels": {"k": "v" * 64}}, "metadata.labels", "no more than 63"),
+        ({"name": "a", "labels": {"/k": "v"}}, "metadata.labels", "prefix part must be non-empty"),
+        ({"name": "a", "annotations": {"k": "v" * 300_000}}, "metadata.annotations", "Too long"),
+        ({"name": "a", "ownerReferences": [{"kind": "A"}]}, "metadata.ownerReferences[0].uid", "Required value"),
+        ({"name": "a", "finalizers": ["bad name"]}, "metadata.finalizers[0]", "name part must consist of"),
+        ({"name": "a", "namespace": "A"}, "metadata.namespace", "RFC 1123 label"),
+    ],
+)
+def test_metadata_that_is_refused(meta: Object, field: str, words: str) -> None:
+    found = complaints(created({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta}))
+    assert words in found.get(field, ""), found
+
+
+def test_cluster_scoped_objects_have_no_namespace() -> None:
+    node = created({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "namespace": "x"}})
+    assert list(complaints(node)) == ["metadata.namespace"]
+
+
+def test_a_deleted_object_takes_no_new_finalizers() -> None:
+    old = created({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}})
+    old["metadata"].update(deletionTimestamp="2026-11-23T12:00:00Z", finalizers=["example.com/a"])
+    new = copy.deepcopy(old)
+    new["metadata"]["finalizers"] = ["example.com/b"]
+    assert list(complaints(new, old)) == ["metadata.finalizers"]
+
+
+def test_roles_take_names_with_colons_and_bindings_keep_their_role() -> None:
+    binding = created(
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRoleBinding",
+            "metadata": {"name": "system:x"},
+            "roleRef": {"kind": "ClusterRole", "name": "view"},
+            "subjects": [{"kind": "User", "name": "u"}],
+        }
+    )
+    assert binding["roleRef"]["apiGroup"] == "rbac.authorization.k8s.io"
+    assert complaints(binding) == {}
+    other = copy.deepcopy(binding)
+    other["roleRef"]["name"] = "edit"
+    assert complaints(other, binding) == {
+        "roleRef": 'Invalid value: {"kind": "ClusterRole", "name": "edit", "apiGroup": "rbac.authorization.k8s.io"}: '
+        "cannot change roleRef"
+    }
+
+
+def claim(*requests: Object, **devices: Any) -> Object:
+    return {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "ResourceClaim",
+        "metadata": {"name": "c"},
+        "spec": {"devices": {"requests": list(requests), **devices}},
+    }
+
+
+GPU = {"name": "gpu", "exactly": {"deviceClassName": "gpu.nvidia.com"}}
+AT = "spec.devices.requests[0]"
+CLAIM_ERRORS: list[tuple[Object, str, str]] = [
+    (claim({"name": "gpu"}), AT, "exactly one of `exactly` or `firstAvailable` is required"),
+    (claim({**GPU, "firstAvailable": [{"name": "a", "deviceClassName": "b"}]}), AT, "exactly one of"),
+    (claim(GPU, GPU), "spec.devices.requests[1].name", "Duplicate value"),
+    (claim({"name": "gpu", "exactly": {}}), f"{AT}.exactly.deviceClassName", "Required value"),
+    (claim({"name": "G", "exactly": GPU["exactly"]}), f"{AT}.name", "RFC 1123 label"),
+    (
+        claim({"name": "gpu", "exactly": {"deviceClassName": "g", "count": -1}}),
+        f"{AT}.exactly.count",
+        "greater than zero",
+    ),
+    (
+        claim({"name": "gpu", "exactly": {"deviceClassName": "g", "allocationMode": "All", "count": 2}}),
+        f"{AT}.exactly.count",
+        "must not be specified",
+    ),
+    (claim(*[{**GPU, "name": f"r{n}"} for n in range(33)]), "spec.devices.requests", "Too many: 33"),
+    (
+        claim(
+            {"name": "gpu", "exactly": {"deviceClassName": "g", "selectors": [{"cel": {"expression": "device.typo"}}]}}
+        ),
+        f"{AT}.exactly.selectors[0].cel.expression",
+        "undefined field 'typo'",
+    ),
+    (claim(GPU, constraints=[{"requests": ["gpu"]}]), "spec.devices.constraints[0]", "exactly one of"),
+    (
+        claim(GPU, constraints=[{"requests": ["other"], "matchAttribute": "a.b/c"}]),
+        "spec.devices.constraints[0].requests[0]",
+        "Not found",
+    ),
+    (claim(GPU, constraints=[{"matchAttribute": "c"}]), "spec.devices.constraints[0].matchAttribute", "domain"),
+    (claim(GPU, config=[{"requests": ["gpu"]}]), "spec.devices.config[0].opaque", "Required value"),
+]
+
+
+@pytest.mark.parametrize(("obj", "field", "words"), CLAIM_ERRORS, ids=[str(at) for at in range(len(CLAIM_ERRORS))])
+def test_claims_that_are_refused(obj: Object, field: str, words: str) -> None:
+    found = complaints(created(obj))
+    assert words in found.get(field, ""), found
+
+
+def test_constraints_may_name_alternatives() -> None:
+    alternatives = [{"name": "big", "deviceClassName": "a"}, {"name": "small", "deviceClassName": "b"}]
+    constraint = {"requests": ["gpu/small"], "matchAttribute": "example.com/numa"}
+    made = created(claim({"name": "gpu", "firstAvailable": alternatives}, constraints=[constraint]))
+    assert complaints(made) == {}
+    assert made["spec"]["devices"]["requests"][0]["firstAvailable"][0]["count"] == 1
+
+
+def test_a_claim_cannot_change_but_its_status_can() -> None:
+    old = created(claim(GPU))
+    item = kind("resource.k8s.io/v1", "ResourceClaim")
+    new = copy.deepcopy(old)
+    new["spec"]["devices"]["requests"][0]["exactly"]["count"] = 2
+    assert list(complaints(new, old)) == ["spec"]
+    result = {"request": "gpu", "driver": "gpu.nvidia.com", "pool": "n1", "device": "gpu-0"}
+    granted = copy.deepcopy(old)
+    granted["status"] = {"allocation": {"devices": {"results": [result]}}}
+    assert item.validate_status(granted, old) == []
+    moved = copy.deepcopy(granted)
+    moved["status"]["allocation"]["devices"]["results"][0]["device"] = "gpu-1"
+    assert [cause.field for cause in item.validate_status(moved, granted)] == ["status.allocation"]
+    reserved = copy.deepcopy(old)
+    reserved["status"] = {"reservedFor": [{"resource": "pods", "name": "p", "uid": "u"}]}
+    assert [cause.field for cause in item.validate_status(reserved, old)] == ["status.reservedFor"]
+
+
+def resource_slice(*devices: Object, **spec: Any) -> Object:
+    pool = {"name": "n1", "generation": 1, "resourceSliceCount": 1}
+    return {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "ResourceSlice",
+        "metadata": {"name": "s"},
+        "spec": {"driver": "gpu.nvidia.com", "nodeName": "n1", "pool": pool, "devices": list(devices), **spec},
+    }
+
+
+COUNTERS = [{"name": "gpu-0", "counters": {"memory": {"value": "40Gi"}}}]
+SLICE_ERRORS: list[tuple[Object, str, str]] = [
+    (resource_slice(allNodes=True), "spec", "exactly one of"),
+    (resource_slice(nodeName=None), "spec", "exactly one of"),
+    (resource_slice({"name": "a"}, {"name": "a"}), "spec.devices[1].name", "Duplicate value"),
+    (resource_slice(*[{"name": f"d{n}"} for n in range(129)]), "spec.devices", "Too many: 129"),
+    (
+        resource_slice(*[{"name": f"d{n}", "taints": [{"key": "k", "effect": "NoSchedule"}]} for n in range(65)]),
+        "spec.devices",
+        "at most 64",
+    ),
+    (resource_slice({"name": "a"}, sharedCounters=COUNTERS), "spec", "only one of"),
+    (resource_slice({"name": "a", "attributes": {"x-y": {"int": 1}}}), "spec.devices[0].attributes", "C identifier"),
+    (
+        resource_slice({"name": "a", "attributes": {"x": {"int": 1, "bool": True}}}),
+        "spec.devices[0].attributes[x]",
+        "exactly one value",
+    ),
+    (
+        resource_slice({"name": "a", "attributes": {"x": {"version": "1.0"}}}),
+        "spec.devices[0].attributes[x].version",
+        "semver",
+    ),
+    (resource_slice({"name": "a", "allNodes": True}), "spec.devices[0].allNodes", "perDeviceNodeSelection"),
+    (
+        resource_slice({"name": "a", "attributes": {f"a{n}": {"int": 1} for n in range(33)}}),
+        "spec.devices[0]",
+        "must not exceed 32",
+    ),
+    (
+        resource_slice({"name": "a", "capacity": {"m": {"value": "1", "requestPolicy": {"default": "1"}}}}),
+        "spec.devices[0].capacity[m].requestPolicy",
+        "allowMultipleAllocations must be true",
+    ),
+    (
+        resource_slice(pool={"name": "n1", "generation": 1, "resourceSliceCount": 0}),
+        "spec.pool.resourceSliceCount",
+        "1",
+    ),
+]
+
+
+@pytest.mark.parametrize(("obj", "field", "words"), SLICE_ERRORS, ids=[str(at) for at in range(len(SLICE_ERRORS))])
+def test_slices_that_are_refused(obj: Object, field: str, words: str) -> None:
+    found = complaints(created(obj))
+    assert words in found.get(field, ""), found
+
+
+def test_a_taint_without_a_time_gets_one() -> None:
+    made = created(resource_slice({"name": "a", "taints": [{"key": "k", "effect": "NoExecute"}]}))
+    assert made["spec"]["devices"][0]["taints"][0]["timeAdded"].endswith("Z")
+    assert complaints(made) == {}
+
+
+WORKLOAD_ERRORS: list[tuple[str, str, Object, str, str]] = [
+    ("apps/v1", "Deployment", {"selector": {}}, "spec.selector", "empty selector"),
+    (
+        "apps/v1",
+        "Deployment",
+        {"selector": {"matchLabels": {"app": "other"}}},
+        "spec.template.metadata.labels",
+        "`selector` does not match template `labels`",
+    ),
+    ("apps/v1", "Deployment", {"replicas": -1}, "spec.replicas", "greater than or equal to 0"),
+    (
+        "apps/v1",
+        "Deployment",
+        {"strategy": {"type": "Recreate", "rollingUpdate": {}}},
+        "spec.strategy.rollingUpdate",
+        "may not be specified",
+    ),
+    (
+        "apps/v1",
+        "Deployment",
+        {"strategy": {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 0}}},
+        "spec.strategy.rollingUpdate.maxUnavailable",
+        "may not be 0",
+    ),
+    ("batch/v1", "Job", {}, "spec.template.spec.restartPolicy", 'supported values: "OnFailure", "Never"'),
+    ("batch/v1", "Job", {"completionMode": "Indexed", "parallelism": 2}, "spec.completions", "Required value"),
+]
+
+
+@pytest.mark.parametrize(("api_version", "name", "change", "field", "words"), WORKLOAD_ERRORS)
+def test_workloads_that_are_refused(api_version: str, name: str, change: Object, field: str, words: str) -> None:
+    template = {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "main", "image": "a"}]}}
+    spec = {"template": template, **change}
+    if name != "Job":
+        spec.setdefault("selector", {"matchLabels": {"app": "web"}})
+    found = complaints(created({"apiVersion": api_version, "kind": name, "metadata": {"name": "w"}, "spec": spec}))
+    assert words in found.get(field, ""), found
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("1000m", "1"),
+        ("0.5", "500m"),
+        (0.1, "100m"),
+        (2, "2"),
+        ("1024Mi", "1Gi"),
+        ("1500Mi", "1500Mi"),
+        ("0.5Gi", "512Mi"),
+        ("1000", "1k"),
+        ("1e3", "1e3"),
+        ("0", "0"),
+        ("-1500m", "-1500m"),
+    ],
+)
+def test_canonical_quantities(text: Any, canonical: str) -> None:
+    assert quantity.canonical(text) == canonical
+
+
+@settings(deadline=None)
+@given(st.from_regex(r"-?[0-9]{1,9}(\.[0-9]{1,3})?(m|k|M|G|Ki|Mi|Gi|e3)?", fullmatch=True))
+def test_a_canonical_quantity_is_the_same_amount_and_stays(text: str) -> None:
+    once = quantity.canonical(text)
+    assert quantity.canonical(once) == once
+    if "i" not in text or quantity.parse(text) == quantity.parse(text).to_integral_value():
+        assert quantity.parse(once) == quantity.parse(text)
+
+
+@given(st.text(max_size=70))
+def test_keys_and_values_of_labels_are_judged_without_stumbling(text: str) -> None:
+    """What is accepted is short, and accepted again."""
+    if validation.key_error(text) is None:
+        assert 0 < len(text.rpartition("/")[2]) <= 63
+        assert validation.key_error(text) is None
+    if validation.label_value_error(text) is None:
+        assert len(text) <= 63
+        assert text == text.strip()
