@@ -91,7 +91,20 @@ def test_a_runtime_class_brings_overhead_and_scheduling(api) -> None:
     spec = api.create(PODS, pod(runtimeClassName="kata", nodeSelector={"zone": "a"}))["spec"]
     assert spec["overhead"] == {"cpu": "250m", "memory": "160Mi"}
     assert spec["nodeSelector"] == {"zone": "a", "kata": "yes"}
-    assert spec["tolerations"] == [toleration]
+    assert toleration in spec["tolerations"]
+
+
+def test_pods_stay_five_minutes_on_a_node_in_trouble_unless_they_say_otherwise(api) -> None:
+    tolerations = api.create(PODS, pod())["spec"]["tolerations"]
+    assert {each["key"]: each["tolerationSeconds"] for each in tolerations} == {
+        "node.kubernetes.io/not-ready": 300,
+        "node.kubernetes.io/unreachable": 300,
+    }
+    own = {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5}
+    tolerations = api.create(PODS, pod("q", tolerations=[own]))["spec"]["tolerations"]
+    assert [each.get("tolerationSeconds") for each in tolerations] == [5, 300]
+    everything = {"operator": "Exists"}
+    assert api.create(PODS, pod("r", tolerations=[everything]))["spec"]["tolerations"] == [everything]
 
 
 def test_runtime_class_refusals(api) -> None:

@@ -207,9 +207,7 @@ def test_subject_access_review(api) -> None:
     spec = {"user": "alice", "resourceAttributes": {"verb": "get", "resource": "configmaps", "namespace": "x"}}
     assert api.create(path, {"spec": spec})["status"] == {"allowed": True}
     spec["resourceAttributes"] |= {"verb": "delete"}
-    denied = api.create(path, {"spec": spec})["status"]
-    assert denied["allowed"] is False
-    assert 'User "alice" cannot delete' in denied["reason"]
+    assert api.create(path, {"spec": spec})["status"] == {"allowed": False}
     assert api.call("POST", path, {"spec": {"user": "alice"}}).status[:2] == (400, "BadRequest")
     assert api.call("GET", path).status[:2] == (405, "MethodNotAllowed")
 

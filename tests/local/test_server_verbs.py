@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from capstan.local import User
+
 MAPS = "/api/v1/namespaces/default/configmaps"
 PODS = "/api/v1/namespaces/default/pods"
 DEPLOYMENTS = "/apis/apps/v1/namespaces/default/deployments"
@@ -409,8 +411,17 @@ def test_apply_says_what_it_needs(api) -> None:
     assert api.apply(f"{DEPLOYMENTS}/nope/status", deployment("nope")).status[:2] == (404, "NotFound")
 
 
+def test_what_people_make_is_owned_by_their_manager_and_admission_owns_nothing(api) -> None:
+    created = api.create(f"{PODS}?fieldManager=hand", pod())
+    (entry,) = created["metadata"]["managedFields"]
+    assert (entry["manager"], entry["operation"]) == ("hand", "Update")
+    assert created["spec"]["serviceAccountName"] == "default"
+    assert "f:serviceAccountName" not in entry["fieldsV1"]["f:spec"]
+    assert "f:status" not in entry["fieldsV1"]
+
+
 def test_apply_to_an_untracked_object_starts_its_tracking(api) -> None:
-    api.create(PODS, pod())
+    api.create(PODS, pod(), user=User("system:serviceaccount:kube-system:maker", ("system:masters",)))
     assert "managedFields" not in api.get(f"{PODS}/p")["metadata"]
     body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "labels": {"a": "b"}}}
     managers = {entry["manager"] for entry in api.apply(f"{PODS}/p", body, "one").body["metadata"]["managedFields"]}

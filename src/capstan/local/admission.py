@@ -20,6 +20,7 @@ from capstan.local.store import Store
 from capstan.local.types import ResourceType
 
 Operation = Literal["CREATE", "UPDATE", "DELETE", "CONNECT"]
+_NODE_TROUBLE = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 ADMIN_ACCESS_LABEL = "resource.kubernetes.io/admin-access"
 
 
@@ -49,13 +50,21 @@ class Chain:
 
     def __init__(self, store: Store) -> None:
         builtin = _Builtin(store)
-        self.mutating: list[Plugin] = [builtin.service_account, builtin.priority, builtin.runtime_class]
+        self.mutating: list[Plugin] = [
+            builtin.service_account,
+            builtin.priority,
+            builtin.runtime_class,
+            builtin.default_tolerations,
+        ]
         self.validating: list[Plugin] = [builtin.admin_access]
         self.namespace = builtin.namespace
 
-    def mutate(self, attributes: Attributes) -> None:
+    def mutate(self, attributes: Attributes) -> Json:
+        """The object as the plugins leave it; they may change it or put another in its place."""
         for plugin in self.mutating:
             plugin(attributes)
+        assert attributes.object is not None, "an object that is written does not vanish in admission"
+        return attributes.object
 
     def validate(self, attributes: Attributes) -> None:
         for plugin in self.validating:
@@ -180,6 +189,19 @@ class _Builtin:
         for toleration in scheduling.get("tolerations") or []:
             if toleration not in spec.setdefault("tolerations", []):
                 spec["tolerations"].append(toleration)
+
+    def default_tolerations(self, attributes: Attributes) -> None:
+        """DefaultTolerationSeconds: a pod stays five minutes on a node that is not ready or cannot be reached."""
+        spec = self._new_pod(attributes)
+        if spec is None:
+            return
+        for key in _NODE_TROUBLE:
+            if not any(
+                toleration.get("key") in (None, "", key) and toleration.get("effect") in (None, "", "NoExecute")
+                for toleration in spec.get("tolerations") or []
+            ):
+                toleration = {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}
+                spec.setdefault("tolerations", []).append(toleration)
 
     def admin_access(self, attributes: Attributes) -> None:
         """KEP-5018: claims and templates with adminAccess only in namespaces that carry the label."""

@@ -39,7 +39,7 @@ _SERVER_METADATA = (
 _STATUS = FieldSet.of([("f:status",)])
 _SPEC = FieldSet.of([("f:spec",)])
 STATUS_LIKE = ("status", "approval")
-TRACKED_AFTER_APPLY = frozenset(
+MACHINE_MADE = frozenset(
     {
         "/pods",
         "/events",
@@ -48,8 +48,9 @@ TRACKED_AFTER_APPLY = frozenset(
         "resource.k8s.io/resourceclaims",
     }
 )
-"""Objects that come by the thousand from machines: their ownership is tracked from the first server-side apply on,
-whose `before-first-apply` manager then owns what was there (upstream's own fallback for untracked objects)."""
+"""Objects that controllers make by the thousand. Made by a service account, their ownership is tracked from the first
+server-side apply on, as upstream does with untracked objects; what people make is tracked from the start."""
+_MACHINES = "system:serviceaccount:"
 
 
 def ordered(document: Json) -> Json:
@@ -248,18 +249,7 @@ class Writes:
         metadata["uid"] = str(uuid.uuid4())
         metadata["creationTimestamp"] = now
         document = prepared(document, resource.prepare_create)
-        attributes = self._attributes("CREATE", request, served, target, name, document, None, warnings)
-        if resource.namespaced:
-            self.admission.namespace(attributes)
-        if self.store.get(key) is not None:
-            raise status.already_exists(resource.plural, resource.group, name)
-        self.admission.mutate(attributes)
-        self._complete(served, document, None)
-        causes = resource.validate(document, None)
-        if causes:
-            raise status.invalid(resource.kind, resource.group, name, causes)
-        self.admission.validate(attributes)
-        if not applied and resource.storage not in TRACKED_AFTER_APPLY:
+        if not applied and not (resource.storage in MACHINE_MADE and request.user.name.startswith(_MACHINES)):
             document = fields.track_update(
                 None,
                 document,
@@ -267,7 +257,19 @@ class Writes:
                 schema=resource.merge_schema,
                 now=now,
                 api_version=resource.api_version,
+                ignored=ignored_fields(resource, ""),
             )
+        attributes = self._attributes("CREATE", request, served, target, name, document, None, warnings)
+        if resource.namespaced:
+            self.admission.namespace(attributes)
+        if self.store.get(key) is not None:
+            raise status.already_exists(resource.plural, resource.group, name)
+        document = self.admission.mutate(attributes)
+        self._complete(served, document, None)
+        causes = resource.validate(document, None)
+        if causes:
+            raise status.invalid(resource.kind, resource.group, name, causes)
+        self.admission.validate(attributes)
         document = ordered(resource.to_storage(document))
         return document if request.dry_run else self.store.put(key, document)
 
@@ -305,9 +307,11 @@ class Writes:
         else:
             document = prepared(document, lambda new: resource.prepare_update(new, old))
             deletion.check_no_new_finalizers(resource, old, document)
+        if not applied:
+            document = self._tracked(request, resource, old, document, subresource)
         attributes = self._attributes("UPDATE", request, served, target, target.name, document, old, warnings)
         attributes.subresource = subresource
-        self.admission.mutate(attributes)
+        document = self.admission.mutate(attributes)
         self._complete(served, document, old)
         if subresource in STATUS_LIKE:
             causes = resource.validate_status(document, old)
@@ -316,22 +320,18 @@ class Writes:
         if causes:
             raise status.invalid(resource.kind, resource.group, target.name, causes)
         self.admission.validate(attributes)
-        return self.store_changed(request, resource, record, old, document, subresource, applied=applied)
+        return self._store(request, resource, record, old, document)
 
     def store_changed(
-        self,
-        request: Request,
-        resource: ResourceType,
-        record: Record,
-        old: Json,
-        document: Json,
-        subresource: str,
-        *,
-        applied: bool = False,
+        self, request: Request, resource: ResourceType, record: Record, old: Json, document: Json, subresource: str
     ) -> Record | Json:
-        """The end of a change that is decided: ownership, then the log. Returns as `change` does."""
-        if not applied:
-            document = self._tracked(request, resource, old, document, subresource)
+        """Store a change that a subresource decided by itself. Returns as `change` does."""
+        document = self._tracked(request, resource, old, document, subresource)
+        return self._store(request, resource, record, old, document)
+
+    def _store(
+        self, request: Request, resource: ResourceType, record: Record, old: Json, document: Json
+    ) -> Record | Json:
         document["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"]
         if document == old:
             return record if not request.dry_run else document

@@ -144,6 +144,8 @@ def _object(message: str, data: bytes, depth: int) -> Json:
         field = fields.get(number)
         if field is None:
             continue
+        if isinstance(raw, int) and (field.form == "%" or field.type not in ("i", "b")):
+            raise Undecodable(f"the protobuf body has a number where {field.name} stands")
         if field.form == "%":
             assert isinstance(raw, bytes)
             entry = dict(_split(raw))
@@ -192,7 +194,7 @@ def _value(kind: str, raw: int | bytes, depth: int) -> Any:
             )
         case "meta.v1.FieldsV1" | "runtime.RawExtension":
             content = dict(_split(raw)).get(1, b"")
-            return msgspec.json.decode(content) if content else None
+            return msgspec.json.decode(content) if isinstance(content, bytes) and content else None
         case "authorization.v1.ExtraValue" | "authentication.v1.ExtraValue":
             return [text.decode() for _, text in _split(raw) if isinstance(text, bytes)]
     if kind not in _messages():

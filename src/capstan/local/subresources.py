@@ -327,7 +327,7 @@ def _set_condition(pod: Json, kind: str, value: str, now: str) -> None:
     conditions = pod.setdefault("status", {}).setdefault("conditions", [])
     condition = next((each for each in conditions if each.get("type") == kind), None)
     if condition is None:
-        conditions.append({"type": kind, "status": value, "lastProbeTime": None, "lastTransitionTime": now})
+        conditions.append({"type": kind, "status": value, "lastTransitionTime": now})
         return
     if condition.get("status") != value:
         condition["lastTransitionTime"] = now
