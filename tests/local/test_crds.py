@@ -1,4 +1,4 @@
-"""Custom resources: structural schemas, pruning, defaulting, validation, CEL rules, and definitions that are refused."""
+"""Custom resources: structural schemas, pruning, defaulting, validation, CEL rules, and refused definitions."""
 
 from __future__ import annotations
 

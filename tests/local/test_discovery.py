@@ -70,10 +70,12 @@ def test_paths_that_lead_nowhere() -> None:
 
 def test_versions_sort_as_kubernetes_sorts_them() -> None:
     expected = ["v10", "v2", "v1", "v11beta2", "v10beta3", "v3beta1", "v12alpha1", "v11alpha2", "foo1", "foo10"]
-    assert sorted(expected[::-1], key=discovery.version_key) == expected
+    backwards = list(reversed(expected))
+    assert sorted(backwards, key=discovery.version_key) == expected
 
 
 @given(st.lists(st.from_regex(r"v[0-9]{1,2}((alpha|beta)[0-9])?|[a-z]{1,4}", fullmatch=True)))
 def test_the_order_of_versions_is_total(names: list[str]) -> None:
     once = sorted(names, key=discovery.version_key)
-    assert sorted(names[::-1], key=discovery.version_key) == once
+    backwards = list(reversed(names))
+    assert sorted(backwards, key=discovery.version_key) == once
