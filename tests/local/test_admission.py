@@ -103,6 +103,10 @@ def test_pods_stay_five_minutes_on_a_node_in_trouble_unless_they_say_otherwise(a
     own = {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5}
     tolerations = api.create(PODS, pod("q", tolerations=[own]))["spec"]["tolerations"]
     assert [each.get("tolerationSeconds") for each in tolerations] == [5, 300]
+    body = {"apiVersion": "v1", "kind": "Pod", **pod("applied", tolerations=[own])}
+    for _ in range(2):
+        applied = api.apply(f"{PODS}/applied", body).body
+        assert [each.get("tolerationSeconds") for each in applied["spec"]["tolerations"]] == [5, 300]
     everything = {"operator": "Exists"}
     assert api.create(PODS, pod("r", tolerations=[everything]))["spec"]["tolerations"] == [everything]
 

@@ -103,8 +103,13 @@ class _Builtin:
     @staticmethod
     def _new_pod(attributes: Attributes) -> Json | None:
         """The spec of a pod that is being created."""
+        return _Builtin._pod(attributes) if attributes.operation == "CREATE" else None
+
+    @staticmethod
+    def _pod(attributes: Attributes) -> Json | None:
+        """The spec of a pod that is being written, unless it is only its status."""
         resource = attributes.resource
-        if attributes.operation != "CREATE" or resource.plural != "pods" or resource.group or attributes.subresource:
+        if resource.plural != "pods" or resource.group or attributes.subresource:
             return None
         spec = attributes.object.get("spec") if attributes.object is not None else None
         return spec if isinstance(spec, dict) else None
@@ -191,8 +196,11 @@ class _Builtin:
                 spec["tolerations"].append(toleration)
 
     def default_tolerations(self, attributes: Attributes) -> None:
-        """DefaultTolerationSeconds: a pod stays five minutes on a node that is not ready or cannot be reached."""
-        spec = self._new_pod(attributes)
+        """DefaultTolerationSeconds: a pod stays five minutes on a node that is not ready or cannot be reached.
+
+        Also on updates: an apply replaces the whole list by the one in its manifest.
+        """
+        spec = self._pod(attributes)
         if spec is None:
             return
         for key in _NODE_TROUBLE:
