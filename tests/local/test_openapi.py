@@ -57,6 +57,14 @@ def test_writes_take_field_validation() -> None:
         assert path[method]["x-kubernetes-group-version-kind"] == gvk
 
 
+def test_custom_resources_take_no_strategic_patches() -> None:
+    for item, taken in ((kind("v1", "Pod"), True), (kind("scheduling.run.ai/v2", "Queue"), False)):
+        paths = msgspec.json.decode(openapi.document_v3([item]))["paths"]
+        bodies = [entry["patch"]["requestBody"]["content"] for entry in paths.values() if "patch" in entry]
+        assert bodies
+        assert all(("application/strategic-merge-patch+json" in body) is taken for body in bodies)
+
+
 def test_a_custom_resource_is_explained_by_its_own_schema() -> None:
     item = kind("scheduling.run.ai/v2", "Queue")
     schemas = msgspec.json.decode(openapi.document_v3([item]))["components"]["schemas"]

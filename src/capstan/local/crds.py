@@ -31,6 +31,8 @@ ScalePaths = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
 class CustomType(ResourceType):
     """One version of a custom resource."""
 
+    strategic_merge = False
+
     def __init__(self, definition: Object, version: Object) -> None:
         spec, names = definition["spec"], definition["spec"]["names"]
         self.declared_schema: JsonSchema = (version.get("schema") or {}).get("openAPIV3Schema") or _OPEN

@@ -17,12 +17,8 @@ from capstan.local.types_base import Object, ResourceType
 
 _INFO = {"title": "Kubernetes", "version": "v1.36.0"}
 _PRIVATE = ("x-capstan-default-zero", "x-capstan-as-written")
-_MEDIA = (
-    "application/json-patch+json",
-    "application/merge-patch+json",
-    "application/strategic-merge-patch+json",
-    "application/apply-patch+yaml",
-)
+_STRATEGIC = "application/strategic-merge-patch+json"
+_PATCHES = ("application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml")
 
 
 def _query(name: str, description: str, kind: str = "string") -> Object:
@@ -156,7 +152,9 @@ def _object_operations(item: ResourceType, verbs: set[str], suffix: str) -> Obje
         made["put"] = _operation(item, "put", [_DRY_RUN, _MANAGER, _VALIDATION], body=True, scope=suffix)
     if "patch" in verbs:
         patch = _operation(item, "patch", [_DRY_RUN, _MANAGER, _VALIDATION, _FORCE], scope=suffix)
-        patch["requestBody"] = {"content": {media: {"schema": {"type": "object"}} for media in _MEDIA}}
+        # kubectl apply chooses the kind of patch by this list.
+        accepted = (*_PATCHES, _STRATEGIC) if item.strategic_merge else _PATCHES
+        patch["requestBody"] = {"content": {media: {"schema": {"type": "object"}} for media in accepted}}
         made["patch"] = patch
     if "delete" in verbs:
         made["delete"] = _operation(item, "delete", _DELETE)

@@ -60,6 +60,9 @@ _NAMESPACE = SelectableField("metadata.namespace", ("metadata", "namespace"))
 class ResourceType(ABC):
     """One resource of one group version. Instances are compared by identity and live as long as they are served."""
 
+    strategic_merge = True
+    """Whether PATCH takes strategic merge patches; custom resources do not."""
+
     def __init__(
         self,
         *,
