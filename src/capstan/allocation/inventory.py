@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from capstan.allocation.capacity import consumption as capacity_consumption
 from capstan.allocation.model import ClaimKey, NodeView, Number, Problem, StaleMark, number
-from capstan.allocation.pools import Consumption, Device, Errors, Interner, Pool, PoolKey, Scope
+from capstan.allocation.pools import Consumption, Device, Errors, Pool, PoolKey, Scope, Shared
 from capstan.allocation.selectors import Expressions, InvalidSelector, Selectors
 from capstan.allocation.tables import Tables, memory
 from capstan.api.core import Node, Taint, Toleration, tolerates
@@ -88,7 +88,7 @@ class Inventory:
         self.classes: dict[str, DeviceClass] = {}
         self.selectors = Selectors()
         self.tables = Tables()
-        self._intern = Interner()
+        self._shared = Shared()
         self._slices: dict[str, ResourceSlice] = {}
         self._pools: dict[PoolKey, Pool] = {}
         self._local: dict[str, dict[PoolKey, int]] = {}
@@ -334,7 +334,7 @@ class Inventory:
 
     def _ready_pool(self, key: PoolKey) -> Pool | None:
         pool = self._pools.get(key)
-        if pool is not None and pool.assemble(self._intern):
+        if pool is not None and pool.assemble(self._shared):
             self._taint(pool)
             self._recount(pool)
         return pool

@@ -8,7 +8,7 @@ last).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -16,7 +16,7 @@ from capstan.allocation.model import AllocationError, DeviceId, NodeView, Number
 from capstan.api import resource
 from capstan.api.core import Quantity, Taint
 from capstan.api.quantity import InvalidQuantity
-from capstan.api.resource import DeviceAttribute, ResourceSlice
+from capstan.api.resource import CounterConsumption, DeviceAttribute, DeviceCapacity, ResourceSlice
 from capstan.api.selectors import InvalidSelector, NodeSelector
 
 if TYPE_CHECKING:
@@ -34,18 +34,39 @@ AttributeValue = tuple[str, object]
 Errors = dict["Device", AllocationError]
 """Devices on which a selector failed, which therefore are neither selected nor rejected."""
 
-T = TypeVar("T")
 
+class Shared:
+    """Equal parts of devices become one object: equal nodes publish equal tables, and a fleet has many equal nodes.
 
-class Interner:
-    """Equal values become one object. Equal nodes publish equal tables; sharing them is what keeps 5,000 nodes
-    small."""
+    The published objects are made to refer to the shared parts, so that whoever holds them is relieved of the copies.
+    """
 
     def __init__(self) -> None:
-        self._seen: dict[object, object] = {}
+        self._encoder = msgspec.json.Encoder()
+        self._capacities: dict[bytes, dict[str, DeviceCapacity]] = {}
+        self._attributes: dict[bytes, dict[str, DeviceAttribute]] = {}
+        self._consumptions: dict[bytes, tuple[list[CounterConsumption], Consumption]] = {}
 
-    def __call__(self, value: T) -> T:
-        return self._seen.setdefault(value, value)  # type: ignore[return-value]
+    def share(self, device: resource.Device) -> Consumption:
+        """Shares what the device has in common with others; returns what it consumes. Raises InvalidQuantity and
+        _Contradiction for amounts that cannot be."""
+        if device.capacity:
+            key = self._encoder.encode(device.capacity)
+            known = self._capacities.get(key)
+            if known is None:
+                _check_capacities(device)
+                known = self._capacities[key] = device.capacity
+            device.capacity = known
+        if not device.consumes_counters:
+            return ()
+        # Partitions of one profile differ in nothing but their name and place; whole devices have a UUID each.
+        device.attributes = self._attributes.setdefault(self._encoder.encode(device.attributes), device.attributes)
+        key = self._encoder.encode(device.consumes_counters)
+        consumed = self._consumptions.get(key)
+        if consumed is None:
+            consumed = self._consumptions[key] = (device.consumes_counters, _consumption(device))
+        device.consumes_counters = consumed[0]
+        return consumed[1]
 
 
 class Scope(msgspec.Struct, frozen=True, gc=False):
@@ -167,7 +188,7 @@ class Pool:
     def invalidate(self) -> None:
         self._assembled = False
 
-    def assemble(self, intern: Interner) -> bool:
+    def assemble(self, shared: Shared) -> bool:
         """Puts the current slices together; False if that was done already."""
         if self._assembled:
             return False
@@ -180,16 +201,15 @@ class Pool:
         if not self.complete:
             return True
         try:
-            self._read(current, intern)
+            self._read(current, shared)
         except (_Contradiction, InvalidQuantity, InvalidSelector) as error:
             names = tuple(sorted(entry.metadata.name for entry in current))
             self.problem = Problem(self.driver, self.name, str(error), names)
             self.devices, self.counters = {}, {}
         return True
 
-    def _read(self, slices: list[ResourceSlice], intern: Interner) -> None:
+    def _read(self, slices: list[ResourceSlice], shared: Shared) -> None:
         key = self.key
-        checked: set[Quantity] = set()
         for entry in slices:
             for declared in entry.spec.shared_counters:
                 if declared.name in self.counters:
@@ -201,19 +221,19 @@ class Pool:
         for entry in sorted(slices, key=lambda e: (_has_binding(e), e.metadata.name)):
             spec = entry.spec
             _check_selector(spec.node_selector)
-            shared = None
+            place = None
             if not spec.per_device_node_selection:
-                shared = Scope(spec.node_name, spec.node_selector, bool(spec.all_nodes))
+                place = Scope(spec.node_name, spec.node_selector, bool(spec.all_nodes))
             for device in spec.devices:
                 if device.name in self.devices:
                     raise _Contradiction(f"the device {device.name} is published twice")
-                _check_selector(device.node_selector)
-                _check_capacities(device, checked)
-                consumption: Consumption = ()
-                if device.consumes_counters:
-                    consumption = intern(_consumption(device))
+                consumption = shared.share(device)
+                if consumption:
                     self._check_consumption(device.name, consumption)
-                scope = shared or Scope(device.node_name, device.node_selector, bool(device.all_nodes))
+                scope = place
+                if scope is None:
+                    _check_selector(device.node_selector)
+                    scope = Scope(device.node_name, device.node_selector, bool(device.all_nodes))
                 identity = DeviceId(self.driver, self.name, device.name)
                 self.devices[device.name] = Device(
                     identity, key, device, scope, len(self.devices), consumption, device.taints
@@ -255,7 +275,7 @@ def _check_selector(selector: NodeSelector | None) -> None:
             requirement.matches({})
 
 
-def _check_capacities(device: resource.Device, checked: set[Quantity]) -> None:
+def _check_capacities(device: resource.Device) -> None:
     """Raises InvalidQuantity, so that nothing has to expect it later."""
     for capacity in device.capacity.values():
         policy = capacity.request_policy
@@ -267,9 +287,7 @@ def _check_capacities(device: resource.Device, checked: set[Quantity]) -> None:
                 a for a in (policy.default, *((least.min, least.max, least.step) if least else ())) if a is not None
             ]
         for amount in amounts:
-            if amount not in checked:
-                _amount(amount, f"a capacity of the device {device.name}")
-                checked.add(amount)
+            _amount(amount, f"a capacity of the device {device.name}")
 
 
 def _has_binding(entry: ResourceSlice) -> bool:
