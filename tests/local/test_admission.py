@@ -188,6 +188,15 @@ def test_binding_assigns_a_pod_once(api) -> None:
     )
 
 
+def test_the_older_path_of_bindings(api) -> None:
+    api.create(PODS, pod())
+    path = "/api/v1/namespaces/default/bindings"
+    api.create(path, {"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n1"}})
+    assert api.get(f"{PODS}/p")["spec"]["nodeName"] == "n1"
+    assert api.call("POST", path, {"metadata": {}, "target": {"name": "n1"}}).status[:2] == (400, "BadRequest")
+    assert api.call("GET", path).status[:2] == (405, "MethodNotAllowed")
+
+
 def test_bindings_that_must_not_happen(api) -> None:
     api.create(PODS, pod(schedulingGates=[{"name": "wait"}]))
     assert "has non-empty .spec.schedulingGates" in bind(api, "p").status[2]

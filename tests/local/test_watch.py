@@ -272,6 +272,24 @@ def test_a_node_sees_its_pods_come_and_go(api) -> None:
     other.close()
 
 
+def test_versions_of_a_resource_are_watched_and_selected_each_in_its_own_shape(api) -> None:
+    events = "/apis/events.k8s.io/v1/namespaces/default/events"
+    core = "/api/v1/namespaces/default/events"
+    mine = api.watch(f"{core}?fieldSelector=involvedObject.name=p&allowWatchBookmarks=true")
+    theirs = api.watch(f"{events}?fieldSelector=regarding.name=p&allowWatchBookmarks=true")
+    for name in ("p", "q"):
+        about = {"kind": "Pod", "name": name, "namespace": "default"}
+        body = {"metadata": {"name": f"{name}.1"}, "involvedObject": about, "reason": "Why", "type": "Normal"}
+        api.create(core, body)
+    api.server.reads.send_bookmarks()
+    for watch, version, field in ((mine, "v1", "involvedObject"), (theirs, "events.k8s.io/v1", "regarding")):
+        (added, mark) = watch.next(2)
+        assert (added[0], added[1]["apiVersion"], added[1][field]["name"]) == ("ADDED", version, "p")
+        assert (mark[0], mark[1]["apiVersion"]) == ("BOOKMARK", version)
+        watch.close()
+    assert api.names(f"{events}?fieldSelector=regarding.name=q") == ["q.1"]
+
+
 def test_a_watch_from_before_the_floor_says_expired(api) -> None:
     api.create(MAPS, config_map("a"))
     api.create(MAPS, config_map("b"))

@@ -35,8 +35,8 @@ def mark(resource: ResourceType, document: Json, options: DeleteOptions, now: fl
     if not held and grace == 0:
         return Deletion(document, remove=True, changed=True)
     already = metadata.get("deletionTimestamp")
-    if not already:
-        metadata["generation"] = metadata.get("generation", 0) + 1
+    if not already and metadata.get("generation"):
+        metadata["generation"] += 1
     if not already or grace < metadata.get("deletionGracePeriodSeconds", 0):
         metadata["deletionTimestamp"] = clock.render(now + grace)
         metadata["deletionGracePeriodSeconds"] = grace

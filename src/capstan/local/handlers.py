@@ -7,7 +7,7 @@ The answer waits until its revision is durable (`Store.committed`).
 
 from __future__ import annotations
 
-import secrets
+import random
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -492,7 +492,7 @@ def check_fields(request: Request, resource: ResourceType, document: Json, warni
 def generate_name(base: Any) -> str:
     if not isinstance(base, str):
         raise status.bad_request("metadata.generateName: must be text")
-    return base[:_GENERATED_PREFIX] + "".join(secrets.choice(_NAME_ALPHABET) for _ in range(5))
+    return base[:_GENERATED_PREFIX] + "".join(random.choices(_NAME_ALPHABET, k=5))
 
 
 def _name(resource: ResourceType, metadata: Json) -> str:

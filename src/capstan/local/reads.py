@@ -110,7 +110,7 @@ class Reads:
         # No waiting from here to the join: the watcher sees the durable state and all that becomes durable.
         hub = self.hub(served)
         prefix = _prefix(served, target)
-        watcher = Watcher(hub, prefix, chosen, view, bookmarks=bookmarks)
+        watcher = Watcher(hub, served.type, prefix, chosen, view, bookmarks=bookmarks)
         table = self.store.table(served.prefix)
         initial: list[bytes] = []
         if wants_initial or (wants_initial is None and not since):
@@ -132,7 +132,7 @@ class Reads:
         hub.join(watcher)
         loop = asyncio.get_running_loop()
         if timeout:
-            loop.call_later(timeout, self._finish, watcher, served)
+            loop.call_later(timeout, self._finish, watcher)
         return Stream(watcher.frames(initial))
 
     def _durable_records(self, served: Served, prefix: str) -> list[Record]:
@@ -151,12 +151,10 @@ class Reads:
         """Tell all watchers that want to know how far they have come."""
         for hub in self._hubs.values():
             for watcher in hub.watchers:
-                if watcher.bookmarks:
-                    watcher.push(bookmark(hub.resource, self.store.durable))
+                watcher.bookmark(self.store.durable)
 
-    def _finish(self, watcher: Watcher, served: Served) -> None:
-        if watcher.bookmarks:
-            watcher.push(bookmark(served.type, self.store.durable))
+    def _finish(self, watcher: Watcher) -> None:
+        watcher.bookmark(self.store.durable)
         watcher.close()
 
     def close(self) -> None:

@@ -65,9 +65,14 @@ class Selection:
 
 
 def record_fields(resource: ResourceType, record: Record) -> Mapping[str, str]:
+    """The selectable fields of a stored object, as this version of its resource names them."""
     if record.fields is None:
-        record.fields = resource.selectable_fields(record.decode())
-    return record.fields
+        record.fields = {}
+    found = record.fields.get(resource.api_version)
+    if found is None:
+        found = resource.selectable_fields(resource.from_storage(record.decode()))
+        record.fields[resource.api_version] = found
+    return found
 
 
 def parse(resource: ResourceType, labels: str, fields: str) -> Selection:

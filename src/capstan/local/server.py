@@ -143,6 +143,10 @@ class Server:
             raise status.method_not_allowed()
         if resource.namespaced and not target.namespace and verb not in ("list", "watch"):
             raise status.method_not_allowed()
+        if target.plural == "bindings" and not target.group:
+            pods = self.registry.find("", "v1", "pods")
+            assert pods is not None
+            return await self._subresources.bind_named(request, pods, target)
         match verb:
             case "get":
                 return await self.reads.get(request, served, target)

@@ -63,13 +63,13 @@ class LogFailed(StoreError):
 
 
 class Record(msgspec.Struct, gc=False):
-    """One version of one object. `labels` and `fields` are filled by whoever first selects on them."""
+    """One version of one object. `labels` and `fields` (by apiVersion) are filled by whoever first selects on them."""
 
     key: str
     revision: int
     value: bytes
     labels: dict[str, str] | None = None
-    fields: dict[str, str] | None = None
+    fields: dict[str, dict[str, str]] | None = None
 
     def decode(self) -> dict[str, Any]:
         """A fresh dict that the caller may change."""

@@ -120,6 +120,13 @@ class Subresources:
 
     # pods/binding
 
+    async def bind_named(self, request: Request, pods: Served, target: Target) -> Response:
+        """`POST …/bindings`, the older path: the body names the pod."""
+        name = bodies.document(request)["metadata"].get("name")
+        if not isinstance(name, str) or not name:
+            raise status.bad_request("metadata.name: names the pod that is bound")
+        return await self.bind(request, pods, Target("", "v1", "pods", target.namespace, name, "binding"))
+
     async def bind(self, request: Request, served: Served, target: Target) -> Response:
         """Assign a pod to a node, once. Upstream's `AssignPod`: 409 for a pod that is bound, gated or being deleted."""
         binding = bodies.document(request)

@@ -33,10 +33,32 @@ def bookmark(resource: ResourceType, revision: int, *, initial_events_end: bool 
 class Watcher:
     """One open watch. `frames` is its stream; `close` ends it."""
 
-    __slots__ = ("_backlog", "_closed", "_hub", "_queue", "_wake", "bookmarks", "pinned", "prefix", "selection", "view")
+    __slots__ = (
+        "_backlog",
+        "_closed",
+        "_hub",
+        "_queue",
+        "_resource",
+        "_wake",
+        "bookmarks",
+        "pinned",
+        "prefix",
+        "selection",
+        "view",
+    )
 
-    def __init__(self, hub: Hub, prefix: str, selection: Selection | None, view: View, *, bookmarks: bool) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        resource: ResourceType,
+        prefix: str,
+        selection: Selection | None,
+        view: View,
+        *,
+        bookmarks: bool,
+    ) -> None:
         self._hub = hub
+        self._resource = resource
         self._queue: list[bytes] = []
         self._backlog = 0
         self._closed = False
@@ -55,6 +77,11 @@ class Watcher:
             self.close()
         else:
             self._rouse()
+
+    def bookmark(self, revision: int) -> None:
+        """Tell the watcher how far it has come, if it wants to know."""
+        if self.bookmarks:
+            self.push(bookmark(self._resource, revision))
 
     def close(self) -> None:
         """End the stream after what is queued."""
