@@ -100,15 +100,18 @@ def config_map(name: str, **data: str) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
 
 
-async def publish(client: kube.Client, version: str, *items: dict[str, Any], **spec: Any) -> None:
+def frozen(version: str, *items: dict[str, Any], **spec: Any) -> dict[str, Any]:
     document = {
         "apiVersion": "platform.capstan.dev/v1alpha1",
         "kind": "Blueprint",
         "metadata": {"name": "bp"},
         "spec": {"version": version, "addons": [{"name": "maps", "manifests": list(items)}], **spec},
     }
-    library = blueprints.Library([blueprints.Source("bp.yaml", document)])
-    await client.create(resources.BLUEPRINT_VERSIONS, blueprints.published(library, "bp"))
+    return blueprints.published(blueprints.Library([blueprints.Source("bp.yaml", document)]), "bp")
+
+
+async def publish(client: kube.Client, version: str, *items: dict[str, Any], **spec: Any) -> None:
+    await client.create(resources.BLUEPRINT_VERSIONS, frozen(version, *items, **spec))
 
 
 async def use(client: kube.Client, version: str, **spec: Any) -> None:
@@ -320,3 +323,98 @@ async def test_a_paused_cluster_is_left_alone(client: Administrator) -> None:
         await use(client, "1.0.0", paused=False)
         await reported(client, ready("1.0.0"))
     assert await data(client, "a") == {"x": "1"}
+
+
+def devices(node: str, *kinds: str) -> dict[str, Any]:
+    """A ResourceSlice of a node whose devices are of these types."""
+    return {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "ResourceSlice",
+        "metadata": {"name": f"{node}-gpu"},
+        "spec": {
+            "driver": "gpu.nvidia.com",
+            "nodeName": node,
+            "pool": {"name": node, "generation": 1, "resourceSliceCount": 1},
+            "devices": [
+                {
+                    "name": f"dev-{number}",
+                    "attributes": {"type": {"string": kind}, "productName": {"string": "NVIDIA A100"}},
+                    "capacity": {"memory": {"value": "40Gi"}},
+                }
+                for number, kind in enumerate(kinds)
+            ],
+        },
+    }
+
+
+async def test_the_hardware_selects_the_variant_and_a_change_of_hardware_changes_it(client: Administrator) -> None:
+    variants = [
+        {"name": "mig", "when": {"gpu.mig": True}, "addons": [{"name": "mode", "manifests": [config_map("mig")]}]},
+        {"name": "whole", "when": {"gpu.mig": False}, "addons": [{"name": "mode", "manifests": [config_map("whole")]}]},
+    ]
+    await publish(client, "1.0.0", config_map("a", text="${facts.gpu.count} GPUs"), variants=variants)
+    await use(client, "1.0.0")
+    async with running(client):
+        await reported(client, lambda each: ready("1.0.0")(each) and each.status.variant == "")
+        await client.create(resources.RESOURCE_SLICES, devices("n1", "gpu", "gpu"))
+        await reported(client, lambda each: ready("1.0.0")(each) and each.status.variant == "whole")
+        assert await data(client, "whole") is not None
+        await client.create(resources.RESOURCE_SLICES, devices("n2", "gpu", "mig", "mig"))
+        cluster = await reported(client, lambda each: ready("1.0.0")(each) and each.status.variant == "mig")
+    assert await data(client, "a") == {"text": "3 GPUs"}
+    assert await data(client, "mig") is not None
+    assert await data(client, "whole") is None
+    assert cluster.status.facts["gpu"] == {"count": 3, "product": ["NVIDIA A100"], "mig": True, "memory": 40}
+
+
+async def test_the_example_is_accepted_by_the_api(client: Administrator) -> None:
+    discovery = kube.Discovery(client)
+    for file in sorted((ROOT / "examples" / "blueprints" / "gpu-platform").glob("*.yaml")):
+        for document in manifests.load_manifests(file.read_bytes(), file.name):
+            resource = await discovery.resource(document["apiVersion"], document["kind"])
+            path, query = resource.path(), {"fieldValidation": "Strict"}
+            body = msgspec.json.encode(document)
+            answer = await client.request("POST", path, query=query, body=body)
+            assert answer.status == 201
+
+
+async def test_a_published_version_is_immutable_in_the_api(client: Administrator) -> None:
+    await publish(client, "1.0.0", config_map("a"))
+    with pytest.raises(kube.Invalid, match="immutable"):
+        await client.patch(resources.BLUEPRINT_VERSIONS, "bp-1.0.0", patch={"spec": {"version": "1.0.1"}})
+
+
+async def test_a_version_whose_content_was_exchanged_is_not_applied(client: Administrator) -> None:
+    version = frozen("1.0.0", config_map("a", x="1"))
+    version["spec"]["layers"][0]["addons"]["maps"]["manifests"]["ConfigMap/default/a"]["data"]["x"] = "evil"
+    await client.create(resources.BLUEPRINT_VERSIONS, version)
+    await use(client, "1.0.0")
+    async with running(client):
+        cluster = await reported(client, lambda each: condition(each, "Degraded") == "True InvalidBlueprint")
+    assert "changed after it was published" in cluster.status.conditions[0].message
+    assert await data(client, "a") is None
+
+
+async def test_a_new_version_is_applied_whole_with_what_no_comparison_shows(client: Administrator) -> None:
+    def policy(*rules: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": "ValidatingAdmissionPolicy",
+            "metadata": {"name": "p"},
+            "spec": {
+                "matchConstraints": {"resourceRules": list(rules)},
+                "validations": [{"expression": "true", "message": "m"}],
+            },
+        }
+
+    pods = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+    await publish(client, "1.0.0", policy({**pods, "resourceNames": ["x"]}))
+    await publish(client, "2.0.0", policy(pods))
+    await use(client, "1.0.0")
+    resource = await kube.Discovery(client).resource("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicy")
+    async with running(client):
+        await reported(client, ready("1.0.0"))
+        await use(client, "2.0.0")
+        await reported(client, ready("2.0.0"))
+    (rule,) = (await client.get(resource, "p"))["spec"]["matchConstraints"]["resourceRules"]
+    assert "resourceNames" not in rule

@@ -147,6 +147,13 @@ def test_a_quantity_in_another_spelling_is_the_same() -> None:
     assert plan([manifest()], [live]).is_empty
 
 
+def test_what_is_known_to_be_settled_is_not_compared() -> None:
+    live = edited(applied(manifest()), replicas=9)
+    name = blueprints.identity(live)
+    result = blueprints.plan([item(manifest())], {name: live}, [live], settled={name})
+    assert [change.action for change in result.changes] == ["unchanged"]
+
+
 def test_members_that_are_no_longer_wanted_are_pruned_content_first() -> None:
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "ns"}}
     result = plan([manifest()], [applied(manifest()), namespace, applied(manifest(name="old"))])
@@ -195,7 +202,9 @@ def test_a_removed_field_and_a_removed_label_are_drift() -> None:
 
 def test_a_changed_atomic_map_is_drift_even_if_it_still_holds_our_keys() -> None:
     live = edited(applied(manifest()), selector={"app": "web", "more": "x"})
-    assert drift(live) == ["Deployment.apps/ns/web spec.selector: has the right value but now belongs to kubectl-edit"]
+    assert drift(live) == [
+        'Deployment.apps/ns/web spec.selector: {"app":"web","more":"x"} by kubectl-edit, expected {"app":"web"}'
+    ]
 
 
 def test_a_field_that_was_changed_and_changed_back_has_lost_its_owner() -> None:

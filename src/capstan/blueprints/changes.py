@@ -21,6 +21,8 @@ Tree = Mapping[str, Any] | None
 
 _QUANTITY_MAPS = frozenset(("limits", "requests", "capacity", "podFixed", "hard"))
 """Maps of quantities, which API servers store in canonical form."""
+_DEFAULTED_IN_ATOMIC_MAPS = frozenset(("apiVersion", "divisor"))
+"""What API servers default inside of maps that are one value: `fieldRef.apiVersion`, `resourceFieldRef.divisor`."""
 _IDENTITY = frozenset(("apiVersion", "kind"))
 
 
@@ -108,7 +110,7 @@ def _walk(desired: Value, live: Value, tree: Tree, path: Path) -> Iterator[Diffe
                 yield Difference((*path, step), ABSENT, item)
             else:
                 yield from _walk(item, found, (tree or {}).get(step), (*path, step))
-    elif not _covers(desired, live, path):
+    elif not _covers(desired, live, path) or _surplus(desired, live):
         yield Difference(path, live, desired)
 
 
@@ -160,6 +162,13 @@ def _has_key(item: Value, key: Mapping[str, Value]) -> bool:
         and any(name in item for name in key)
         and all(item.get(name, value) == value for name, value in key.items())
     )
+
+
+def _surplus(desired: Value, live: Value) -> bool:
+    """Whether a map that is one value has more than is stated: applying would remove it."""
+    if not isinstance(desired, Mapping) or not isinstance(live, Mapping):
+        return False
+    return bool(live.keys() - desired.keys() - _DEFAULTED_IN_ATOMIC_MAPS)
 
 
 def _covers(desired: Value, live: Value, path: Path) -> bool:

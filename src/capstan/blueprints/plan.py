@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -59,11 +59,13 @@ def plan(
     live: Mapping[str, Manifest],
     members: Iterable[Manifest],
     manager: str = MANAGER,
+    settled: Collection[str] = (),
 ) -> Plan:
     """The changes that bring a cluster to `desired`.
 
-    `live` are the existing objects by identity, as far as `desired` names them; `members` are all live objects with the
-    label of the set. Raises NothingLeft when everything would be pruned.
+    `live` are the existing objects by identity, as far as `desired` names them; `members` are all live objects with
+    the label of the set; `settled` are identities that need no comparison. Raises NothingLeft when everything would
+    be pruned.
     """
     items, present = list(desired), list(members)
     if not items and present:
@@ -73,6 +75,9 @@ def plan(
         found = live.get(item.identity)
         if found is None:
             changes.append(Change("create", item.addon, item.identity, item.manifest))
+            continue
+        if item.identity in settled:
+            changes.append(Change("unchanged", item.addon, item.identity, item.manifest))
             continue
         differing = stated_differences(item.manifest, found) + abandoned(item.manifest, found, manager)
         action: Action = "update" if differing else "unchanged"

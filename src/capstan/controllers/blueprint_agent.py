@@ -73,7 +73,10 @@ class BlueprintAgent(kube.Controller[str]):
         """identity -> when it was repaired last"""
         self._status: ClusterStatus | None = None
         self._version = ""
-        self._compiled: tuple[Any, blueprints.Compiled] | None = None
+        self._compiled: tuple[Any, blueprints.Compiled, list[blueprints.Item]] | None = None
+        """What it was compiled from, and its items as members of the set."""
+        self._settled: dict[str, int] = {}
+        """identity -> resource version at which the object was as `_compiled` says"""
         self._tasks: asyncio.TaskGroup | None = None
         for cache in self.caches:
             cache.on_change(self._changed)
@@ -133,23 +136,25 @@ class BlueprintAgent(kube.Controller[str]):
             outcome.problem = ("VersionNotFound", message)
             return
         try:
-            outcome.compiled = compiled = self._compile(cluster, version, outcome.facts)
+            compiled, desired = self._compile(cluster, version, outcome.facts)
         except blueprints.BlueprintError as error:
             outcome.problem = ("InvalidBlueprint", str(error))
             return
-        desired = [
-            msgspec.structs.replace(item, manifest=blueprints.stamped(item.manifest, self._set))
-            for item in compiled.items
-        ]
+        outcome.compiled = compiled
         live, members = await self._observe(cluster, desired, outcome)
+        settled = {name for name, found in live.items() if self._is_settled(name, found)}
         try:
-            plan = blueprints.plan(desired, live, members)
+            plan = blueprints.plan(desired, live, members, settled=settled)
         except blueprints.NothingLeft as error:
             outcome.problem = ("NothingLeft", f"{error}; {error.hint}")
             return
         applied_before = self._status.digest == compiled.digest
         if applied_before:
-            outcome.findings = blueprints.drift(desired, live)
+            outcome.findings = blueprints.drift((item for item in desired if item.identity not in settled), live)
+            drifted = {finding.identity for finding in outcome.findings}
+            for change in plan.changes:
+                if change.action == "unchanged" and change.identity not in drifted:
+                    self._settled[change.identity] = _resource_version(live[change.identity])
         if not applied_before or cluster.spec.mode == "enforce":
             await self._execute(cluster, plan, desired, members, live, outcome)
         for item in compiled.items:
@@ -157,13 +162,21 @@ class BlueprintAgent(kube.Controller[str]):
             if found is not None and (pending := waiting_for(found)):
                 outcome.waiting[item.identity] = pending
 
-    def _compile(self, cluster: Cluster, version: BlueprintVersion, facts: blueprints.Facts) -> blueprints.Compiled:
+    def _compile(
+        self, cluster: Cluster, version: BlueprintVersion, facts: blueprints.Facts
+    ) -> tuple[blueprints.Compiled, list[blueprints.Item]]:
+        """Compiled again only when something it depends on changed. Raises BlueprintError."""
         key = (version.metadata.uid, version.metadata.resource_version, facts, cluster.spec.override)
         if self._compiled is None or self._compiled[0] != key:
             layers = blueprints.layers_of(msgspec.to_builtins(version.spec))
-            override = blueprints.Override(self._cluster, cluster.spec.override)
-            self._compiled = (key, blueprints.compile(layers, facts, override))
-        return self._compiled[1]
+            compiled = blueprints.compile(layers, facts, blueprints.Override(self._cluster, cluster.spec.override))
+            desired = [
+                msgspec.structs.replace(item, manifest=blueprints.stamped(item.manifest, self._set))
+                for item in compiled.items
+            ]
+            self._compiled = (key, compiled, desired)
+            self._settled.clear()
+        return self._compiled[1], self._compiled[2]
 
     async def _observe(
         self, cluster: Cluster, desired: Iterable[blueprints.Item], outcome: Outcome
@@ -233,9 +246,11 @@ class BlueprintAgent(kube.Controller[str]):
             if name in outcome.unserved or name in outcome.contested:
                 continue
             try:
-                if change.action in ("create", "update") or name in drifted:
-                    self._written[name] = live[name] = await self._apply(change.manifest)
-                    counts["created" if change.action == "create" else "updated"] += 1
+                if change.action in ("create", "update") or name in drifted or self._is_unconfirmed(change, live):
+                    written = await self._apply(change.manifest)
+                    self._written[name] = live[name] = written
+                    self._settled[name] = _resource_version(written)
+                    counts["created" if change.action == "create" else "updated"] += change.action != "unchanged"
                     if name in drifted:
                         outcome.repaired.add(name)
                         self._repairs.setdefault(name, deque(maxlen=FIGHTS)).append(self._now())
@@ -255,6 +270,16 @@ class BlueprintAgent(kube.Controller[str]):
             done = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
             message = f"{compiled.blueprint} {compiled.version}{variant}: {done}"
             self._events.emit(cluster, "Normal", "BlueprintApplied", message)
+
+    def _is_unconfirmed(self, change: blueprints.Change, live: dict[str, Manifest]) -> bool:
+        """Whether an object looks right but was not applied from these manifests yet.
+
+        A new version is applied whole: what it stopped to state inside of a single value shows in no comparison.
+        """
+        return change.action == "unchanged" and not self._is_settled(change.identity, live[change.identity])
+
+    def _is_settled(self, name: str, found: Manifest) -> bool:
+        return self._settled.get(name) == _resource_version(found)
 
     def _is_contested(self, name: str) -> bool:
         repairs = self._repairs.get(name)
