@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -30,8 +31,11 @@ class DeviceId(NamedTuple):
 
 def number(value: Quantity | None) -> Number:
     """The exact value of a quantity, as int when whole. Raises `quantity.InvalidQuantity`."""
-    if type(value) is int:
-        return value
+    return value if type(value) is int else _number(value)
+
+
+@lru_cache(maxsize=8192)
+def _number(value: Quantity | None) -> Number:
     exact = quantity.parse(value)
     whole = int(exact)
     return whole if whole == exact else exact
