@@ -28,6 +28,7 @@ class Schema:
         "_required",
         "always_present",
         "atomic",
+        "granular_list",
         "key_defaults",
         "list_keys",
         "list_type",
@@ -37,6 +38,7 @@ class Schema:
 
     def __init__(self) -> None:
         self.atomic = False
+        self.granular_list = False
         self.list_type = "atomic"
         """`atomic`, `set` or `map`."""
         self.list_keys: tuple[str, ...] = ()
@@ -82,6 +84,7 @@ class Schema:
             merged = "merge" in schema.patch_strategies and "items" in document
             schema.list_type = ("map" if schema.patch_key else "set") if merged else "atomic"
             schema.list_keys = (schema.patch_key,) if merged and schema.patch_key else ()
+        schema.granular_list = schema.list_type in ("map", "set")
         schema.always_present = document.get("default") == {}
         schema._properties = document.get("properties") or {}
         schema._required = frozenset(document.get("required") or ())
@@ -123,10 +126,6 @@ class Schema:
     def declares(self, name: str) -> bool:
         """Whether the field is named by the type; keys of a map and unknown fields are not."""
         return name in self._properties
-
-    @property
-    def granular_list(self) -> bool:
-        return self.list_type == "map" or self.list_type == "set"
 
     def step(self, item: Any) -> str:
         """The path step that identifies an item of this granular list. Raises InvalidApply when a key is missing."""

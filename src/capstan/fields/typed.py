@@ -95,10 +95,10 @@ def added_fields(value: dict[str, Value], schema: Schema) -> FieldSet:
 
 def _everything_in_map(value: dict[str, Value], schema: Schema) -> Tree:
     tree: Tree = {}
-    child_of = schema.child
     for name, child in value.items():
-        if child.__class__ is dict or child.__class__ is list:
-            below = child_of(name)
+        kind = child.__class__
+        if (kind is dict or kind is list) and child:
+            below = schema.child(name)
             node = _everything(child, below)
             if node and not below.always_present:
                 node[SELF] = {}
@@ -113,12 +113,12 @@ def _everything(value: Value, schema: Schema) -> Tree:
         return {} if schema.atomic else _everything_in_map(value, schema)
     if value.__class__ is list and schema.granular_list:
         tree: Tree = {}
-        step_of, item_schema = schema.step, schema.item
+        item_schema = schema.item
         for item in value:
             node = _everything(item, item_schema)
             if node:
                 node[SELF] = {}
-            tree[step_of(item)] = node
+            tree[schema.step(item)] = node
         return tree
     return {}
 
