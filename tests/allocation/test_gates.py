@@ -41,6 +41,12 @@ def test_what_shares_a_counter_set_shares_a_group(make: Any, policy: Any, groups
     assert isinstance(other, Allocation if together else Refusal)
 
 
+def test_results_say_which_node_operations_the_device_does_not_need(make: Any) -> None:
+    inv = make.inventory(make.slice([make.gpu("a")], skipNodeOperations=["*"]))
+    answer = allocate(inv, [make.claim()], N1)
+    assert answer.results["ns", "c"].devices.results[0].skip_node_operations == ["*"]  # type: ignore[union-attr]
+
+
 def test_devices_bring_their_share_of_the_node_with_them(make: Any) -> None:
     resources = {
         "memory": {"mapping": {"capacityKey": "memory", "capacityMultiplier": "0.5"}, "overhead": {"perPod": "1Gi"}},

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from capstan.allocation import Allocation, Inventory, NodeView, Refusal, allocate
+from capstan.allocation.search import Search
 
 NODE = NodeView("n1", {"zone": "a"})
 SELECTORS = {
@@ -388,6 +389,40 @@ def test_republished_slices_never_lead_to_overcommit(
             assert not overcommitted(held, counters)
             for key, allocation in answer.results.items():
                 inv.assume(key, allocation)
+
+
+class Exhaustive(Search):
+    """The search without symmetry and memory: it looks at every solution."""
+
+    def _kind(self, device: Any, states: dict[int, int]) -> tuple[int, int, Any]:
+        return (0, 0, device)
+
+    def _seen_before(self, state: tuple[int, ...]) -> bool:
+        return False
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(offered=devices(), pod=pods(), before=pods())
+def test_a_choice_called_optimal_is_as_cheap_as_any(
+    make: Any, offered: list[Device], pod: list[Any], before: list[Any]
+) -> None:
+    inv = inventory_of(make, offered, {s: {"c": 4, "k": 4} for s in ("s0", "s1")})
+    earlier = allocate(inv, [make.claim(f"b-{c['name']}", *c["requests"]) for c in before], NODE)
+    if isinstance(earlier, Allocation):
+        for key, held in earlier.results.items():
+            inv.assume(key, held)
+    claims = [make.claim(c["name"], *c["requests"], constraints=c["constraints"]) for c in pod]
+    answer = allocate(inv, claims, NODE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("capstan.allocation.allocator.Search", Exhaustive)
+        patch.setattr("capstan.allocation.search.IMPROVEMENT_STEPS", 2_000)
+        cheapest = allocate(inv, claims, NODE)
+    if isinstance(answer, Refusal) or isinstance(cheapest, Refusal):
+        assert isinstance(answer, Refusal)
+        assert isinstance(cheapest, Refusal)
+        return
+    if answer.optimal and cheapest.optimal:
+        assert sum(c.cost for c in answer.explanation) == sum(c.cost for c in cheapest.explanation)
 
 
 @pytest.mark.parametrize("policy", ["best-fit", "kubernetes"])

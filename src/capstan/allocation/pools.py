@@ -99,6 +99,7 @@ class Device(msgspec.Struct, eq=False, gc=False):
     consumption: Consumption
     taints: list[Taint]
     """Its own and those of taint rules."""
+    skip_node_operations: list[str]
 
     @property
     def multiple(self) -> bool:
@@ -236,7 +237,14 @@ class Pool:
                     scope = Scope(device.node_name, device.node_selector, bool(device.all_nodes))
                 identity = DeviceId(self.driver, self.name, device.name)
                 self.devices[device.name] = Device(
-                    identity, key, device, scope, len(self.devices), consumption, device.taints
+                    identity,
+                    key,
+                    device,
+                    scope,
+                    len(self.devices),
+                    consumption,
+                    device.taints,
+                    spec.skip_node_operations,
                 )
                 self.late = self.late or bool(device.binding_conditions)
 

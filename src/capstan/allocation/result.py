@@ -48,6 +48,7 @@ def _result(prepared: PreparedClaim, position: int, pick: Pick) -> DeviceRequest
         tolerations=alternative.tolerations,
         binding_conditions=device.spec.binding_conditions,
         binding_failure_conditions=device.spec.binding_failure_conditions,
+        skip_node_operations=device.skip_node_operations,
     )
     if takes is not None:
         metadata = prepared.claim.metadata

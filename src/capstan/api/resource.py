@@ -126,6 +126,8 @@ class ResourceSliceSpec(Struct):
     per_device_node_selection: bool | None = None
     devices: list[Device] = []
     shared_counters: list[CounterSet] = []
+    skip_node_operations: list[str] = []
+    """Kubernetes 1.37: kubelet plugin calls that the devices do not need (KEP-5945)."""
 
 
 class ResourceSlice(Object):
@@ -189,6 +191,7 @@ class DeviceRequestAllocationResult(Struct):
     binding_failure_conditions: list[str] = []
     share_id: str | None = msgspec.field(default=None, name="shareID")
     consumed_capacity: dict[str, Quantity] = {}
+    skip_node_operations: list[str] = []
 
 
 class DeviceAllocationResult(Struct):
