@@ -115,3 +115,18 @@ def test_every_built_in_kind_has_a_list_and_a_description() -> None:
     for resource in notation.builtin_resources():
         assert f"{resource.schema}List" in definitions
         assert definitions[resource.schema].get("description"), resource.schema
+
+
+def test_fields_that_are_called_like_keywords_survive() -> None:
+    definition = [kind("apiextensions.k8s.io/v1", "CustomResourceDefinition")]
+    name = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps"
+    third = msgspec.json.decode(openapi.document_v3(definition))["components"]["schemas"][name]["properties"]
+    second = openapi.document_v2(definition)["definitions"][name]["properties"]
+    assert set(third) == set(second) >= {"oneOf", "not", "nullable", "format", "default", "$ref"}
+
+
+def test_quantities_are_explained_by_name() -> None:
+    schemas = msgspec.json.decode(openapi.document_v3([kind("v1", "Pod")]))["components"]["schemas"]
+    limits = schemas["io.k8s.api.core.v1.ResourceRequirements"]["properties"]["limits"]
+    reference = "#/components/schemas/io.k8s.apimachinery.pkg.api.resource.Quantity"
+    assert limits["additionalProperties"] == {"$ref": reference}

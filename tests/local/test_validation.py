@@ -370,3 +370,45 @@ def test_keys_and_values_of_labels_are_judged_without_stumbling(text: str) -> No
     if validation.label_value_error(text) is None:
         assert len(text) <= 63
         assert text == text.strip()
+
+
+def policy(**spec: Any) -> Object:
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+    return {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": "p.example.com"},
+        "spec": {"matchConstraints": {"resourceRules": [rule]}, **spec},
+    }
+
+
+def test_an_admission_policy_is_compiled_when_it_is_written() -> None:
+    variables = [{"name": "gpus", "expression": "size(object.spec.containers)"}]
+    good = created(policy(variables=variables, validations=[{"expression": "variables.gpus <= 8"}]))
+    assert complaints(good) == {}
+    validations = [{"expression": "object.spec.x +"}, {"expression": "'text'"}, {"expression": "variables.none > 1"}]
+    found = complaints(created(policy(validations=validations)))
+    assert set(found) == {f"spec.validations[{index}].expression" for index in range(3)}
+    assert all("compilation failed" in message for message in found.values())
+    assert "spec.matchConstraints" in complaints(created({**policy(), "spec": {"validations": validations[1:2]}}))
+
+
+def test_a_mutating_policy_says_how_it_mutates() -> None:
+    mutation = {"patchType": "JSONPatch"}
+    spec = policy(mutations=[mutation])["spec"]
+    obj = {
+        "apiVersion": "admissionregistration.k8s.io/v1beta1",
+        "kind": "MutatingAdmissionPolicy",
+        "metadata": {"name": "m.example.com"},
+        "spec": spec,
+    }
+    assert list(complaints(created(obj))) == ["spec.mutations[0].jsonPatch.expression"]
+    mutation["jsonPatch"] = {"expression": '[JSONPatch{op: "add", path: "/metadata/labels/a", value: "b"}]'}
+    assert complaints(created(obj)) == {}
+
+
+def test_field_selectors_know_what_absent_values_mean() -> None:
+    node = created({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}})
+    assert kind("v1", "Node").selectable_fields(node)["spec.unschedulable"] == "false"
+    job = {"metadata": {"name": "j"}, "status": {"succeeded": 2}}
+    assert kind("batch/v1", "Job").selectable_fields(job)["status.successful"] == "2"

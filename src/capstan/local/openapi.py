@@ -7,7 +7,7 @@ document carries the ETag hash in its address, so that clients may keep it for e
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -199,7 +199,23 @@ def _schemas(types: Sequence[ResourceType]) -> Object:
             continue
         found[name] = _published(schema)
         todo += [(target, definitions[target]) for target in _references(schema) if target in definitions]
-    return dict(sorted(found.items()))
+    return dict(sorted({**found, **_SCALARS}.items()))
+
+
+_QUANTITY = "io.k8s.apimachinery.pkg.api.resource.Quantity"
+_INT_OR_STRING = "io.k8s.apimachinery.pkg.util.intstr.IntOrString"
+_SCALAR_NAMES = {"quantity": _QUANTITY, "int-or-string": _INT_OR_STRING}
+_SCALARS: Object = {
+    _QUANTITY: {
+        "description": "An amount, written as a number with an optional suffix such as m, k, M, Ki, Mi or Gi.",
+        "oneOf": [{"type": "string"}, {"type": "number"}],
+    },
+    _INT_OR_STRING: {
+        "description": "A number, or a text such as a percentage or the name of a port.",
+        "format": "int-or-string",
+        "oneOf": [{"type": "integer"}, {"type": "string"}],
+    },
+}
 
 
 def _list_schema(item: ResourceType) -> Object:
@@ -220,6 +236,7 @@ def _list_schema(item: ResourceType) -> Object:
 
 
 def _references(schema: Any) -> Iterable[str]:
+    """The names of the schemas a schema refers to."""
     if isinstance(schema, dict):
         if isinstance(reference := schema.get("$ref"), str):
             yield reference.removeprefix(REF)
@@ -230,37 +247,44 @@ def _references(schema: Any) -> Iterable[str]:
             yield from _references(child)
 
 
-def _published(schema: Any) -> Any:
-    """Without our own marks; quantities and int-or-string as clients expect them."""
-    if isinstance(schema, list):
-        return [_published(child) for child in schema]
-    if not isinstance(schema, dict):
-        return schema
-    made = {key: _published(child) for key, child in schema.items() if key not in _PRIVATE}
-    if made.get("format") in ("quantity", "int-or-string") and made.pop("x-kubernetes-int-or-string", None):
-        number = "number" if made["format"] == "quantity" else "integer"
-        made["oneOf"] = [{"type": "string"}, {"type": number}]
-        if made["format"] == "quantity":
-            del made["format"]
+def _below(schema: Object, change: Callable[[Object], Object]) -> Object:
+    """A copy of one schema with `change` applied to the schemas directly below it. Values (defaults, enums) stay."""
+    made = dict(schema)
+    if isinstance(properties := schema.get("properties"), dict):
+        made["properties"] = {name: change(child) for name, child in properties.items()}
+    for key in ("items", "additionalProperties", "not"):
+        if isinstance(child := schema.get(key), dict):
+            made[key] = change(child)
+    for key in ("allOf", "anyOf", "oneOf"):
+        if isinstance(branches := schema.get(key), list):
+            made[key] = [change(branch) for branch in branches]
     return made
 
 
-def _swagger(schema: Any) -> Any:
-    """OpenAPI v3 → v2: other reference paths, no oneOf, no nullable, one branch of allOf inlined as a reference."""
-    if isinstance(schema, list):
-        return [_swagger(child) for child in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if isinstance(reference := schema.get("$ref"), str):
-        return {"$ref": f"#/definitions/{reference.removeprefix(REF)}"}
+def _published(schema: Object) -> Object:
+    """Without our own marks; quantities and int-or-string by the names clients know."""
+    made = {key: value for key, value in _below(schema, _published).items() if key not in _PRIVATE}
+    if made.get("x-kubernetes-int-or-string") and (name := _SCALAR_NAMES.get(made.get("format", ""))):
+        kept = {key: value for key, value in made.items() if key not in ("format", "x-kubernetes-int-or-string")}
+        reference = {"$ref": f"{REF}{name}"}
+        return {"allOf": [reference], **kept} if kept else reference
+    return made
+
+
+_ONLY_V3 = ("oneOf", "anyOf", "not", "nullable")
+
+
+def _swagger(schema: Object) -> Object:
+    """OpenAPI v3 → v2: other reference paths, no junctors, one branch of allOf inlined as a reference."""
+    if "$ref" in schema:
+        return {"$ref": f"#/definitions/{schema['$ref'].removeprefix(REF)}"}
     branches = schema.get("allOf")
-    if isinstance(branches, list) and len(branches) == 1 and "$ref" in branches[0]:
-        made = {key: _swagger(child) for key, child in schema.items() if key not in ("allOf", "default")}
-        made |= _swagger(branches[0])
-        return made
-    made = {key: _swagger(child) for key, child in schema.items() if key not in ("oneOf", "anyOf", "not", "nullable")}
-    if "oneOf" in schema and "type" not in made:
-        made["type"] = "string"
+    if branches and "$ref" in branches[0]:
+        kept = {key: value for key, value in schema.items() if key not in ("allOf", "default")}
+        return {**kept, **_swagger(branches[0])}
+    made = {key: value for key, value in _below(schema, _swagger).items() if key not in _ONLY_V3}
+    if "oneOf" in schema:
+        made.setdefault("type", "string")
     return made
 
 

@@ -51,6 +51,8 @@ class SelectableField(msgspec.Struct, frozen=True):
 
     label: str
     path: tuple[str, ...]
+    absent: str = ""
+    """The text for an object that does not have the field."""
 
 
 _NAME = SelectableField("metadata.name", ("metadata", "name"))
@@ -182,7 +184,7 @@ class ResourceType(ABC):
                 if value is None:
                     break
             if value is None:
-                values[field.label] = ""
+                values[field.label] = field.absent
             elif isinstance(value, str):
                 values[field.label] = value
             else:

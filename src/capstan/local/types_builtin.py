@@ -16,8 +16,11 @@ from capstan.local.types_conversion import CONVERSIONS, STORAGE_VERSIONS
 from capstan.local.types_rules import RULES, Rules
 
 
-def _selectable(labels: tuple[str, ...]) -> tuple[SelectableField, ...]:
-    return tuple(SelectableField(label, tuple(label.split("."))) for label in labels)
+def _selectable(field: str) -> SelectableField:
+    """`label=path?text` of `Rules.selectable`."""
+    place, _, absent = field.partition("?")
+    label, _, path = place.partition("=")
+    return SelectableField(label, tuple((path or label).split(".")), absent)
 
 
 class BuiltinType(ResourceType):
@@ -40,7 +43,7 @@ class BuiltinType(ResourceType):
             categories=resource.categories,
             subresources=resource.subresources,
             verbs=resource.verbs,
-            selectable=_selectable(self.rules.selectable),
+            selectable=tuple(_selectable(field) for field in self.rules.selectable),
             storage=resource.storage,
             storage_version=STORAGE_VERSIONS.get(_api_version(resource), ""),
         )

@@ -12,8 +12,9 @@ from capstan.api.base import StatusCause
 from capstan.local import validation_crds as crds
 from capstan.local import validation_devices as devices
 from capstan.local import validation_pods as pods
+from capstan.local import validation_policies as policies
 from capstan.local import validation_workloads as workloads
-from capstan.local.structural_errors import forbidden, invalid, required, unsupported
+from capstan.local.structural_errors import forbidden, invalid, required
 from capstan.local.validation import Causes, Object, immutable, label_selector
 
 Change = Callable[[Object], None]
@@ -37,6 +38,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     validate: Callable[[Object, Object | None], list[StatusCause]] | None = None
     validate_status: Callable[[Object, Object], list[StatusCause]] | None = None
     selectable: tuple[str, ...] = ()
+    """field labels, each with `=path` where the value stands elsewhere and `?text` for an absent one"""
 
 
 def _default_pod(pod: Object) -> None:
@@ -195,55 +197,6 @@ def _validate_lease(new: Object, _old: Object | None) -> Causes:
     return causes
 
 
-def _default_binding_subjects(binding: Object) -> None:
-    role = binding.get("roleRef")
-    if role is not None:
-        role.setdefault("apiGroup", _RBAC)
-    for subject in binding.get("subjects") or ():
-        if not subject.get("apiGroup") and subject.get("kind") in ("User", "Group"):
-            subject["apiGroup"] = _RBAC
-
-
-def _validate_role(new: Object, _old: Object | None) -> Causes:
-    causes: Causes = []
-    namespaced = new["kind"] == "Role"
-    for index, rule in enumerate(new.get("rules") or ()):
-        path = f"rules[{index}]"
-        if not rule.get("verbs"):
-            causes.append(required(f"{path}.verbs", "verbs must contain at least one value"))
-        if rule.get("nonResourceURLs"):
-            if namespaced:
-                detail = "namespaced rules cannot apply to non-resource URLs"
-                causes.append(invalid(f"{path}.nonResourceURLs", rule["nonResourceURLs"], detail))
-            if rule.get("apiGroups") or rule.get("resources") or rule.get("resourceNames"):
-                detail = "rules cannot apply to both regular resources and non-resource URLs"
-                causes.append(invalid(f"{path}.nonResourceURLs", rule["nonResourceURLs"], detail))
-        elif not rule.get("apiGroups"):
-            causes.append(required(f"{path}.apiGroups", "resource rules must supply at least one api group"))
-        elif not rule.get("resources"):
-            causes.append(required(f"{path}.resources", "resource rules must supply at least one resource"))
-    return causes
-
-
-def _validate_role_binding(new: Object, old: Object | None) -> Causes:
-    causes: Causes = []
-    role = new["roleRef"]
-    if role.get("apiGroup") != _RBAC:
-        causes.append(unsupported("roleRef.apiGroup", role.get("apiGroup"), [_RBAC]))
-    kinds = ["ClusterRole"] if new["kind"] == "ClusterRoleBinding" else ["ClusterRole", "Role"]
-    if role.get("kind") not in kinds:
-        causes.append(unsupported("roleRef.kind", role.get("kind"), list(kinds)))
-    for index, subject in enumerate(new.get("subjects") or ()):
-        path = f"subjects[{index}]"
-        if subject["kind"] not in ("User", "Group", "ServiceAccount"):
-            causes.append(unsupported(f"{path}.kind", subject["kind"], ["ServiceAccount", "User", "Group"]))
-        elif subject["kind"] == "ServiceAccount" and not subject.get("namespace"):
-            causes.append(required(f"{path}.namespace"))
-    if old is not None and role != old.get("roleRef"):
-        causes.append(invalid("roleRef", role, "cannot change roleRef"))
-    return causes
-
-
 def _validate_storage_class(new: Object, old: Object | None) -> Causes:
     causes: Causes = []
     if old is not None:
@@ -276,35 +229,6 @@ def _validate_revision(new: Object, old: Object | None) -> Causes:
     return causes
 
 
-def _validate_policy(new: Object, _old: Object | None) -> Causes:
-    causes: Causes = []
-    spec = new["spec"]
-    rules = "validations" if "Validating" in new["kind"] else "mutations"
-    if not spec.get(rules) and not spec.get("auditAnnotations"):
-        causes.append(required(f"spec.{rules}", "at least one must be given"))
-    match = spec.get("matchConstraints")
-    if match is None:
-        causes.append(required("spec.matchConstraints"))
-    elif not match.get("resourceRules"):
-        causes.append(required("spec.matchConstraints.resourceRules"))
-    return causes
-
-
-def _validate_policy_binding(new: Object, _old: Object | None) -> Causes:
-    causes: Causes = []
-    spec = new["spec"]
-    if not spec.get("policyName"):
-        causes.append(required("spec.policyName"))
-    if new["kind"].startswith("Validating"):
-        actions = spec.get("validationActions") or ()
-        if not actions:
-            causes.append(required("spec.validationActions"))
-        for index, action in enumerate(actions):
-            if action not in ("Deny", "Warn", "Audit"):
-                causes.append(unsupported(f"spec.validationActions[{index}]", action, ["Audit", "Deny", "Warn"]))
-    return causes
-
-
 _RBAC = "rbac.authorization.k8s.io"
 _DEVICES = "resource.k8s.io"
 _ADMISSION = "admissionregistration.k8s.io"
@@ -320,7 +244,7 @@ RULES: dict[tuple[str, str], Rules] = {
             "spec.restartPolicy",
             "spec.schedulerName",
             "spec.serviceAccountName",
-            "spec.hostNetwork",
+            "spec.hostNetwork?false",
             "status.phase",
             "status.podIP",
             "status.nominatedNodeName",
@@ -329,7 +253,7 @@ RULES: dict[tuple[str, str], Rules] = {
     ("", "Node"): Rules(
         default=_default_node,
         creates_with_status=True,
-        selectable=("spec.unschedulable",),
+        selectable=("spec.unschedulable?false",),
         status_metadata=("annotations", "labels"),
     ),
     ("", "Namespace"): Rules(
@@ -348,7 +272,7 @@ RULES: dict[tuple[str, str], Rules] = {
             "involvedObject.fieldPath",
             "reason",
             "reportingComponent",
-            "source",
+            "source=source.component",
             "type",
         )
     ),
@@ -360,7 +284,7 @@ RULES: dict[tuple[str, str], Rules] = {
         default=workloads.default_workload,
         validate=workloads.validate_replica_set,
         initial_status={"replicas": 0},
-        selectable=("status.replicas",),
+        selectable=("status.replicas?0",),
     ),
     ("apps", "StatefulSet"): Rules(
         needs_spec=True,
@@ -384,7 +308,7 @@ RULES: dict[tuple[str, str], Rules] = {
         default=workloads.default_job,
         create=workloads.generate_job_selector,
         validate=workloads.validate_job,
-        selectable=("status.successful",),
+        selectable=("status.successful=status.succeeded?0",),
     ),
     ("batch", "CronJob"): Rules(
         needs_spec=True, default=workloads.default_cron_job, validate=workloads.validate_cron_job
@@ -414,13 +338,13 @@ RULES: dict[tuple[str, str], Rules] = {
     ("node.k8s.io", "RuntimeClass"): Rules(validate=_validate_runtime_class),
     ("coordination.k8s.io", "Lease"): Rules(validate=_validate_lease),
     ("storage.k8s.io", "StorageClass"): Rules(validate=_validate_storage_class),
-    (_RBAC, "ClusterRole"): Rules(name_rule="path-segment", validate=_validate_role),
-    (_RBAC, "Role"): Rules(name_rule="path-segment", validate=_validate_role),
+    (_RBAC, "ClusterRole"): Rules(name_rule="path-segment", validate=policies.validate_role),
+    (_RBAC, "Role"): Rules(name_rule="path-segment", validate=policies.validate_role),
     (_RBAC, "ClusterRoleBinding"): Rules(
-        name_rule="path-segment", default=_default_binding_subjects, validate=_validate_role_binding
+        name_rule="path-segment", default=policies.default_subjects, validate=policies.validate_role_binding
     ),
     (_RBAC, "RoleBinding"): Rules(
-        name_rule="path-segment", default=_default_binding_subjects, validate=_validate_role_binding
+        name_rule="path-segment", default=policies.default_subjects, validate=policies.validate_role_binding
     ),
     (_DEVICES, "DeviceClass"): Rules(needs_spec=True, validate=devices.validate_class),
     (_DEVICES, "ResourceClaim"): Rules(
@@ -441,10 +365,10 @@ RULES: dict[tuple[str, str], Rules] = {
     (_DEVICES, "DeviceTaintRule"): Rules(
         needs_spec=True, default=devices.default_taint_rule, validate=devices.validate_taint_rule
     ),
-    (_ADMISSION, "ValidatingAdmissionPolicy"): Rules(needs_spec=True, validate=_validate_policy),
-    (_ADMISSION, "ValidatingAdmissionPolicyBinding"): Rules(needs_spec=True, validate=_validate_policy_binding),
-    (_ADMISSION, "MutatingAdmissionPolicy"): Rules(needs_spec=True, validate=_validate_policy),
-    (_ADMISSION, "MutatingAdmissionPolicyBinding"): Rules(needs_spec=True, validate=_validate_policy_binding),
+    (_ADMISSION, "ValidatingAdmissionPolicy"): Rules(needs_spec=True, validate=policies.validate_policy),
+    (_ADMISSION, "ValidatingAdmissionPolicyBinding"): Rules(needs_spec=True, validate=policies.validate_policy_binding),
+    (_ADMISSION, "MutatingAdmissionPolicy"): Rules(needs_spec=True, validate=policies.validate_policy),
+    (_ADMISSION, "MutatingAdmissionPolicyBinding"): Rules(needs_spec=True, validate=policies.validate_policy_binding),
     ("apiextensions.k8s.io", "CustomResourceDefinition"): Rules(
         needs_spec=True,
         default=crds.default_definition,
