@@ -64,10 +64,11 @@ def test_no_acknowledged_prepare_is_lost_and_nothing_is_held_twice(tmp_path: Pat
         child = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
-        time.sleep(chance.uniform(0.0, 0.15))
+        seen = [child.stdout.readline() for _ in range(chance.randrange(8))]
+        time.sleep(chance.uniform(0.0, 0.02))
         child.send_signal(signal.SIGKILL)
         child.wait()
-        for line in child.stdout:
+        for line in (*seen, *child.stdout):
             if not line.endswith("\n"):
                 break
             word, name = line.split()

@@ -88,9 +88,9 @@ class Preparer:
 
         Raises NodeError (also NvmlError), OSError or sqlite3.Error, and then nothing of the attempt is left.
         """
-        uids = {result.device for result in own_results(claim)}
         catalog = self._catalog()
-        gpus = {offer.gpu.uuid for offer in map(catalog.find, uids) if offer is not None}
+        offers = (catalog.find(result.device) for result in own_results(claim))
+        gpus = {offer.gpu.uuid for offer in offers if offer is not None}
         old = self._ledger.get(claim.metadata.uid)
         with self._locked(sorted(gpus.union(old.gpus if old else ())), deadline):
             return self._prepare(claim, catalog, sorted(gpus)).holdings

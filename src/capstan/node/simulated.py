@@ -2,7 +2,8 @@
 
 Implements `capstan.node.nvml.Nvml`. With a `state_path` the state outlives the process, as real GPUs do: a restarted
 driver finds the MIG devices, modes and limits that its predecessor left. `reboot` loses them, as a real reboot does.
-Faults are injected with `fail`, health events with `raise_xid`, `lose` and `recover`.
+MIG mode switches at once, also on A100s, of which real ones need a reset first. Faults are injected with `fail`, health
+events with `raise_xid`, `lose` and `recover`.
 """
 
 from __future__ import annotations
