@@ -100,10 +100,8 @@ def test_a_selector_longer_than_ten_kibibytes_is_refused() -> None:
 
 
 PIECES = st.sampled_from(
-    [
-        *["(", ")", "[", "]", "{", "}", ".", ",", "?", ":", "!", "-", "+", "*", "/", "%", "<", ">", "<=", ">=", "==", "!=", "&&", "||", "in", "true", "false", "null", "1", "2u", "0x1F", "1.5", "'a'", "b'c'", "r'e'"],
-        *["a", "b", "c", "device", "has", "size", "all", "exists", "map", "filter", "cel.bind", "optional.of", ".?", "[?", "{?", "//", "\n", "\\", "'", '"', "`", "dyn", "type"],
-    ]
+    """( ) [ ] { } . , ? : ! - + * / % < > <= >= == != && || in true false null 1 2u 0x1F 1.5 'a' b'c' r'e' a b c device
+    has size all exists map filter cel.bind optional.of .? [? {? // \\ ' " ` dyn type""".split()  # noqa: SIM905
 )
 
 

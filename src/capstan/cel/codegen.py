@@ -39,12 +39,13 @@ from capstan.cel.types import Type
 if TYPE_CHECKING:
     from capstan.cel.environments import Environment
 
-_NUMERIC: Final = frozenset(("int", "uint", "double"))
+_INTEGERS: Final = frozenset(("int", "uint"))
 _SAME_TYPE: Final = frozenset(
     (
         "string",
         "bytes",
         "bool",
+        "double",
         "google.protobuf.Timestamp",
         "google.protobuf.Duration",
         "kubernetes.Quantity",
@@ -319,7 +320,8 @@ class _Generator:
         written = self.write(body)
         self.scope = outer
         if self.exact:
-            written = f"(meter.charge({round_cost(node.kind) + body_cost(body)}), {written})[1]"
+            cost = body_cost(body) + (round_cost(node.kind) if body is node.bodies[0] else 0)
+            written = f"(meter.charge({cost}), {written})[1]"
         return f"lambda {', '.join(names)}: {written}"
 
     def loop(self, node: Loop) -> str:
@@ -340,10 +342,12 @@ class _Generator:
         outer = self.scope
         name = self.local(node.name)
         if node.kind == "bind":
-            self.scope = {**outer, node.name: name}
+            # The exact form computes the value when it is first used, which may be never.
+            self.scope = {**outer, node.name: f"{name}()" if self.exact else name}
             body = self.write(node.body)
             self.scope = outer
-            return f"({name} := {value}, {body})[1]"
+            bound = f"{self.use(lazy)}(lambda: {value})" if self.exact else value
+            return f"({name} := {bound}, {body})[1]"
         self.scope = {**outer, node.name: name}
         body = self.write(node.body)
         self.scope = outer
@@ -385,7 +389,7 @@ class _Generator:
         negated = node.function == "_!=_"
         operator, general = _COMPARISONS["_==_" if negated else node.function]
         kinds = self.static(left), self.static(right)
-        native = set(kinds) <= _NUMERIC or (kinds[0] == kinds[1] and kinds[0] in _SAME_TYPE)
+        native = set(kinds) <= _INTEGERS or (kinds[0] == kinds[1] and kinds[0] in _SAME_TYPE)
         if operator == "==" and ("string" in kinds or "bytes" in kinds):
             native = True  # text equals nothing but text, in CEL and in Python
         if comparison := self.compare_to_zero(node):
@@ -452,6 +456,18 @@ class _Generator:
 
 def unknown_function(name: str) -> Any:
     raise EvaluationError(f"undeclared reference to '{name}'")
+
+
+def lazy(compute: Callable[[], Any]) -> Callable[[], Any]:
+    """A function that computes once and then repeats the value."""
+    known: list[Any] = []
+
+    def value() -> Any:
+        if not known:
+            known.append(compute())
+        return known[0]
+
+    return value
 
 
 def or_lazily(optional: Any, other: Callable[[], Any]) -> Any:

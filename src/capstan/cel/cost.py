@@ -32,7 +32,8 @@ from capstan.cel.syntax import (
     Select,
     children,
 )
-from capstan.cel.values import Duration, Optional, Timestamp
+from capstan.cel.types import DURATION, TIMESTAMP, Type
+from capstan.cel.values import Optional
 
 if TYPE_CHECKING:
     from capstan.cel.environments import Environment
@@ -245,11 +246,6 @@ class Size:
             return Size(self.range.union(other.range), self.element or other.element)
         return Size(self.range.union(other.range), self.element.union(other.element))
 
-    @property
-    def deep(self) -> float:
-        """The largest number of values inside, at every depth."""
-        return self.range.high if self.element is None else _times(self.range.high, 1 + self.element.deep)
-
 
 def _times(left: float, right: float) -> float:
     """The product; nothing times anything, infinity included, is nothing."""
@@ -270,12 +266,13 @@ _SCALAR_TYPES: Final = frozenset(
         "uint",
         "double",
         "null",
-        Timestamp.__name__,
-        Duration.__name__,
+        TIMESTAMP.name,
+        DURATION.name,
         "kubernetes.Quantity",
         "kubernetes.Semver",
     )
 )
+_PLAIN_TYPES: Final = _SCALAR_TYPES | {"string", "bytes"}
 _SAME_SIZE: Final = frozenset(
     ("lowerAscii", "upperAscii", "trim", "substring", "reverse", "sort", "distinct", "slice", "dyn")
 )
@@ -297,6 +294,16 @@ class _Estimator:
         if kind in _SCALAR_TYPES:
             return _SCALAR
         return Size(Range(0, self.environment.sizes.get(kind, math.inf)))
+
+    def deep(self, size: Size, type_: Type) -> float:
+        """The most that walking through a value of this size and type meets: see deep_length."""
+        if size.element is None and type_.name in ("list", "map"):
+            element = Type("dyn") if not type_.params else type_.params[-1]
+            bound = 1.0 if element.name in _SCALAR_TYPES else self.environment.sizes.get(element.name, math.inf)
+            return _times(size.range.high, 1 + self.deep(Size(Range(0, bound)), element))
+        if size.element is None:
+            return size.range.high
+        return _times(size.range.high, 1 + self.deep(size.element, type_.params[-1] if type_.params else type_))
 
     def cost(self, node: Node) -> tuple[Range, Size]:
         """The cost of a node with everything under it, and the size of its value."""
@@ -410,8 +417,9 @@ class _Estimator:
             own = ranges[1] if node.args[1].type.name == "list" else ZERO
             own = Range(0, own.high)
         elif name in ("_==_", "_!=_", "_<_", "_<=_", "_>_", "_>=_"):
-            nested = any(size.element is not None for size in sizes)
-            own = Range(0, min(size.deep for size in sizes)).scaled(1 if nested else TRAVERSAL)
+            deep = [self.deep(size, operand.type) for size, operand in zip(sizes, node.operands, strict=True)]
+            plain = any(operand.type.name in _PLAIN_TYPES for operand in node.args)
+            own = Range(0, min(deep)).scaled(TRAVERSAL if plain else 1)
         elif name in ("sets.contains", "sets.equivalent", "sets.intersects", "distinct"):
             own = ranges[0].times(ranges[-1])
         elif name == "replace":
@@ -431,7 +439,7 @@ class _Estimator:
         elif name in ("isSorted", "sum", "min", "max", "sort", "slice", "first", "last", "includes"):
             own = ranges[0]
         elif name == "flatten":
-            own = Range(0, sizes[0].deep)
+            own = Range(0, self.deep(sizes[0], node.operands[0].type))
         elif name == "split":
             own, result = (
                 ranges[0].scaled(TRAVERSAL),
@@ -440,7 +448,7 @@ class _Estimator:
         elif name == "string":
             own, result = ranges[0].scaled(TRAVERSAL), Size(Range(0, max(ranges[0].high, 64)))
         elif name == "format":
-            own = Range(1, ranges[0].high + sizes[1].deep)
+            own = Range(1, ranges[0].high + self.deep(sizes[1], node.operands[1].type))
         else:
             own = ranges[0].scaled(TRAVERSAL)
         return total + own, result

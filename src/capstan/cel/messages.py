@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from dataclasses import dataclass
 from typing import Any, Final
 
 from capstan.cel.errors import EvaluationError
-from capstan.cel.operators import checked_duration, checked_timestamp
+from capstan.cel.operators import checked_timestamp, long_duration
 from capstan.cel.types import (
     BOOL,
     BYTES,
@@ -25,6 +27,7 @@ from capstan.cel.values import NANOS, Uint, equal
 
 _PACKAGE: Final = "google.protobuf."
 _INT32: Final = 2**31
+_FLOAT32_END: Final = float(2**128 - 2**103)  # from here on the nearest single-precision number is infinity
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ def build_message(name: str, *entries: tuple[str, Any]) -> Any:
         nanos = fields.get("seconds", 0) * NANOS + fields.get("nanos", 0)
         if short == "Timestamp":
             return checked_timestamp(nanos)
-        return checked_duration(nanos)
+        return long_duration(nanos)
     if short == "Struct":
         return fields.get("fields", {})
     if short == "ListValue":
@@ -97,6 +100,8 @@ def _wrapper(short: str, value: Any) -> Any:
         return _ZEROS[WRAPPERS[short].name]
     if short == "Int32Value" and not -_INT32 <= value < _INT32:
         raise EvaluationError("range error: value does not fit a 32-bit integer")
+    if short == "FloatValue":
+        return struct.unpack("f", struct.pack("f", value))[0] if abs(value) < _FLOAT32_END else value * math.inf
     if short == "UInt32Value" and not equal(value, value % 2**32):
         raise EvaluationError("range error: value does not fit a 32-bit unsigned integer")
     return value

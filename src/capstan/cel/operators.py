@@ -43,9 +43,17 @@ def checked_uint(value: int) -> Uint:
 
 
 def checked_duration(nanos: int) -> Duration:
-    if -DURATION_MAX <= nanos <= DURATION_MAX:
+    """The result of arithmetic, which must fit 64 bits of nanoseconds (292 years); longer ones can be written."""
+    if INT_MIN <= nanos <= INT_MAX:
         return Duration(nanos)
     raise EvaluationError("duration overflow")
+
+
+def long_duration(nanos: int) -> Duration:
+    """A duration as it is written or sent: up to ten thousand years."""
+    if -DURATION_MAX <= nanos <= DURATION_MAX:
+        return Duration(nanos)
+    raise EvaluationError("duration out of range")
 
 
 def checked_timestamp(nanos: int) -> Timestamp:

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from capstan.cel.errors import EvaluationError
 from capstan.cel.library import Library
-from capstan.cel.operators import checked_duration, checked_timestamp
+from capstan.cel.operators import checked_timestamp, long_duration
 from capstan.cel.values import NANOS, Duration, Timestamp
 
 TIMES: Final = Library("times")
@@ -93,7 +93,7 @@ def duration_from_string(text: str) -> Duration:
         total += int(whole or 0) * scale
         if fraction:
             total += int(fraction) * scale // 10 ** len(fraction)
-    return checked_duration(-total if match.group(1) == "-" else total)
+    return long_duration(-total if match.group(1) == "-" else total)
 
 
 @TIMES.declare("string(duration) -> string")

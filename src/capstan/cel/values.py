@@ -164,7 +164,7 @@ def equal(left: Any, right: Any) -> bool:
     if kind is other and kind in _PLAIN:
         return bool(left == right)
     if kind in NUMBERS and other in NUMBERS:
-        return bool(left == right)
+        return bool(float(left) == float(right) if float in (kind, other) else left == right)
     if isinstance(left, (list, tuple)):
         return isinstance(right, (list, tuple)) and len(left) == len(right) and all(map(equal, left, right))
     if isinstance(left, dict):
@@ -201,32 +201,37 @@ def lookup(mapping: Mapping[Any, Any], key: object) -> Any:
 
 def less(left: Any, right: Any) -> bool:
     """`left < right` for the ordered types; numbers across int, uint and double. Raises EvaluationError otherwise."""
-    _check_ordered("_<_", left, right)
+    left, right = _ordered("_<_", left, right)
     return bool(left < right)
 
 
 def less_equal(left: Any, right: Any) -> bool:
-    _check_ordered("_<=_", left, right)
+    left, right = _ordered("_<=_", left, right)
     return bool(left <= right)
 
 
 def greater(left: Any, right: Any) -> bool:
-    _check_ordered("_>_", left, right)
+    left, right = _ordered("_>_", left, right)
     return bool(left > right)
 
 
 def greater_equal(left: Any, right: Any) -> bool:
-    _check_ordered("_>=_", left, right)
+    left, right = _ordered("_>=_", left, right)
     return bool(left >= right)
 
 
 _ORDERED = frozenset((bool, int, Uint, float, str, bytes, Timestamp, Duration))
 
 
-def _check_ordered(function: str, left: object, right: object) -> None:
+def _ordered(function: str, left: Any, right: Any) -> tuple[Any, Any]:
     kind, other = type(left), type(right)
-    if not (kind in _ORDERED and (kind is other or (kind in NUMBERS and other in NUMBERS))):
-        raise no_such_overload(function, left, right)
+    if kind is other:
+        if kind in _ORDERED:
+            return left, right
+    elif kind in NUMBERS and other in NUMBERS:
+        # Beside a double an integer counts as the nearest double, as in the other implementations.
+        return (float(left), float(right)) if float in (kind, other) else (left, right)
+    raise no_such_overload(function, left, right)
 
 
 def contains(item: object, container: object) -> bool:

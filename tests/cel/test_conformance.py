@@ -1,0 +1,46 @@
+"""The runner of specification tests tells passed, failed and skipped apart, and reads protobuf text format."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from capstan.cel import conformance, textproto
+
+FILE = Path(__file__).parent / "simple.textproto"
+
+
+def test_the_outcomes_are_counted_per_file_and_in_sum(capsys: pytest.CaptureFixture[str]) -> None:
+    assert conformance.main(["-v", str(FILE)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "13 passed, 2 failed, 1 skipped"
+    assert lines[-2] == f"{FILE}: 13 passed, 2 failed, 1 skipped"
+    assert {line.split(":")[0].strip() for line in lines[:-2]} == {"values/not_uint", "errors/missing"}
+
+
+def test_the_runner_is_a_command() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "capstan.cel.conformance", str(FILE)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1
+    assert run.stdout.splitlines()[-1] == "13 passed, 2 failed, 1 skipped"
+
+
+def test_text_format_is_read() -> None:
+    message = textproto.parse("a: 1 b { c: \"x\" 'y\\n' d: [1, -2.5] } [t.u/V] < e: TRUE > # comment\nf: 0x1F g: -inf")
+    assert message == [
+        ("a", 1),
+        ("b", [("c", b"xy\n"), ("d", 1), ("d", -2.5)]),
+        ("[t.u/V]", [("e", "TRUE")]),
+        ("f", 31),
+        ("g", float("-inf")),
+    ]
+
+
+@pytest.mark.parametrize("text", ["a {", "a: }", "a: 'x", "\x00", "a: [1"])
+def test_what_is_not_text_format_is_refused_with_its_line(text: str) -> None:
+    with pytest.raises(textproto.TextFormatError, match="line 1"):
+        textproto.parse(text)
