@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import msgspec
 from hypothesis import strategies as st
 
@@ -121,11 +119,15 @@ def world(*objects: ApiObject) -> World:
     return made
 
 
-@dataclass
 class Cluster:
     """Objects by (kind, name), and how they change when a plan is carried out."""
 
-    objects: dict[tuple[str, str], ApiObject] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.objects: dict[tuple[str, str], ApiObject] = {}
+
+    def __repr__(self) -> str:
+        """One line an object, short enough to be read in a falsifying example."""
+        return "\n".join(_line(entry) for entry in self.objects.values())
 
     def put(self, entry: ApiObject) -> None:
         self.objects[(type(entry).__name__, entry.metadata.name)] = entry
@@ -160,6 +162,26 @@ class Cluster:
             made.delete("Pod", "default", eviction.pod)
             self.put(again)
             made.upsert(again)
+
+
+def _line(entry: ApiObject) -> str:
+    name = entry.metadata.name
+    match entry:
+        case Node():
+            return f"node {name} {entry.status.allocatable}"
+        case Queue():
+            gpu = entry.spec.resources.gpu if entry.spec.resources else None
+            return f"queue {name} in {entry.spec.parent_queue!r} priority {entry.spec.priority} {gpu}"
+        case PodGroup():
+            tree = [(sub.name, sub.min_member) for sub in entry.spec.sub_groups]
+            minimum = entry.spec.min_sub_group if tree else entry.spec.min_member
+            return f"gang {name} in {entry.spec.queue} {entry.spec.priority_class_name} minimum {minimum} {tree}"
+        case Pod():
+            requests = entry.spec.containers[0].resources.requests
+            subgroup = entry.metadata.labels.get("kai.scheduler/subgroup-name", "")
+            fraction = entry.metadata.annotations.get("gpu-fraction", "")
+            return f"  pod {name} {subgroup} {requests} {fraction} on {entry.spec.node_name!r}"
+    return name
 
 
 @st.composite

@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 from capstan.scheduling.gangs import next_unit
+from capstan.scheduling.model import Gang, Status
 from capstan.scheduling.order import JobOrder
 from capstan.scheduling.session import Session
 
 
+def _keep_promises(session: Session, waiting: list[Gang]) -> None:
+    """Gangs for which others were evicted come first, on the nodes that were cleared for them.
+
+    Without this the queue order could hand the room to somebody else, and the eviction would have been for nothing.
+    """
+    eligible = {gang.key: gang for gang in waiting}
+    for key, nodes in list(session.world.standing.items()):
+        del session.world.standing[key]
+        gang = eligible.get(key)
+        unit = next_unit(gang) if gang is not None else []
+        if gang is None or not unit or session.over(gang, unit) is not None:
+            continue
+        for task in unit:
+            task.nominated = nodes.get(task.uid, task.nominated)
+        if session.place(gang, unit, later=False) and any(task.status == Status.PIPELINED for task in unit):
+            session.won.append(gang)
+
+
 def allocate(session: Session) -> None:
     """Pop gangs in queue order and place one unit of each; a gang that has more comes back for it in its turn."""
-    order = JobOrder(session.world, session.candidates())
+    waiting = list(session.candidates())
+    _keep_promises(session, waiting)
+    order = JobOrder(session.world, [gang for gang in waiting if gang.pending])
     while (gang := order.pop()) is not None:
         unit = next_unit(gang)
         if not unit:

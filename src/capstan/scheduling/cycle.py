@@ -45,7 +45,7 @@ def cycle(world: World, policy: Policy, now: float) -> Plan:
     for name in policy.actions:
         _STEPS[name](session)
     plan = _plan(session)
-    world.adopt(plan, start, now)
+    world.adopt(plan, start, session.won)
     return plan
 
 

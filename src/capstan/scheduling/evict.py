@@ -197,7 +197,10 @@ def _movable(session: Session, gang: Gang, unit: Sequence[Task]) -> Iterator[lis
     shape = max((task.shape for task in unit), key=lambda shape: (shape.quota[2], shape.quota[0]))
 
     def allowed(victim: Gang) -> Allowed:
-        return "all" if victim.preemptible and victim is not gang else "none"
+        if not victim.preemptible or victim is gang:
+            return "none"
+        fresh = any(task.status == Status.ALLOCATED for leaf in victim.root.leaves() for _, task in leaf.active)
+        return "none" if fresh else "all"  # what was placed a moment ago is not worth moving
 
     by_node: dict[str, list[Victim]] = {}
     ready: list[str] = []
@@ -378,6 +381,7 @@ class _Solver:
             return False
         if not self.every and self.judge is None:
             self._lost = self._spare(count)
+        session.won.append(self.gang)
         reason = self._reason()
         winner = self.gang.name.removeprefix("pod/")
         for victim in self.taken[:count]:

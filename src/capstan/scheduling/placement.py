@@ -182,6 +182,8 @@ class Placer:
         if task.shape.error:
             return None
         index = self.index(task.shape, nodes, boost, key)
+        if task.nominated in index.members and self.try_node(task, self.world.nodes[task.nominated], later=later):
+            return self.world.nodes[task.nominated]
         plain = not (needs_company(self.world, task) or task.implied is not None or task.shape.numa)
         if plain:
             top = index.best()
@@ -200,13 +202,10 @@ class Placer:
             affinity is not None and affinity.preferred_during_scheduling_ignored_during_execution
             for affinity in (shape.pod_affinity, shape.pod_anti_affinity)
         )
-        if not preferred and not task.nominated:
+        if not preferred:
             yield from candidates
             return
-        yield from sorted(
-            candidates,
-            key=lambda node: (node.name != task.nominated, -company_score(self.world, task, node, later=later)),
-        )
+        yield from sorted(candidates, key=lambda node: -company_score(self.world, task, node, later=later))
 
     def try_node(self, task: Task, node: Node, *, later: bool) -> bool:
         """Place the task on this node if everything allows it: columns, company, claims, NUMA zones."""

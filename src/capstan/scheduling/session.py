@@ -36,7 +36,8 @@ class Session:
         self.refusals: dict[tuple[str, str], Refusal] = {}
         self.evicted: dict[str, tuple[Task, str, str, str]] = {}
         """uid -> task, action, for which gang, why"""
-        self.started: list[Gang] = []
+        self.won: list[Gang] = []
+        """Gangs that wait for room which was, or is being, cleared for them."""
         self._stuck: Task | None = None
         self._placed = 0
 

@@ -143,6 +143,8 @@ class World(Ledger):
         """Journal of what tasks held before a grant, and of drained nodes."""
         self._drained: set[str] = set()
         self._promised: list[str] = []
+        self.standing: dict[Key, dict[str, str]] = {}
+        """Gang -> pod uid -> node: promises for which others were evicted."""
 
     # -- what arrives ------------------------------------------------------------------------------------------------
 
@@ -317,8 +319,16 @@ class World(Ledger):
             self.touched.clear()
             self.layout += 1
 
-    def adopt(self, plan: Plan, start: Mark, now: float) -> None:
-        """Keep a plan as assumed: claims stay allocated for binds only, promises live until the next cycle."""
+    def adopt(self, plan: Plan, start: Mark, won: Iterable[Gang]) -> None:
+        """Keep a plan as assumed: claims stay allocated for binds only, promises live until the next cycle.
+
+        `won`: gangs for which room is being cleared; they come first in the next cycle.
+        """
+        for gang in won:
+            tasks = [task for leaf in gang.root.leaves() for _, task in leaf.active]
+            self.standing[gang.key] = {
+                task.uid: task.node.name for task in tasks if task.status == Status.PIPELINED and task.node is not None
+            }
         if self.inventory is not None:
             self.inventory.rollback(start[1])
         self._drained.clear()
