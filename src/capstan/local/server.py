@@ -21,6 +21,7 @@ from capstan.local.definitions import Definitions
 from capstan.local.documents import Documents
 from capstan.local.handlers import Writes
 from capstan.local.inprocess import InProcessTransport
+from capstan.local.policies import Policies
 from capstan.local.rbac import Action, Authorizer, denial
 from capstan.local.reads import BOOKMARK_SECONDS, Reads
 from capstan.local.registry import Registry
@@ -59,7 +60,7 @@ class Server:
         self.registry = Registry(builtin_types())
         self.admission = Chain(self.store)
         self.authorizer = Authorizer(self.store)
-        self.admission.validating.append(self.authorizer.admit)
+        self.admission.validating += [self.authorizer.admit, Policies(self.store, self.registry).admit]
         self.credentials: credentials.Credentials | None = None
         self.logs: dict[str, LogProvider] = {}
         self.reads = Reads(self.store)
