@@ -170,6 +170,16 @@ def test_an_exhausted_budget_is_a_verdict_of_its_own(make: Any, policy: Any, ste
     assert f"after {steps + 1} steps" in answer.message
 
 
+@pytest.mark.parametrize("policy", ["best-fit", "kubernetes"])
+def test_a_pod_may_not_ask_for_more_than_a_search_can_hold(make: Any, policy: Any) -> None:
+    inv = make.inventory(make.slice([make.gpu(f"g{i}") for i in range(700)]))
+    many = [make.claim(f"c{i}", make.request(count=32)) for i in range(20)]
+    assert len(make.devices(allocate(inv, many[:12], N1, policy))) == 384
+    refused = allocate(inv, many, N1, policy)
+    assert isinstance(refused, Refusal)
+    assert refused.reason == "TooManyDevices"
+
+
 def nodes_with_pairs(make: Any) -> Inventory:
     gpus = [make.gpu(f"gpu-{i}", pcie=f"p{i}") for i in range(8)]
     nics = [

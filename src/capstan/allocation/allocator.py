@@ -28,6 +28,9 @@ Policy = Literal["best-fit", "kubernetes"]
 BUDGET = 20_000
 """Steps of one search. A step looks at the candidates of one device; ordinary claims need as many steps as devices."""
 
+DEEPEST = 600
+"""Requests (counted twice) and devices of a pod's claims together; all devices of a request for `All` count as none."""
+
 
 def allocate(
     inventory: Inventory,
@@ -59,6 +62,7 @@ def allocate(
                     f"claim {claim.key[0]}/{claim.key[1]}: it is allocated and cannot be used on the node {node.name}"
                 )
                 raise InvalidClaim("AllocatedElsewhere", text, claim.key)
+        _check_depth(prepared)
         too_few = _too_few(prepared, devices)
         if too_few is not None:
             return too_few
@@ -100,6 +104,19 @@ def _allocated(
 
 def _first_key(claims: Sequence[ResourceClaim]) -> ClaimKey | None:
     return claims[0].key if claims else None
+
+
+def _check_depth(prepared: list[PreparedClaim]) -> None:
+    """The search goes one level deeper per request and device. Far beyond any node, but a pod may ask for it."""
+    depth = sum(
+        2 + max((option.count for option in request.alternatives if not option.every), default=0)
+        for claim in prepared
+        for request in claim.requests
+    )
+    if depth > DEEPEST:
+        key = prepared[0].key
+        text = f"claim {key[0]}/{key[1]} and the pod's {len(prepared) - 1} others ask for too many devices at once"
+        raise InvalidClaim("TooManyDevices", text, key)
 
 
 def _too_few(prepared: list[PreparedClaim], devices: NodeDevices) -> Refusal | None:
