@@ -407,7 +407,7 @@ class _Generator:
         ):
             return ""
         kinds = {self.static(operand) for operand in left.operands}
-        if type(right.value) is not int or len(left.operands) != 2 or len(kinds) != 1 or not kinds <= _SAME_TYPE:
+        if type(right.value) is not int or len(left.operands) != 2 or not _orders_natively(kinds):
             return ""
         first, second = map(self.write, left.operands)
         return f"({first} {node.function.strip('_')} {second})"
@@ -418,7 +418,7 @@ class _Generator:
         kinds = [self.static(operand) for operand in operands]
         if name == "!_" and kinds == ["bool"]:
             return f"(not {self.write(operands[0])})"
-        if name in ("isGreaterThan", "isLessThan") and kinds[0] in _SAME_TYPE and kinds[0] == kinds[-1]:
+        if name in ("isGreaterThan", "isLessThan") and _orders_natively(set(kinds)):
             return f"({self.write(operands[0])} {'>' if name == 'isGreaterThan' else '<'} {self.write(operands[1])})"
         if name == "@in":
             return self.membership(operands[0], operands[1])
@@ -452,6 +452,11 @@ class _Generator:
         assert node.target is not None
         function = or_lazily if node.function == "or" else or_value_lazily
         return f"{self.use(function)}({self.write(node.target)}, lambda: {self.write(node.args[0])})"
+
+
+def _orders_natively(kinds: set[str]) -> bool:
+    """Whether Python's operators order operands of these types; a Semver also refuses, by raising, all that is none."""
+    return kinds in ({"kubernetes.Quantity"}, {"kubernetes.Semver"}, {"kubernetes.Semver", ""})
 
 
 def unknown_function(name: str) -> Any:
