@@ -21,8 +21,8 @@ Tree = Mapping[str, Any] | None
 
 _QUANTITY_MAPS = frozenset(("limits", "requests", "capacity", "podFixed", "hard"))
 """Maps of quantities, which API servers store in canonical form."""
-_DEFAULTED_IN_ATOMIC_MAPS = frozenset(("apiVersion", "divisor"))
-"""What API servers default inside of maps that are one value: `fieldRef.apiVersion`, `resourceFieldRef.divisor`."""
+_DEFAULTED_TEXTS = frozenset(("apiVersion", "apiGroup", "divisor"))
+"""What API servers default inside of small references: `fieldRef`, `roleRef`, `resourceFieldRef`."""
 _IDENTITY = frozenset(("apiVersion", "kind"))
 
 
@@ -110,7 +110,7 @@ def _walk(desired: Value, live: Value, tree: Tree, path: Path) -> Iterator[Diffe
                 yield Difference((*path, step), ABSENT, item)
             else:
                 yield from _walk(item, found, (tree or {}).get(step), (*path, step))
-    elif not _covers(desired, live, path) or _surplus(desired, live):
+    elif differs(desired, live, path):
         yield Difference(path, live, desired)
 
 
@@ -164,11 +164,20 @@ def _has_key(item: Value, key: Mapping[str, Value]) -> bool:
     )
 
 
+def differs(desired: Value, live: Value, path: Path) -> bool:
+    """Whether a single value, be it a map or a list, is another one than stated, defaults inside of it aside."""
+    return not _covers(desired, live, path) or _surplus(desired, live)
+
+
 def _surplus(desired: Value, live: Value) -> bool:
-    """Whether a map that is one value has more than is stated: applying would remove it."""
+    """Whether a map of texts, such as a node selector, has more than is stated: applying would remove it.
+
+    In other maps that are one value, more is what the API server defaulted; what was dropped from them shows nowhere.
+    """
     if not isinstance(desired, Mapping) or not isinstance(live, Mapping):
         return False
-    return bool(live.keys() - desired.keys() - _DEFAULTED_IN_ATOMIC_MAPS)
+    texts = all(isinstance(value, str) for each in (desired, live) for value in each.values())
+    return texts and bool(live.keys() - desired.keys() - _DEFAULTED_TEXTS)
 
 
 def _covers(desired: Value, live: Value, path: Path) -> bool:

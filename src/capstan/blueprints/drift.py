@@ -1,8 +1,8 @@
-"""Drift: what the blueprint once applied and what is no longer so, field by field, with the manager who changed it.
+"""Drift: what the blueprint applied and what is no longer so, field by field, with the manager who changed it.
 
-Only for objects that were applied before. Fields that the manifest does not state (defaults, additions of others) are
-never drift, and a field whose value is right is drift only if its ownership was lost, because then nobody would
-notice the next change as a conflict.
+Whoever changes a field becomes its owner. So a field that a manifest states and that our apply still owns has not been
+changed by anybody, whatever defaulting or admission made of it; and every other stated field is drift. Fields that the
+manifest does not state are never looked at. Only for objects that were applied before.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from typing import Any, Literal
 import msgspec
 
 from capstan import fields
-from capstan.blueprints.changes import find, stated_differences, stated_paths
+from capstan.blueprints.changes import differs, find, stated_paths
 from capstan.blueprints.compile import Item
 from capstan.blueprints.plan import MANAGER
 from capstan.fields import ABSENT, Path
 
 Manifest = dict[str, Any]
+
+_IDENTITY = (("f:metadata", "f:name"), ("f:metadata", "f:namespace"))
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -62,27 +64,29 @@ def drift(applied: Iterable[Item], live: Mapping[str, Manifest], manager: str = 
 
 
 def _of(item: Item, live: Manifest, manager: str) -> list[Finding]:
-    findings: list[Finding] = []
-    seen: list[Path] = []
-    for difference in stated_differences(item.manifest, live):
-        seen.append(difference.path)
-        place = fields.readable(difference.path)
-        if difference.old is ABSENT:
-            by = _last_writer(live, manager)
-            findings.append(Finding("removed", item.addon, item.identity, place, by, difference.new))
-        else:
-            by = _owner(live, difference.path, manager)
-            findings.append(Finding("changed", item.addon, item.identity, place, by, difference.new, difference.old))
+    findings: dict[str, Finding] = {}
     mine = fields.owned(live, manager, operation=fields.APPLY)
     for path in stated_paths(item.manifest, live):
-        if path in mine or path[:2] == ("f:metadata", "f:name") or path[:2] == ("f:metadata", "f:namespace"):
+        if path in mine or path in _IDENTITY:
             continue
-        if any(path[: len(other)] == other or other[: len(path)] == path for other in seen):
-            continue
-        by = _owner(live, path, manager)
-        value = find(item.manifest, path)
-        findings.append(Finding("taken", item.addon, item.identity, fields.readable(path), by, value, value))
-    return findings
+        path = _outermost_absent(live, path)
+        place = fields.readable(path)
+        expected, found = find(item.manifest, path), find(live, path)
+        if found is ABSENT:
+            finding = Finding("removed", item.addon, item.identity, place, _last_writer(live, manager), expected)
+        else:
+            kind: Literal["changed", "taken"] = "changed" if differs(expected, found, path) else "taken"
+            finding = Finding(kind, item.addon, item.identity, place, _owner(live, path, manager), expected, found)
+        findings.setdefault(place, finding)
+    return list(findings.values())
+
+
+def _outermost_absent(live: Manifest, path: Path) -> Path:
+    """Where an absent field is missing from: a list item that was deleted is one finding, not one for each field."""
+    for depth in range(1, len(path)):
+        if find(live, path[:depth]) is ABSENT:
+            return path[:depth]
+    return path
 
 
 def _owner(live: Manifest, path: Path, manager: str) -> str:

@@ -14,7 +14,7 @@ import msgspec
 
 from capstan import blueprints, fields, kube
 from capstan.api import manifests, resources
-from capstan.api.platform import Cluster
+from capstan.api.platform import Cluster, Drift
 from capstan.cli import blueprint_inputs as inputs
 from capstan.cli.connection import asynchronous, cluster_options, connect, output_option
 from capstan.cli.output import machine, show, table
@@ -312,12 +312,8 @@ async def drift(cluster: str, exit_code: bool, output: str, kubeconfig: Path | N
     elif not found:
         click.echo(f"cluster {cluster} is as its blueprint says")
     else:
-        columns = ("OBJECT", "FIELD", "EXPECTED", "FOUND", "BY", "FIRST SEEN", "REPAIRED")
-        rows = [
-            (d.object, d.path or "(deleted)", _short(d.expected), _short(d.found), d.manager, d.first_seen, d.repaired)
-            for d in found
-        ]
-        show(table("", columns, rows))
+        for each in found:
+            click.echo(_drift_line(each))
     if exit_code and any(not each.repaired for each in found):
         raise click.exceptions.Exit(DIFFERENT)
 
@@ -357,9 +353,12 @@ async def explain(
         machine(settings, output)
         return
     click.echo(f"precedence: {' < '.join(blueprints.PRECEDENCE)}")
-    columns = ("LAYER", "PATH", "VALUE", "")
-    rows = [(s.layer, s.path, _short(s.value), "<- effective" if s.effective else "") for s in settings]
-    show(table("", columns, rows))
+    place = ""
+    for setting in settings:
+        if setting.path != place:
+            place = setting.path
+            click.echo(place)
+        click.echo(f"  {setting.layer}: {_text(setting.value)}{'  <- effective' if setting.effective else ''}")
 
 
 def _frozen(files: inputs.Files, name: str | None) -> dict[str, Any]:
@@ -467,8 +466,21 @@ def _print_plan(compiled: blueprints.Compiled, plan: blueprints.Plan) -> None:
     click.echo(f"{', '.join(counts)}, {plan.count('unchanged')} unchanged, {plan.count('protected')} protected")
 
 
-def _short(value: Any) -> str:
-    if value is None:
-        return ""
-    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-    return text if len(text) <= 60 else text[:57] + "..."
+def _drift_line(entry: Drift) -> str:
+    state = f"repaired {entry.repaired}" if entry.repaired else "LASTS"
+    since = f"first seen {entry.first_seen}, {state}"
+    by = f" by {entry.manager}" if entry.manager else ""
+    match entry.kind:
+        case "deleted":
+            what = f"deleted{by}"
+        case "removed":
+            what = f"{entry.path}: removed{by}, expected {_text(entry.expected)}"
+        case "taken":
+            what = f"{entry.path}: right value, but owned{by or ' by nobody'}"
+        case _:
+            what = f"{entry.path}: {_text(entry.found)}{by}, expected {_text(entry.expected)}"
+    return f"{entry.object} {what} ({since})"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()

@@ -150,6 +150,7 @@ class BlueprintAgent(kube.Controller[str]):
             return
         applied_before = self._status.digest == compiled.digest
         if applied_before:
+            outcome.found_at = clock.render_micro(self._now())
             outcome.findings = blueprints.drift((item for item in desired if item.identity not in settled), live)
             drifted = {finding.identity for finding in outcome.findings}
             for change in plan.changes:

@@ -27,6 +27,8 @@ class Outcome:
     waiting: dict[str, str] = field(default_factory=dict)
     """Applied but not ready yet."""
     findings: Sequence[blueprints.Finding] = ()
+    found_at: str = ""
+    """RFC 3339 with a fraction."""
     repaired: set[str] = field(default_factory=set)
     contested: set[str] = field(default_factory=set)
     """Left alone for a while because somebody changes them as often as they are repaired."""
@@ -88,7 +90,7 @@ def _drift(before: Iterable[Drift], outcome: Outcome, now: str) -> list[Drift]:
             manager=finding.manager,
             expected=finding.expected,
             found=finding.found,
-            first_seen=known.first_seen if known is not None else now,
+            first_seen=known.first_seen if known is not None else outcome.found_at or now,
             repaired=now if repaired else "",
         )
         (history if repaired else current).append(entry)
