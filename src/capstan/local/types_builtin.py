@@ -69,8 +69,8 @@ class BuiltinType(ResourceType):
                 )
             structural.prune(obj)
         structural.default(obj)
-        if (default := self.rules.default) is not None and (not self.rules.needs_spec or obj.get("spec") is not None):
-            default(obj)
+        if self.rules.default is not None:
+            self.rules.default(obj)
 
     def prepare_create(self, obj: Object) -> Object:
         self._decode(obj)
@@ -79,7 +79,7 @@ class BuiltinType(ResourceType):
             obj["status"] = dict(rules.initial_status)
         if self.counts_generation:
             obj["metadata"]["generation"] = 1
-        if rules.create is not None and (not rules.needs_spec or obj.get("spec") is not None):
+        if rules.create is not None:
             rules.create(obj)
         return obj
 
@@ -115,9 +115,7 @@ class BuiltinType(ResourceType):
             causes += self.structural.errors(new)
             if causes:
                 return causes  # the rules of the kind rely on a well-formed object
-        if rules.needs_spec and new.get("spec") is None:
-            causes.append(StatusCause(reason="FieldValueRequired", message="Required value", field="spec"))
-        elif rules.validate is not None:
+        if rules.validate is not None:
             causes += rules.validate(self._stored_shape(new), None if old is None else self._stored_shape(old))
         return causes
 

@@ -25,7 +25,6 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """The rules of one kind; what is not given follows from the schema."""
 
     name_rule: str = "k8s-long-name"
-    needs_spec: bool = False
     default: Change | None = None
     """Defaults that depend on other fields; runs after those of the schema."""
     create: Change | None = None
@@ -235,7 +234,6 @@ _ADMISSION = "admissionregistration.k8s.io"
 
 RULES: dict[tuple[str, str], Rules] = {
     ("", "Pod"): Rules(
-        needs_spec=True,
         default=_default_pod,
         create=_create_pod,
         validate=_validate_pod,
@@ -276,24 +274,19 @@ RULES: dict[tuple[str, str], Rules] = {
             "type",
         )
     ),
-    ("apps", "Deployment"): Rules(
-        needs_spec=True, default=workloads.default_deployment, validate=workloads.validate_deployment
-    ),
+    ("apps", "Deployment"): Rules(default=workloads.default_deployment, validate=workloads.validate_deployment),
     ("apps", "ReplicaSet"): Rules(
-        needs_spec=True,
         default=workloads.default_workload,
         validate=workloads.validate_replica_set,
         initial_status={"replicas": 0},
         selectable=("status.replicas?0",),
     ),
     ("apps", "StatefulSet"): Rules(
-        needs_spec=True,
         default=workloads.default_stateful_set,
         validate=workloads.validate_stateful_set,
         initial_status={"replicas": 0, "availableReplicas": 0},
     ),
     ("apps", "DaemonSet"): Rules(
-        needs_spec=True,
         default=workloads.default_daemon_set,
         validate=workloads.validate_daemon_set,
         initial_status={
@@ -304,28 +297,22 @@ RULES: dict[tuple[str, str], Rules] = {
         },
     ),
     ("batch", "Job"): Rules(
-        needs_spec=True,
         default=workloads.default_job,
         create=workloads.generate_job_selector,
         validate=workloads.validate_job,
         selectable=("status.successful=status.succeeded?0",),
     ),
-    ("batch", "CronJob"): Rules(
-        needs_spec=True, default=workloads.default_cron_job, validate=workloads.validate_cron_job
-    ),
+    ("batch", "CronJob"): Rules(default=workloads.default_cron_job, validate=workloads.validate_cron_job),
     ("", "Service"): Rules(
         name_rule="k8s-short-name",
-        needs_spec=True,
         default=_default_service,
         update=_keep_service_address,
         initial_status={"loadBalancer": {}},
         validate=_validate_service,
         selectable=("spec.clusterIP", "spec.type"),
     ),
-    ("", "PersistentVolume"): Rules(needs_spec=True, initial_status={"phase": "Pending"}),
-    ("", "PersistentVolumeClaim"): Rules(
-        needs_spec=True, initial_status={"phase": "Pending"}, validate=_validate_volume_claim
-    ),
+    ("", "PersistentVolume"): Rules(initial_status={"phase": "Pending"}),
+    ("", "PersistentVolumeClaim"): Rules(initial_status={"phase": "Pending"}, validate=_validate_volume_claim),
     ("apps", "ControllerRevision"): Rules(validate=_validate_revision),
     ("events.k8s.io", "Event"): Rules(
         selectable=("regarding.kind", "regarding.namespace", "regarding.name", "reason", "reportingController", "type")
@@ -346,31 +333,24 @@ RULES: dict[tuple[str, str], Rules] = {
     (_RBAC, "RoleBinding"): Rules(
         name_rule="path-segment", default=policies.default_subjects, validate=policies.validate_role_binding
     ),
-    (_DEVICES, "DeviceClass"): Rules(needs_spec=True, validate=devices.validate_class),
+    (_DEVICES, "DeviceClass"): Rules(validate=devices.validate_class),
     (_DEVICES, "ResourceClaim"): Rules(
-        needs_spec=True,
         default=devices.default_claim,
         validate=devices.validate_claim,
         validate_status=devices.validate_claim_status,
     ),
-    (_DEVICES, "ResourceClaimTemplate"): Rules(
-        needs_spec=True, default=devices.default_template, validate=devices.validate_template
-    ),
+    (_DEVICES, "ResourceClaimTemplate"): Rules(default=devices.default_template, validate=devices.validate_template),
     (_DEVICES, "ResourceSlice"): Rules(
-        needs_spec=True,
         default=devices.default_slice,
         validate=devices.validate_slice,
         selectable=("spec.nodeName", "spec.driver", "spec.pool.name"),
     ),
-    (_DEVICES, "DeviceTaintRule"): Rules(
-        needs_spec=True, default=devices.default_taint_rule, validate=devices.validate_taint_rule
-    ),
-    (_ADMISSION, "ValidatingAdmissionPolicy"): Rules(needs_spec=True, validate=policies.validate_policy),
-    (_ADMISSION, "ValidatingAdmissionPolicyBinding"): Rules(needs_spec=True, validate=policies.validate_policy_binding),
-    (_ADMISSION, "MutatingAdmissionPolicy"): Rules(needs_spec=True, validate=policies.validate_policy),
-    (_ADMISSION, "MutatingAdmissionPolicyBinding"): Rules(needs_spec=True, validate=policies.validate_policy_binding),
+    (_DEVICES, "DeviceTaintRule"): Rules(default=devices.default_taint_rule, validate=devices.validate_taint_rule),
+    (_ADMISSION, "ValidatingAdmissionPolicy"): Rules(validate=policies.validate_policy),
+    (_ADMISSION, "ValidatingAdmissionPolicyBinding"): Rules(validate=policies.validate_policy_binding),
+    (_ADMISSION, "MutatingAdmissionPolicy"): Rules(validate=policies.validate_policy),
+    (_ADMISSION, "MutatingAdmissionPolicyBinding"): Rules(validate=policies.validate_policy_binding),
     ("apiextensions.k8s.io", "CustomResourceDefinition"): Rules(
-        needs_spec=True,
         default=crds.default_definition,
         validate=crds.validate_definition,
     ),
