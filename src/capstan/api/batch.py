@@ -10,6 +10,38 @@ from capstan.api.base import Condition, Object, Struct
 from capstan.api.selectors import LabelSelector
 
 
+class OnExitCodes(Struct):
+    container_name: str = ""
+    operator: str = "In"
+    values: list[int] = []
+
+
+class OnPodCondition(Struct):
+    type: str = ""
+    status: str = "True"
+
+
+class PodFailureRule(Struct):
+    """`action` is FailJob, FailIndex, Ignore or Count; the first rule that matches a failed pod decides."""
+
+    action: str = ""
+    on_exit_codes: OnExitCodes | None = None
+    on_pod_conditions: list[OnPodCondition] = []
+
+
+class PodFailurePolicy(Struct):
+    rules: list[PodFailureRule] = []
+
+
+class SuccessRule(Struct):
+    succeeded_indexes: str = ""
+    succeeded_count: int | None = None
+
+
+class SuccessPolicy(Struct):
+    rules: list[SuccessRule] = []
+
+
 class JobSpec(Struct):
     parallelism: int | None = None
     completions: int | None = None
@@ -19,6 +51,12 @@ class JobSpec(Struct):
     completion_mode: str = "NonIndexed"
     suspend: bool = False
     manual_selector: bool = False
+    pod_failure_policy: PodFailurePolicy | None = None
+    success_policy: SuccessPolicy | None = None
+    backoff_limit_per_index: int | None = None
+    max_failed_indexes: int | None = None
+    pod_replacement_policy: str = "TerminatingOrFailed"
+    managed_by: str = "kubernetes.io/job-controller"
     selector: LabelSelector | None = None
     template: dict[str, Any] = {}
 
@@ -37,6 +75,7 @@ class JobStatus(Struct):
     failed: int = 0
     terminating: int = 0
     completed_indexes: str = ""
+    failed_indexes: str = ""
     uncounted_terminated_pods: UncountedTerminatedPods | None = None
     start_time: str | None = None
     completion_time: str | None = None

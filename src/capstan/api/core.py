@@ -36,6 +36,7 @@ class Resources(Struct):
 class EnvVar(Struct):
     name: str = ""
     value: str = ""
+    value_from: dict[str, Any] | None = None
 
 
 class Container(Struct):

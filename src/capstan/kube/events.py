@@ -90,6 +90,10 @@ class EventRecorder:
                 same, (target, count) = self._pending.popitem(last=False)
                 try:
                     await self._write(same, target, count)
+                except (errors.NotFound, errors.Forbidden) as error:
+                    # Normal at the end of a namespace, which takes nothing new.
+                    self.dropped += 1
+                    _log.info("event %s on %s %s is lost: %s", same[2], target.kind, target.name, error)
                 except errors.ApiError as error:
                     self.dropped += 1
                     _log.warning("event %s on %s %s is lost: %s", same[2], target.kind, target.name, error)

@@ -224,3 +224,13 @@ async def test_the_log_of_an_unbound_pod_is_refused(house: Any) -> None:
     await house.run("p", "server", bind=False)
     with pytest.raises(kube.BadRequest, match="does not have a host assigned"):
         await house.logs("p")
+
+
+async def test_the_downward_api_reaches_the_process(house: Any) -> None:
+    def field(name: str, path: str) -> dict[str, Any]:
+        return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+
+    env = [field("POD", "metadata.name"), field("NODE", "spec.nodeName"), {"name": "PLAIN", "value": "x"}]
+    await house.run("p", "sh", "-c", "echo $POD $NODE $(PLAIN) $PLAIN", container={"env": env})
+    await house.reach("p", "Succeeded")
+    assert await house.logs("p") == ["p node-0 x x"]

@@ -180,3 +180,63 @@ def test_indexes_read_back_as_written(indexes: set[int]) -> None:
 
 def test_indexes_look_as_upstream_writes_them() -> None:
     assert render_indexes([7, 0, 1, 2, 4, 5]) == "0-2,4,5,7"
+
+
+def failure_rule(action: str, code: int) -> dict[str, Any]:
+    return {"rules": [{"action": action, "onExitCodes": {"operator": "In", "values": [code]}}]}
+
+
+async def test_a_failure_policy_ends_the_job_at_once(house: Any, template: Any) -> None:
+    await start(house, template, backoffLimit=6, podFailurePolicy=failure_rule("FailJob", 1))
+    await finish(house, 1, "Failed")
+    await ended(house, "Failed")
+    assert (await conditions(house))["Failed"] == ("True", "PodFailurePolicy")
+
+
+async def test_ignored_failures_do_not_count(house: Any, template: Any) -> None:
+    await start(house, template, backoffLimit=0, podFailurePolicy=failure_rule("Ignore", 1))
+    await finish(house, 1, "Failed")
+    house.skip(11)
+    await house.patch("Job", "work", {"metadata": {"labels": {"poke": "1"}}})
+    await house.until(lambda: len(house.created) == 2)
+    await finish(house, 1, "Succeeded")
+    assert (await ended(house, "Complete")).get("failed", 0) == 0
+
+
+async def test_enough_indexes_are_enough(house: Any, template: Any) -> None:
+    policy = {"rules": [{"succeededIndexes": "0-1", "succeededCount": 1}]}
+    await start(house, template, completions=3, parallelism=3, completionMode="Indexed", successPolicy=policy)
+    await house.until(lambda: len(pods(house, "Running")) == 3)
+    leader = next(p for p in house.pods.objects.values() if p.metadata.name.startswith("work-0-"))
+    await house.set_phase(leader.metadata.name, "Succeeded")
+    await ended(house, "Complete")
+    assert (await conditions(house))["Complete"] == ("True", "SuccessPolicy")
+
+
+async def test_an_index_fails_for_itself(house: Any, template: Any) -> None:
+    indexed = {"completions": 2, "parallelism": 2, "completionMode": "Indexed"}
+    await start(house, template, backoffLimitPerIndex=1, **indexed)
+    await house.until(lambda: len(pods(house, "Running")) == 2)
+    for attempt in range(2):
+        broken = [p for p in house.pods.objects.values() if p.metadata.name.startswith("work-1-")]
+        running = next(p for p in broken if p.status.phase == "Running")
+        assert running.metadata.annotations["batch.kubernetes.io/job-index-failure-count"] == str(attempt)
+        await house.set_phase(running.metadata.name, "Failed")
+        await house.status("Job", "work", failed=attempt + 1)
+        house.skip(30)
+        await house.patch("Job", "work", {"metadata": {"labels": {"poke": str(attempt)}}})
+        if attempt == 0:
+            await house.until(lambda: len(pods(house, "Running")) == 2)
+    await finish(house, 1, "Succeeded")
+    status = await ended(house, "Failed")
+    assert (status["completedIndexes"], status["failedIndexes"]) == ("0", "1")
+    assert (await conditions(house))["Failed"] == ("True", "FailedIndexes")
+
+
+async def test_a_job_of_another_controller_is_left_alone(house: Any, template: Any) -> None:
+    await start(house, template, managedBy="example.com/queueing")
+    await house.create(
+        "ReplicaSet", "other", spec={"replicas": 1, "selector": {"matchLabels": {"app": "web"}}, "template": template()}
+    )
+    await house.until(lambda: house.created)
+    assert all(name.startswith("other-") for name in house.created)

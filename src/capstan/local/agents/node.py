@@ -20,6 +20,7 @@ from capstan.api.core import Container, Pod
 from capstan.api.resources import PODS
 from capstan.local.agents.claims import ClaimNotReady, NodeClaims, claims_of
 from capstan.local.agents.containers import PodContainers
+from capstan.local.agents.environment import environment
 from capstan.local.agents.plugins import PluginError, Plugins
 from capstan.local.agents.process import Process, command_line
 from capstan.local.agents.shell import Device, Surroundings
@@ -208,10 +209,14 @@ class NodeAgent:
             ids = [cdi_id for device in self.claims.devices(pod, container.name) for cdi_id in device.cdi_ids]
             if ids:
                 found = cdi.resolve(self._directories.cdi, ids)
+                own = self._environment(pod, container)
                 path = self._record_path(pod.metadata.uid, container.name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 document = {
-                    "process": {"args": self._argv(container), "env": _environment(container, found)},
+                    "process": {
+                        "args": command_line(container.command, container.args, own),
+                        "env": [f"{name}={value}" for name, value in own.items()] + _unique(_edits(found, "env")),
+                    },
                     "linux": {"devices": _edits(found, "deviceNodes")},
                     "mounts": _edits(found, "mounts"),
                     "hooks": _edits(found, "hooks"),
@@ -238,16 +243,15 @@ class NodeAgent:
         return msgspec.json.decode(path.read_bytes()) if path.exists() else None
 
     def _starter(self, pod: Pod) -> Callable[[Container], Process]:
+        has_claims = pod.spec.resource_claims or pod.status.extended_resource_claim_status is not None
+
         def start(container: Container) -> Process:
-            record = (
-                self.container_record(pod.metadata.uid, container.name)
-                if pod.spec.resource_claims or (pod.status.extended_resource_claim_status is not None)
-                else None
-            )
-            environment = dict(entry.partition("=")[::2] for entry in record["process"]["env"]) if record else {}
+            own = self._environment(pod, container)
+            record = self.container_record(pod.metadata.uid, container.name) if has_claims else None
+            injected = dict(entry.partition("=")[::2] for entry in record["process"]["env"]) if record else {}
             around = Surroundings(
                 image=container.image,
-                env={variable.name: variable.value for variable in container.env} | environment,
+                env=own | injected,
                 devices=[
                     Device(found.get("platform.capstan.dev/product", ""), found["platform.capstan.dev/uuid"])
                     for found in (record["devices"] if record else [])
@@ -255,14 +259,13 @@ class NodeAgent:
                 ],
                 hostname=pod.metadata.name,
             )
-            return Process(self._argv(container), around)
+            return Process(command_line(container.command, container.args, own), around)
 
         return start
 
-    @staticmethod
-    def _argv(container: Container) -> list[str]:
-        environment = {variable.name: variable.value for variable in container.env}
-        return command_line(container.command, container.args, environment)
+    def _environment(self, pod: Pod, container: Container) -> dict[str, str]:
+        run = self.runs.get(pod.metadata.uid)
+        return environment(pod, container, self.node_ip, run.ip if run else pod.status.pod_ip)
 
     # -- the status
 
@@ -367,6 +370,5 @@ def _edits(found: Sequence[dict[str, Any]], field: str) -> list[Any]:
     return [edit for device in found for edit in device["containerEdits"].get(field, [])]
 
 
-def _environment(container: Container, found: Sequence[dict[str, Any]]) -> list[str]:
-    own = [f"{variable.name}={variable.value}" for variable in container.env]
-    return own + list(dict.fromkeys(_edits(found, "env")))
+def _unique(entries: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(entries))

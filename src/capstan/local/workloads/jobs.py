@@ -22,7 +22,16 @@ from capstan.local.workloads import pods as pod_state
 from capstan.local.workloads.caches import Caches, patch_status, wire_conditions
 from capstan.local.workloads.children import Children
 from capstan.local.workloads.indexes import index_of, parse_indexes, render_indexes
+from capstan.local.workloads.job_policies import (
+    FAILURE_COUNT_ANNOTATION,
+    fails_index,
+    failure_action,
+    failures_of_index,
+    succeeded,
+)
 
+MANAGED_BY = "kubernetes.io/job-controller"
+"""Jobs with another `spec.managedBy` belong to another controller."""
 FINALIZER = "batch.kubernetes.io/job-tracking"
 INDEX_KEY = "batch.kubernetes.io/job-completion-index"
 """Both the label and the annotation of an indexed job's pods."""
@@ -41,6 +50,9 @@ class Tally:
         self.succeeded_uids = list(uncounted.succeeded) if uncounted else []
         self.failed_uids = list(uncounted.failed) if uncounted else []
         self.completed = parse_indexes(status.completed_indexes)
+        self.failed_indexes = parse_indexes(status.failed_indexes)
+        self.fatal = ""
+        """Why the pod failure policy ends the job, if it does."""
         self.active: list[Pod] = []
         self.terminating = 0
         self.tracked: dict[str, Pod] = {}
@@ -64,9 +76,21 @@ class Tally:
                 elif index is not None and index not in self.completed and index < (job.spec.completions or 0):
                     self.succeeded_uids.append(pod.metadata.uid)
                     self.completed.add(index)
-            else:
+            elif finished or job.spec.pod_replacement_policy != "Failed":
                 # A pod on its way out counts as failed at once: it may never get to say so.
-                self.failed_uids.append(pod.metadata.uid)
+                self._count_failure(job, pod)
+            else:
+                del self.tracked[pod.metadata.uid]
+
+    def _count_failure(self, job: Job, pod: Pod) -> None:
+        action, reason = failure_action(job, pod)
+        if action == "FailJob":
+            self.fatal = self.fatal or reason
+        if action != "Ignore":
+            self.failed_uids.append(pod.metadata.uid)
+        index = index_of(pod)
+        if index is not None and pod.status.phase == "Failed" and fails_index(job, pod):
+            self.failed_indexes.add(index)
 
     @property
     def succeeded(self) -> int:
@@ -113,7 +137,7 @@ class JobController(kube.Controller[kube.Key]):
         if finished := finished_condition(job):
             await self._untrack([pod for pod in self._pods.of(job) if FINALIZER in pod.metadata.finalizers])
             return await self._expire(job, finished)
-        if job.metadata.deletion_timestamp is not None:
+        if job.metadata.deletion_timestamp is not None or job.spec.managed_by != MANAGED_BY:
             return None
         return await self._progress(job, await self._pods.claim(job, job.spec.selector))
 
@@ -159,6 +183,10 @@ class JobController(kube.Controller[kube.Key]):
         for kind in ("SuccessCriteriaMet", "FailureTarget"):
             if kind in conditions:
                 return conditions[kind], None
+        if tally.fatal:
+            return condition("FailureTarget", "PodFailurePolicy", tally.fatal, now), None
+        if (ended := self._indexes_failed(job, tally)) is not None:
+            return condition("FailureTarget", *ended, now), None
         if tally.failed > job.spec.backoff_limit or self._restarted_too_often(job, tally):
             message = "Job has reached the specified backoff limit"
             return condition("FailureTarget", "BackoffLimitExceeded", message, now), None
@@ -168,6 +196,9 @@ class JobController(kube.Controller[kube.Key]):
             if left <= 0:
                 message = "Job was active longer than specified deadline"
                 return condition("FailureTarget", "DeadlineExceeded", message, now), None
+        if not job.spec.suspend and succeeded(job, tally.completed):
+            message = "Matched rules at index 0"
+            return condition("SuccessCriteriaMet", "SuccessPolicy", message, now), None
         if job.spec.completions is None:
             done = tally.succeeded > 0 and not tally.active
         else:
@@ -176,6 +207,16 @@ class JobController(kube.Controller[kube.Key]):
             message = "Reached expected number of succeeded pods"
             return condition("SuccessCriteriaMet", "CompletionsReached", message, now), None
         return None, left
+
+    @staticmethod
+    def _indexes_failed(job: Job, tally: Tally) -> tuple[str, str] | None:
+        """(reason, message) when too many indexes have failed, or all that is left has."""
+        limit = job.spec.max_failed_indexes
+        if limit is not None and len(tally.failed_indexes) > limit:
+            return "MaxFailedIndexesExceeded", "Job has exceeded the specified maximal number of failed indexes"
+        if tally.failed_indexes and len(tally.failed_indexes | tally.completed) >= (job.spec.completions or 0):
+            return "FailedIndexes", "Job has failed indexes"
+        return None
 
     @staticmethod
     def _restarted_too_often(job: Job, tally: Tally) -> bool:
@@ -191,7 +232,9 @@ class JobController(kube.Controller[kube.Key]):
         if job.spec.completions is None:
             wanted = len(tally.active) if tally.succeeded else parallelism
         else:
-            wanted = min(parallelism, job.spec.completions - tally.succeeded)
+            wanted = min(parallelism, job.spec.completions - tally.succeeded - len(tally.failed_indexes))
+        if job.spec.pod_replacement_policy == "Failed":
+            wanted -= tally.terminating
         surplus = len(tally.active) - wanted
         if surplus > 0:
             ranked = sorted(tally.active, key=lambda pod: (pod_state.is_ready(pod), pod.metadata.name))
@@ -202,9 +245,10 @@ class JobController(kube.Controller[kube.Key]):
         if (pause := self._backoff(job, tally, now)) > 0:
             return pause
         if job.spec.completion_mode == "Indexed":
-            taken = tally.completed | {index_of(pod) for pod in tally.active}
+            pods = self._pods.of(job)
+            taken = tally.completed | tally.failed_indexes | {index_of(pod) for pod in pods if not is_ended(pod)}
             free = [index for index in range(job.spec.completions or 0) if index not in taken]
-            bodies = [self._body(job, index) for index in free[:missing]]
+            bodies = [self._body(job, index, failures_of_index(job, pods, index)) for index in free[:missing]]
         else:
             bodies = [self._body(job, None)] * missing
         await self._pods.create(job, bodies)
@@ -227,7 +271,7 @@ class JobController(kube.Controller[kube.Key]):
         return max(0.0, last + pause - now)
 
     @staticmethod
-    def _body(job: Job, index: int | None) -> kube.Body:
+    def _body(job: Job, index: int | None, failures: int = 0) -> kube.Body:
         body = pod_state.from_template(JOBS, job, job.spec.template)
         metadata, uid, name = body["metadata"], job.metadata.uid, job.metadata.name
         metadata["finalizers"] = [FINALIZER]
@@ -236,6 +280,8 @@ class JobController(kube.Controller[kube.Key]):
         if index is not None:
             metadata["generateName"] = f"{name}-{index}-"
             metadata["labels"][INDEX_KEY] = metadata["annotations"][INDEX_KEY] = str(index)
+            if job.spec.backoff_limit_per_index is not None:
+                metadata["annotations"][FAILURE_COUNT_ANNOTATION] = str(failures)
             body["spec"].setdefault("hostname", f"{name}-{index}")
             source = {"fieldRef": {"apiVersion": "v1", "fieldPath": f"metadata.annotations['{INDEX_KEY}']"}}
             for container in [*body["spec"].get("initContainers", []), *body["spec"].get("containers", [])]:
@@ -277,6 +323,7 @@ class JobController(kube.Controller[kube.Key]):
             "startTime": started,
             "completionTime": complete.last_transition_time if complete else None,
             "completedIndexes": render_indexes(tally.completed) or None,
+            "failedIndexes": render_indexes(tally.failed_indexes) or None,
             "uncountedTerminatedPods": {field: uids or None for field, uids in uncounted.items()},
             "conditions": wire_conditions(conditions.values()) or None,
         }
@@ -284,7 +331,9 @@ class JobController(kube.Controller[kube.Key]):
         known["uncountedTerminatedPods"] = {
             field: known.get("uncountedTerminatedPods", {}).get(field) for field in uncounted
         }
-        known |= {field: known.get(field) for field in ("startTime", "completionTime", "completedIndexes")}
+        known |= {
+            field: known.get(field) for field in ("startTime", "completionTime", "completedIndexes", "failedIndexes")
+        }
         known["conditions"] = wire_conditions(job.status.conditions) or None
         await patch_status(self._caches, JOBS, job, status, known)
 
@@ -320,6 +369,11 @@ def suspend(job: Job, conditions: dict[str, Condition], now: float) -> None:
 
 def finished_condition(job: Job) -> Condition | None:
     return next((c for c in job.status.conditions if c.type in ("Complete", "Failed") and c.status == "True"), None)
+
+
+def is_ended(pod: Pod) -> bool:
+    """Neither runs nor will."""
+    return pod_state.is_finished(pod) or pod.metadata.deletion_timestamp is not None
 
 
 def finished_at(pod: Pod) -> float:
