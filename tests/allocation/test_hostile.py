@@ -171,6 +171,22 @@ def test_an_exhausted_budget_is_a_verdict_of_its_own(make: Any, policy: Any, ste
 
 
 @pytest.mark.parametrize("policy", ["best-fit", "kubernetes"])
+def test_alternatives_that_take_all_devices_are_counted_as_steps(make: Any, policy: Any) -> None:
+    """Twelve requests with two ways each, every one possible, and a last one that never is."""
+    classes = [make.device_class(f"c{i}", f"device.attributes['gpu.nvidia.com'].index == {i}") for i in range(12)]
+    inv = make.inventory(make.slice([make.gpu(f"g{i}", index=i) for i in range(12)]), *classes)
+
+    def way(name: str, number: int) -> dict[str, Any]:
+        return {"name": name, "deviceClassName": f"c{number}", "allocationMode": "All"}
+
+    requests = [{"name": f"r{i}", "firstAvailable": [way("x", i), way("y", i)]} for i in range(12)]
+    answer = allocate(inv, [make.claim("c", *requests, make.request("last", "c0"))], N1, policy)
+    assert isinstance(answer, Refusal)
+    assert answer.reason == "NoCombination"
+    assert answer.steps < 100
+
+
+@pytest.mark.parametrize("policy", ["best-fit", "kubernetes"])
 def test_a_pod_may_not_ask_for_more_than_a_search_can_hold(make: Any, policy: Any) -> None:
     inv = make.inventory(make.slice([make.gpu(f"g{i}") for i in range(700)]))
     many = [make.claim(f"c{i}", make.request(count=32)) for i in range(20)]

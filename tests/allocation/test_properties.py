@@ -397,7 +397,7 @@ class Exhaustive(Search):
     def _kind(self, device: Any, states: dict[int, int]) -> tuple[int, int, Any]:
         return (0, 0, device)
 
-    def _seen_before(self, state: tuple[int, ...]) -> bool:
+    def _seen_before(self, index: int, position: int, need: int, states: dict[int, int]) -> bool:
         return False
 
 

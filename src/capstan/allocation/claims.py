@@ -12,10 +12,11 @@ from fractions import Fraction
 
 from capstan.allocation import capacity
 from capstan.allocation.constraints import Constraint, build
-from capstan.allocation.inventory import Inventory, NodeDevices, blocked, fits
+from capstan.allocation.inventory import Inventory, NodeDevices
 from capstan.allocation.model import AllocationError, ClaimKey, Features, InvalidClaim, Number, number
 from capstan.allocation.pools import Device
 from capstan.allocation.selectors import InvalidSelector
+from capstan.allocation.uses import blocked, fits
 from capstan.api.core import Toleration
 from capstan.api.quantity import InvalidQuantity
 from capstan.api.resource import (

@@ -7,15 +7,14 @@ rolled back. Allocation truth is what claims say, never what slices say (KEP-438
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
-from capstan.allocation.capacity import consumption as capacity_consumption
-from capstan.allocation.model import ClaimKey, NodeView, Number, Problem, StaleMark, number
-from capstan.allocation.pools import Consumption, Device, Errors, Pool, PoolKey, Scope, Shared
+from capstan.allocation.model import ClaimKey, NodeView, Number, Problem, StaleMark
+from capstan.allocation.pools import Device, Errors, Pool, PoolKey, Scope, Shared
 from capstan.allocation.selectors import Expressions, InvalidSelector, Selectors
 from capstan.allocation.tables import Tables, memory
-from capstan.api.core import Node, Taint, Toleration, tolerates
+from capstan.allocation.uses import Use, blocked, charge, counted, groups, most, takes_another
+from capstan.api.core import Node, Toleration
 from capstan.api.resource import (
     AllocationResult,
     DeviceClass,
@@ -33,20 +32,6 @@ IMPLICIT_RESOURCE_PREFIX = "deviceclass.resource.kubernetes.io/"
 
 
 _NO_LABELS: dict[str, str] = {}
-
-
-class Use(NamedTuple):
-    """How one device is used by all claims together (results with admin access do not count)."""
-
-    whole: int
-    """Claims that hold the device for themselves: at most 1 unless the API server was told nonsense."""
-    shares: int
-    consumed: dict[str, Number]
-    """Capacity consumed by the shares, under the device's own names; never changed in place."""
-    consumption: Consumption
-    """Counters it takes, remembered so that they still count when the device vanishes from its slices."""
-    groups: tuple[tuple[str, frozenset[str] | None], ...]
-    """Its compatibility groups in each counter set (KEP-5963)."""
 
 
 class NodeDevices:
@@ -116,8 +101,11 @@ class Inventory:
         if isinstance(fact, ResourceClaim):
             self._upsert_claim(fact)
         elif isinstance(fact, ResourceSlice):
-            self._remove_slice(fact.metadata.name)
-            self._add_slice(fact)
+            known = self._slices.get(fact.metadata.name)
+            version = fact.metadata.resource_version
+            if known is None or not version or known.metadata.resource_version != version:
+                self._remove_slice(fact.metadata.name)
+                self._add_slice(fact)
         elif isinstance(fact, DeviceClass):
             self.classes[fact.metadata.name] = fact
             self._class_changed(fact.metadata.name)
@@ -295,16 +283,16 @@ class Inventory:
         pool = self._ready_pool(pool_key)
         device = pool.devices.get(result.device) if pool else None
         use = self._uses.get(pool_key, {}).get(result.device) or Use(
-            0, 0, {}, device.consumption if device else (), _groups(device) if device else ()
+            0, 0, {}, device.consumption if device else (), groups(device) if device else ()
         )
-        self._change_use(pool_key, result.device, _counted(use, result, 1))
+        self._change_use(pool_key, result.device, counted(use, result, 1))
 
     def _give_back(self, result: DeviceRequestAllocationResult) -> None:
         if result.admin_access:
             return
         pool_key = (result.driver, result.pool)
         self._ready_pool(pool_key)
-        use = _counted(self._uses[pool_key][result.device], result, -1)
+        use = counted(self._uses[pool_key][result.device], result, -1)
         self._change_use(pool_key, result.device, use if use.whole or use.shares else None)
 
     def _change_use(self, key: PoolKey, device: str, use: Use | None) -> None:
@@ -316,11 +304,11 @@ class Inventory:
         before = uses.pop(device, None)
         left = self._left.get(key)
         if before is not None and left is not None:
-            _charge(left, before.consumption, -1)
+            charge(left, before.consumption, -1)
         if use is not None:
             uses[device] = use
             if left is not None:
-                _charge(left, use.consumption, 1)
+                charge(left, use.consumption, 1)
         if not uses:
             del self._uses[key]
         pool = self._pools.get(key)
@@ -356,8 +344,8 @@ class Inventory:
         for name, use in uses.items():
             device = pool.devices.get(name)
             if device is not None and device.consumption != use.consumption:
-                use = uses[name] = use._replace(consumption=device.consumption, groups=_groups(device))
-            _charge(left, use.consumption, 1)
+                use = uses[name] = use._replace(consumption=device.consumption, groups=groups(device))
+            charge(left, use.consumption, 1)
         self._left[pool.key] = left
 
     # Questions
@@ -442,7 +430,7 @@ class Inventory:
                 continue
             use = self.use(device) if in_use else None
             if use is not None:
-                total += _takes_another(device, use)
+                total += takes_another(device, use)
             elif not device.consumption:
                 total += 1
             else:
@@ -454,7 +442,7 @@ class Inventory:
                 for device in members
                 if all(left[s][counter] >= amount for s, taken in device.consumption for counter, amount in taken)
             ]
-            total += _most(fitting, left[name])
+            total += most(fitting, left[name])
         return total
 
     def class_for_extended_resource(self, name: str) -> str | None:
@@ -491,74 +479,6 @@ class Inventory:
                 (key, sorted((n, sorted(c.items())) for n, c in left.items())) for key, left in self._left.items()
             ),
         }
-
-    def claims(self) -> Iterator[tuple[ClaimKey, AllocationResult]]:
-        """Every claim that holds devices, observed or assumed."""
-        for key in {**self._observed, **self._assumed}:
-            allocation = self.allocation(key)
-            if allocation is not None:
-                yield key, allocation
-
-
-def _counted(use: Use, result: DeviceRequestAllocationResult, sign: int) -> Use:
-    """The use with one result more (sign 1) or less (-1). A result that is no share holds the whole device."""
-    if result.share_id is None and not result.consumed_capacity:
-        return use._replace(whole=use.whole + sign)
-    consumed = dict(use.consumed)
-    for name, amount in result.consumed_capacity.items():
-        consumed[name] = consumed.get(name, 0) + sign * number(amount)
-    return use._replace(
-        shares=use.shares + sign, consumed={name: amount for name, amount in consumed.items() if amount}
-    )
-
-
-def _takes_another(device: Device, use: Use) -> bool:
-    """Whether a shared device that is in use has room for one more request that names no amount."""
-    if not device.multiple or use.whole:
-        return False
-    takes = capacity_consumption(device.spec, device.id.driver, {})
-    return takes is not None and fits(device, use.consumed, takes)
-
-
-def blocked(taints: Iterable[Taint], tolerations: list[Toleration]) -> bool:
-    """Whether an untolerated taint keeps a device from new allocations; effects other than these two do not
-    (KEP-5055)."""
-    return any(taint.effect in ("NoSchedule", "NoExecute") and not tolerates(tolerations, taint) for taint in taints)
-
-
-def fits(device: Device, used: dict[str, Number], takes: dict[str, Number]) -> bool:
-    """Whether a shared device has room for one more share."""
-    capacity = device.spec.capacity
-    return all(used.get(name, 0) + amount <= number(capacity[name].value) for name, amount in takes.items())
-
-
-def _charge(left: dict[str, dict[str, Number]], consumption: Consumption, sign: int) -> None:
-    """Takes counters away (sign 1) or gives them back (-1); counters that no slice declares any more have nothing to
-    give."""
-    for name, taken in consumption:
-        counters = left.get(name)
-        if counters is not None:
-            for counter, amount in taken:
-                if counter in counters:
-                    counters[counter] -= sign * amount
-
-
-def _groups(device: Device) -> tuple[tuple[str, frozenset[str] | None], ...]:
-    return tuple(
-        (taken.counter_set, None if taken.compatibility_groups is None else frozenset(taken.compatibility_groups))
-        for taken in device.spec.consumes_counters
-    )
-
-
-def _most(devices: list[Device], left: dict[str, Number]) -> int:
-    """At most this many of the devices fit into one counter set together: the scarcest counter bounds it."""
-    least: dict[str, Number] = {}
-    for device in devices:
-        amounts = dict(device.consumption[0][1])
-        for counter in left:
-            least[counter] = min(least.get(counter, amounts.get(counter, 0)), amounts.get(counter, 0))
-    bounds = [int(left[counter] // amount) for counter, amount in least.items() if amount > 0]
-    return max(0, min([len(devices), *bounds]))
 
 
 def _seen(pool: Pool, node: NodeView) -> bool:

@@ -15,11 +15,12 @@ from collections.abc import Hashable, Sequence
 from typing import NamedTuple, Protocol
 
 from capstan.allocation.claims import Alternative, Candidate, PreparedClaim, Request
-from capstan.allocation.inventory import Inventory, fits
+from capstan.allocation.inventory import Inventory
 from capstan.allocation.lookahead import hopeful
 from capstan.allocation.model import AllocationError, Number
 from capstan.allocation.pools import Device, PoolKey
 from capstan.allocation.symmetry import Reader, Symmetry
+from capstan.allocation.uses import fits
 from capstan.api.resource import MAX_RESULTS
 
 Parts = tuple[tuple[str, int], ...]
@@ -132,6 +133,7 @@ class Search:
             self._sizes = [0] * len(self.claims)
             self._total = 0
             self._seen.clear()
+            self._states(self.requests[0])
             return hopeful(None, self.requests, self.possible, self.left) and self._request(0)
 
     # Branching
@@ -140,6 +142,8 @@ class Search:
         if index == len(self.requests):
             return self._complete()
         request = self.requests[index]
+        if self._symmetry is not None and self._seen_before(index, -1, 0, self._states(request)):
+            return False
         for position, alternative in enumerate(request.alternatives):
             size = len(alternative.candidates) if alternative.every else alternative.count
             if alternative.unsatisfiable or not size or self._sizes[request.claim.index] + size > MAX_RESULTS:
@@ -165,6 +169,7 @@ class Search:
         return False
 
     def _all(self, index: int, alternative: Alternative) -> bool:
+        self._step()
         request, taken = self.requests[index], 0
         for candidate in alternative.candidates:
             if not self.possible(request, alternative, candidate):
@@ -176,22 +181,20 @@ class Search:
             return True
         for _ in range(taken):
             self._undo()
-        return False
+        return self._fail()
 
     def _pick(self, index: int, position: int, need: int, banned: set[Device]) -> bool:
         """Takes `need` more devices for the alternative at `position`; `banned` ones are taken or have failed
         already."""
         if not need:
             return self._request(index + 1)
-        self.steps += 1
-        if self.steps > self._limit:
-            raise BudgetExhausted(self.steps)
+        self._step()
         request = self.requests[index]
         alternative = request.alternatives[position]
         states: dict[int, int] = {}
         if self._symmetry is not None:
             states = self._states(request)
-            if self._seen_before((index, position, need, *sorted(states.values()))):
+            if self._seen_before(index, position, need, states):
                 return False
         options = self._options(request, alternative, banned)
         erring = self._cost is None and any(candidate.error for _, candidate, _ in options)
@@ -223,6 +226,11 @@ class Search:
             self._undo()
         banned.difference_update(excluded)
         return done or self._fail()
+
+    def _step(self) -> None:
+        self.steps += 1
+        if self.steps > self._limit:
+            raise BudgetExhausted(self.steps)
 
     def _fail(self) -> bool:
         self._failures += 1
@@ -277,8 +285,10 @@ class Search:
             return self._cost.symmetry(readers)
         return Symmetry(self.inventory, self.requests, readers, lambda device: ())
 
-    def _seen_before(self, state: tuple[int, ...]) -> bool:
-        """Whether the search was here at no higher cost: then whatever can be reached from here was reached."""
+    def _seen_before(self, index: int, position: int, need: int, states: dict[int, int]) -> bool:
+        """Whether the search was here at no higher cost: then whatever can be reached from here was reached. Position
+        -1 is before an alternative of the request is chosen."""
+        state = (index, position, need, *sorted(states.values()))
         known = self._seen.get(state)
         if known is not None and known <= self._total:
             return True
