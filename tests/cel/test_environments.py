@@ -85,6 +85,22 @@ def test_a_rule_that_cannot_work_is_refused(rule: str, message: str) -> None:
     assert message in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("rule", "data"),
+    [
+        ("self.since < timestamp(0)", {"since": 5}),
+        ("self.since < timestamp(0)", {"since": "yesterday"}),
+        ("self.replicas + 1 > 0", {"replicas": "three"}),
+        ("self.name.size() > 0", {"name": None}),
+        ("self.weights.all(w, w > 0.0)", {"weights": 1}),
+        ("self.items.all(i, i.key == '')", {"items": [None]}),
+    ],
+)
+def test_data_that_breaks_its_schema_is_an_error_of_the_evaluation(rule: str, data: dict[str, Any]) -> None:
+    with pytest.raises(cel.EvaluationError):
+        cel.compile(rule, cel.environments.crd_rule(SCHEMA)).evaluate({"self": data})
+
+
 def test_a_transition_rule_says_that_it_reads_the_old_object() -> None:
     program = cel.compile("self.replicas >= oldSelf.replicas", cel.environments.crd_rule(SCHEMA))
     assert program.names == {"self", "oldSelf"}

@@ -68,6 +68,8 @@ class Program:
             raise EvaluationError(f"no such attribute(s): {error.args[0]}") from error
         except RecursionError:
             raise EvaluationError("the values nest too deeply") from None
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise EvaluationError(f"a value is not of its declared type: {error}") from error
 
     def __repr__(self) -> str:
         return f"Program({self.expression!r})"

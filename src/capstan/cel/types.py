@@ -198,12 +198,13 @@ class Bindings:
             return self._bind(source, target)
         if source.is_dynamic or target.is_dynamic:
             return True
-        if source.name == "null" and target.name != "null":
-            return target.name in _NULLABLE or target.name not in _NOT_NULLABLE
+        if source.name != target.name and "null" in (source.name, target.name):
+            other = target if source.name == "null" else source
+            return other.name in _NULLABLE or other.name not in _NOT_NULLABLE
         if source.name == "wrapper" and target.name != "wrapper":
-            return target.name == "null" or self._assign(source.params[0], target)
+            return self._assign(source.params[0], target)
         if target.name == "wrapper" and source.name != "wrapper":
-            return source.name == "null" or self._assign(source, target.params[0])
+            return self._assign(source, target.params[0])
         if source.name != target.name:
             return False
         if source.name == "type":  # type values compare with each other whatever they denote
