@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -418,3 +419,52 @@ async def test_a_new_version_is_applied_whole_with_what_no_comparison_shows(clie
         await reported(client, ready("2.0.0"))
     (rule,) = (await client.get(resource, "p"))["spec"]["matchConstraints"]["resourceRules"]
     assert "resourceNames" not in rule
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_whatever_is_edited_ends_as_the_blueprint_says_with_foreign_fields_kept(
+    client: Administrator, seed: int
+) -> None:
+    chance = random.Random(seed)
+    names, label = ["a", "b", "c"], "applyset.kubernetes.io/part-of"
+    await publish(client, "1.0.0", *(config_map(name, x="1", y="2") for name in names))
+    await use(client, "1.0.0")
+    foreign: dict[str, str] = {}
+    async with running(client):
+        await reported(client, ready("1.0.0"))
+        for number in range(4):
+            name = chance.choice(names)
+            edits: list[dict[str, Any] | None] = [
+                {"data": {"x": "9"}},
+                {"data": {"x": None, "y": "9"}},
+                {"data": {"x": "9", "foreign": str(number)}},
+                {"metadata": {"labels": {label: None}}, "data": {"y": "8"}},
+                {"metadata": {"managedFields": [{}]}},
+                None,
+            ]
+            edit = chance.choice(edits)
+            try:
+                if edit is None:
+                    await client.delete(MAPS, name, "default")
+                    foreign.pop(name, None)
+                else:
+                    await client.patch(MAPS, name, "default", patch=edit)
+                    if "foreign" in edit.get("data", {}):
+                        foreign[name] = str(number)
+            except kube.NotFound:
+                continue  # deleted a moment ago and not back yet
+            await asyncio.sleep(chance.choice([0, 0.001, 0.02]))
+
+        async def restored() -> bool:
+            for name in names:
+                content = await data(client, name)
+                if content is None or (content.get("x"), content.get("y")) != ("1", "2"):
+                    return False
+            return True
+
+        await eventually(restored)
+        await reported(client, lambda each: condition(each, "Drifted") == "False AsApplied")
+        for name in names:
+            live = await client.get(MAP, name, "default")
+            assert live["metadata"]["labels"][label] == blueprints.cluster_set("local")
+            assert live["data"].get("foreign") == foreign.get(name)

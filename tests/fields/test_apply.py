@@ -357,6 +357,8 @@ def test_a_write_may_replace_the_managed_fields() -> None:
         {"manager": "x", "operation": "Update", "fieldsV1": {"spec": {}}},
         {"manager": "x", "operation": "Update", "fieldsV1": {"k:{": {}}},
         {"manager": "x", "operation": "Update", "fieldsV1": []},
+        {"manager": 7, "operation": "Update", "fieldsV1": {}},
+        {"manager": "x", "operation": "Update", "time": {}, "fieldsV1": {}},
     ],
 )
 def test_malformed_managed_fields_are_refused(entry: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ RESYNC_SECONDS = 300.0
 RETRY_SECONDS = 2.0
 WAIT_SECONDS = 0.2
 """Between looks at a kind that its definition does not serve yet."""
+LIST_SECONDS = 5.0
 FIGHTS = 5
 FIGHT_SECONDS = 30.0
 """An object that is repaired this often within this time is fought over: it is reported, and left alone for as long."""
@@ -140,7 +141,6 @@ class BlueprintAgent(kube.Controller[str]):
         except blueprints.BlueprintError as error:
             outcome.problem = ("InvalidBlueprint", str(error))
             return
-        outcome.compiled = compiled
         live, members = await self._observe(cluster, desired, outcome)
         settled = {name for name, found in live.items() if self._is_settled(name, found)}
         try:
@@ -148,6 +148,7 @@ class BlueprintAgent(kube.Controller[str]):
         except blueprints.NothingLeft as error:
             outcome.problem = ("NothingLeft", f"{error}; {error.hint}")
             return
+        outcome.compiled = compiled
         applied_before = self._status.digest == compiled.digest
         if applied_before:
             outcome.found_at = clock.render_micro(self._now())
@@ -190,8 +191,10 @@ class BlueprintAgent(kube.Controller[str]):
             except kube.UnknownKind:
                 outcome.unserved[item.identity] = "its kind is not served yet"
                 continue
+            if not await self._watch(resource):
+                outcome.unserved[item.identity] = "its kind cannot be listed; check the rights of the agent"
+                continue
             served[item.identity] = resource
-            await self._watch(resource)
         watched = {(resource.group, resource.kind) for resource in self._members}
         earlier = set(blueprints.group_kinds({"annotations": cluster.metadata.annotations})) - watched
         if earlier:
@@ -218,15 +221,19 @@ class BlueprintAgent(kube.Controller[str]):
                     pass
         return live, list(members.values())
 
-    async def _watch(self, resource: kube.Unstructured) -> None:
-        if resource in self._members:
-            return
-        assert self._tasks is not None, "the agent runs"
-        cache = kube.Cache(self._client, resource, labels=f"applyset.kubernetes.io/part-of={self._set}")
-        cache.on_change(self._member_changed)
-        self._members[resource] = cache
-        self._tasks.create_task(cache.run())
-        await cache.synced()
+    async def _watch(self, resource: kube.Unstructured) -> bool:
+        """Watch the members of a kind; False when they could not be listed in time."""
+        if resource not in self._members:
+            assert self._tasks is not None, "the agent runs"
+            cache = kube.Cache(self._client, resource, labels=f"applyset.kubernetes.io/part-of={self._set}")
+            cache.on_change(self._member_changed)
+            self._members[resource] = cache
+            self._tasks.create_task(cache.run())
+            try:
+                await asyncio.wait_for(cache.synced(), LIST_SECONDS)
+            except TimeoutError:
+                log.warning("blueprint agent: %s cannot be listed", resource.group_resource)
+        return self._members[resource].is_synced
 
     async def _execute(
         self,

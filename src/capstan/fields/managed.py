@@ -355,6 +355,9 @@ def _canonical(given: Any) -> list[dict[str, Any]]:
                 f"metadata.managedFields[{position}] must have the fieldsType FieldsV1 and the operation Apply or"
                 f" Update, not {raw.get('fieldsType')!r} and {raw.get('operation')!r}"
             )
+        texts = {name: raw.get(name, "") for name in ("manager", "apiVersion", "subresource", "time")}
+        if wrong := [name for name, value in texts.items() if value is not None and not isinstance(value, str)]:
+            raise InvalidFieldSet(f"metadata.managedFields[{position}].{wrong[0]} must be text")
         entries.append({**raw, "fieldsV1": FieldSet.from_v1(raw.get("fieldsV1", {})).tree})
     return entries
 
