@@ -1,4 +1,4 @@
-"""ValidatingAdmissionPolicy: what is matched, refused, warned of, and what a broken expression does."""
+"""ValidatingAdmissionPolicy and MutatingAdmissionPolicy: what is matched, refused, warned of and changed."""
 
 from __future__ import annotations
 
@@ -154,14 +154,64 @@ def test_a_stored_policy_that_compiles_no_longer_counts_by_its_failure_policy(ap
     assert api.call("POST", "/api/v1/namespaces", {"metadata": {"name": "free"}}).code == 201
 
 
-def test_mutating_policies_are_not_accepted_without_being_enforced(api) -> None:
-    path = "/apis/admissionregistration.k8s.io/v1beta1/mutatingadmissionpolicies"
-    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
-    spec = {
-        "matchConstraints": {"resourceRules": [rule]},
-        "failurePolicy": "Fail",
-        "reinvocationPolicy": "Never",
-        "mutations": [{"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": "Object{}"}}],
+BETA = "/apis/admissionregistration.k8s.io/v1beta1"
+
+
+def mutate(api, name: str, *mutations: dict[str, Any], reinvocation: str = "Never", **spec: Any):
+    """A bound MutatingAdmissionPolicy for new config maps."""
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["configmaps"]}
+    body = {
+        "metadata": {"name": name},
+        "spec": {
+            "matchConstraints": {"resourceRules": [rule]},
+            "failurePolicy": "Fail",
+            "reinvocationPolicy": reinvocation,
+            "mutations": list(mutations),
+            **spec,
+        },
     }
-    answer = api.call("POST", path, {"metadata": {"name": "m"}, "spec": spec})
-    assert answer.status[:2] == (501, "NotImplemented"), answer
+    answer = api.call("POST", f"{BETA}/mutatingadmissionpolicies", body)
+    if answer.code == 201:
+        binding = {"metadata": {"name": name}, "spec": {"policyName": name}}
+        api.create(f"{BETA}/mutatingadmissionpolicybindings", binding)
+    return answer
+
+
+def applying(expression: str) -> dict[str, Any]:
+    return {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": expression}}
+
+
+def patching(expression: str) -> dict[str, Any]:
+    return {"patchType": "JSONPatch", "jsonPatch": {"expression": expression}}
+
+
+def test_mutating_policies_apply_and_patch_in_order(api) -> None:
+    label = applying('Object{metadata: Object.metadata{labels: {"team": object.data.size + "-team"}}}')
+    copy = patching('[JSONPatch{op: "add", path: "/data/team", value: object.metadata.labels.team}]')
+    assert mutate(api, "first", label, copy).code == 201
+    created = write(api, size="red", own="label").body
+    assert created["metadata"]["labels"] == {"own": "label", "team": "red-team"}
+    assert created["data"] == {"size": "red", "team": "red-team"}
+    assert api.patch(f"{MAPS}/a", {"data": {"size": "blue"}}).body["data"]["team"] == "red-team", "CREATE only"
+
+
+def test_a_policy_is_invoked_again_when_another_changed_the_object(api) -> None:
+    count = 'Object{data: Object.data{seen: "extra" in object.data ? "all" : "part"}}'
+    mutate(api, "a", applying(count), reinvocation="IfNeeded")
+    mutate(api, "b", applying('Object{data: Object.data{extra: "x"}}'))
+    assert write(api).body["data"] == {"size": "big", "seen": "all", "extra": "x"}
+
+
+def test_mutations_are_validated_and_their_failures_refuse(api) -> None:
+    mutate(api, "bad", patching('[JSONPatch{op: "remove", path: "/data/nothing"}]'))
+    code, reason, message = write(api).status
+    assert (code, reason) == (422, "Invalid")
+    assert "MutatingAdmissionPolicy 'bad' with binding 'bad' denied request: mutation resulted in error" in message
+    api.call("DELETE", f"{BETA}/mutatingadmissionpolicybindings/bad")
+    mutate(api, "worse", applying('Object{metadata: Object.metadata{labels: {"a b": "c"}}}'))
+    assert write(api).causes == [("metadata.labels", "FieldValueInvalid")]
+
+
+def test_a_mutation_that_does_not_compile_is_refused_with_its_place(api) -> None:
+    answer = mutate(api, "broken", applying("Object{"))
+    assert answer.causes == [("spec.mutations[0].applyConfiguration.expression", "FieldValueInvalid")]

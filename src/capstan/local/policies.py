@@ -1,4 +1,4 @@
-"""ValidatingAdmissionPolicy: CEL rules that users bring, as one validating plugin of the admission chain (KEP-3488).
+"""ValidatingAdmissionPolicy and MutatingAdmissionPolicy: CEL that users bring to admission (KEP-3488, KEP-3962).
 
 Policies are compiled when they are first needed after a change. A policy that does not compile is refused when it is
 written. Policies do not apply to admission configuration itself, so that a wrong one can always be corrected.
@@ -7,15 +7,16 @@ written. Policies do not apply to admission configuration itself, so that a wron
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-from capstan import cel
+from capstan import cel, fields
 from capstan.api.base import StatusCause, Struct
 from capstan.api.selectors import LabelSelector
 from capstan.cel import environments
 from capstan.cel.types import BOOL, STRING, Type
+from capstan.fields.typed import merge
 from capstan.local import status
 from capstan.local.admission import Attributes
 from capstan.local.registry import Registry
@@ -23,7 +24,6 @@ from capstan.local.status import Json
 from capstan.local.store import Event, Store
 
 GROUP = "admissionregistration.k8s.io"
-_POLICIES, _BINDINGS = f"/{GROUP}/validatingadmissionpolicies/", f"/{GROUP}/validatingadmissionpolicybindings/"
 _CODES = {"Unauthorized": 401, "Forbidden": 403, "Invalid": 422, "RequestEntityTooLarge": 413}
 
 
@@ -56,6 +56,18 @@ class Validation(Struct):
     reason: str = "Invalid"
 
 
+class Expression(Struct):
+    expression: str = ""
+
+
+class Mutation(Struct):
+    """`patchType` says which of the two expressions it is."""
+
+    patch_type: str = ""
+    apply_configuration: Expression | None = None
+    json_patch: Expression | None = None
+
+
 class ParamKind(Struct):
     api_version: str = ""
     kind: str = ""
@@ -65,6 +77,8 @@ class PolicySpec(Struct):
     param_kind: ParamKind | None = None
     match_constraints: MatchResources = msgspec.field(default_factory=MatchResources)
     validations: list[Validation] = []
+    mutations: list[Mutation] = []
+    reinvocation_policy: str = "Never"
     failure_policy: str = "Fail"
     match_conditions: list[Named] = []
     variables: list[Named] = []
@@ -78,10 +92,12 @@ class ParamRef(Struct):
 
 
 class BindingSpec(Struct):
+    """`validation_actions` is not part of a mutating policy's binding: what fails there is refused."""
+
     policy_name: str = ""
     param_ref: ParamRef | None = None
     match_resources: MatchResources | None = None
-    validation_actions: list[str] = []
+    validation_actions: list[str] = msgspec.field(default_factory=lambda: ["Deny"])
 
 
 class _Meta(Struct):
@@ -108,8 +124,10 @@ class Compiled:
         types: dict[str, Type] = {}
         params = spec.param_kind is not None
 
-        def compiled(expression: str, field: str, result: Type | None) -> cel.Program:
-            environment = environments.admission(types, params=params, authorizer=False, result=result)
+        def compiled(expression: str, field: str, result: Type | None, *, mutating: bool = False) -> cel.Program:
+            environment = environments.admission(
+                types, params=params, authorizer=False, mutating=mutating, result=result
+            )
             try:
                 return cel.compile(expression, environment)
             except cel.CompileError as error:
@@ -134,6 +152,12 @@ class Compiled:
                 else None
             ]
         ]
+        self.mutations: list[cel.Program] = []
+        for index, mutation in enumerate(spec.mutations):
+            form = "jsonPatch" if mutation.patch_type == "JSONPatch" else "applyConfiguration"
+            given = mutation.json_patch if form == "jsonPatch" else mutation.apply_configuration
+            where = f"spec.mutations[{index}].{form}.expression"
+            self.mutations.append(compiled(given.expression if given else "", where, None, mutating=True))
 
 
 class Uncompilable(ValueError):
@@ -149,19 +173,25 @@ class Uncompilable(ValueError):
 
 
 class Policies:
-    def __init__(self, store: Store, registry: Registry) -> None:
+    """The policies of one kind, `Validating` or `Mutating`, as a plugin of the chain's part of that name."""
+
+    def __init__(self, store: Store, registry: Registry, kind: Literal["Validating", "Mutating"]) -> None:
         self._store = store
         self._registry = registry
+        self._kind = f"{kind}AdmissionPolicy"
+        self._plural = f"{kind.lower()}admissionpolicies"
+        self._policies = f"/{GROUP}/{self._plural}/"
+        self._policy_bindings = f"/{GROUP}/{kind.lower()}admissionpolicybindings/"
         self._compiled: dict[str, Compiled] | None = None
         self._bindings: list[_Binding] = []
-        for prefix in (_POLICIES, _BINDINGS):
+        for prefix in (self._policies, self._policy_bindings):
             store.table(prefix).listeners.append(self._changed)
 
     def _changed(self, _event: Event) -> None:
         self._compiled = None
 
     def admit(self, attributes: Attributes) -> None:
-        """The validating plugin. Raises Refused with the reason that the failed validation names."""
+        """The plugin. Raises Refused, with the reason that a failed validation names."""
         if attributes.resource.group == GROUP:
             self._check(attributes)
             return
@@ -170,20 +200,25 @@ class Policies:
             assert self._compiled is not None
         if not self._compiled:
             return
+        again: list[tuple[Compiled, _Binding, bytes]] = []
         for binding in self._bindings:
             policy = self._compiled.get(binding.spec.policy_name)
             if policy is None or not self._matches(policy.spec.match_constraints, attributes, required=True):
                 continue
             if self._matches(binding.spec.match_resources or MatchResources(), attributes, required=False):
                 self._evaluate(policy, binding, attributes)
+                if policy.spec.reinvocation_policy == "IfNeeded":
+                    again.append((policy, binding, msgspec.json.encode(attributes.object)))
+        for policy, binding, left in again:
+            # Somebody changed the object after this policy saw it.
+            if msgspec.json.encode(attributes.object) != left:
+                self._evaluate(policy, binding, attributes)
 
     def _check(self, attributes: Attributes) -> None:
         resource, new = attributes.resource, attributes.object
         if new is None or attributes.subresource:
             return
-        if resource.plural.startswith("mutatingadmission"):
-            raise status.not_implemented(f"the enforcement of {resource.plural}")
-        if resource.plural == "validatingadmissionpolicies":
+        if resource.plural == self._plural:
             try:
                 Compiled(msgspec.convert(new.get("spec") or {}, PolicySpec))
             except Uncompilable as error:
@@ -191,7 +226,7 @@ class Policies:
 
     def _load(self) -> None:
         self._compiled = {}
-        for record in self._store.table(_POLICIES).objects.values():
+        for record in self._store.table(self._policies).objects.values():
             policy = msgspec.json.decode(record.value, type=_Policy)
             try:
                 self._compiled[policy.metadata.name] = Compiled(policy.spec)
@@ -202,7 +237,7 @@ class Policies:
                 self._compiled[policy.metadata.name] = broken
         self._bindings = [
             msgspec.json.decode(record.value, type=_Binding)
-            for record in self._store.table(_BINDINGS).records(_BINDINGS)
+            for record in self._store.table(self._policy_bindings).records(self._policy_bindings)
         ]
 
     # Which requests
@@ -272,6 +307,11 @@ class Policies:
                 self._failed(policy, binding, attributes, text, "Invalid")
                 continue
             self._act(binding, attributes, _message(validation, message, inputs), validation.reason)
+        for mutation, program in zip(policy.spec.mutations, policy.mutations, strict=True):
+            try:
+                attributes.object = inputs["object"] = _mutated(attributes, mutation, program.evaluate(inputs))
+            except (cel.CelError, fields.FieldsError, TypeError) as error:
+                self._failed(policy, binding, attributes, f"mutation resulted in error: {error}", "Invalid")
 
     def _failed(self, policy: Compiled, binding: _Binding, attributes: Attributes, message: str, reason: str) -> None:
         """An expression that cannot be evaluated counts by the policy's `failurePolicy`."""
@@ -279,7 +319,7 @@ class Policies:
             self._act(binding, attributes, message, reason)
 
     def _act(self, binding: _Binding, attributes: Attributes, message: str, reason: str) -> None:
-        where = f"ValidatingAdmissionPolicy '{binding.spec.policy_name}' with binding '{binding.metadata.name}'"
+        where = f"{self._kind} '{binding.spec.policy_name}' with binding '{binding.metadata.name}'"
         if "Warn" in binding.spec.validation_actions:
             attributes.warnings.append(f"Validation failed for {where}: {message}")
         if "Deny" in binding.spec.validation_actions:
@@ -371,6 +411,19 @@ def _inputs(attributes: Attributes) -> dict[str, Any]:
             "options": {},
         },
     }
+
+
+def _mutated(attributes: Attributes, mutation: Mutation, value: Any) -> Json:
+    """The object with a patch or an apply configuration merged in. Raises FieldsError, TypeError for odd values."""
+    plain = msgspec.json.decode(msgspec.json.encode(value))
+    if mutation.patch_type == "JSONPatch":
+        changed = fields.json_patch(attributes.object, plain)
+    else:
+        assert attributes.object is not None
+        changed = merge(attributes.object, plain, attributes.resource.merge_schema)
+    if not isinstance(changed, dict) or not isinstance(changed.get("metadata"), dict):
+        raise TypeError("the object has no metadata after it")
+    return changed
 
 
 def _message(validation: Validation, program: cel.Program | None, inputs: Mapping[str, Any]) -> str:

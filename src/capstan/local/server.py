@@ -60,7 +60,8 @@ class Server:
         self.registry = Registry(builtin_types())
         self.admission = Chain(self.store)
         self.authorizer = Authorizer(self.store)
-        self.admission.validating += [self.authorizer.admit, Policies(self.store, self.registry).admit]
+        self.admission.mutating.append(Policies(self.store, self.registry, "Mutating").admit)
+        self.admission.validating += [self.authorizer.admit, Policies(self.store, self.registry, "Validating").admit]
         self.credentials: credentials.Credentials | None = None
         self.logs: dict[str, LogProvider] = {}
         self.reads = Reads(self.store)
