@@ -336,7 +336,10 @@ def test_scale_reads_and_writes_the_replicas(api) -> None:
     assert api.patch(f"{DEPLOYMENTS}/web/scale", {"spec": {"replicas": 2}}).body["spec"] == {"replicas": 2}
     answer = api.patch(f"{DEPLOYMENTS}/web/scale", {"spec": {"replicas": -1}})
     assert answer.causes == [("spec.replicas", "FieldValueInvalid")]
-    assert api.get(f"{DEPLOYMENTS}/web")["spec"]["replicas"] == 2
+    scaled = api.get(f"{DEPLOYMENTS}/web")
+    assert scaled["spec"]["replicas"] == 2
+    entry = next(each for each in scaled["metadata"]["managedFields"] if each.get("subresource") == "scale")
+    assert entry["fieldsV1"] == {"f:spec": {"f:replicas": {}}}
 
 
 # logs

@@ -283,7 +283,6 @@ class Writes:
         warnings: list[str],
         *,
         applied: bool = False,
-        subresource: str | None = None,
     ) -> Record | Json:
         """Store `document` in place of `record`, or only its status for a status-like subresource.
 
@@ -291,7 +290,7 @@ class Writes:
         document for a dry run. Raises 409 on a stale resourceVersion or uid.
         """
         resource = served.type
-        subresource = target.subresource if subresource is None else subresource
+        subresource = target.subresource
         old = resource.from_storage(record.decode())
         metadata = document["metadata"]
         self._check_identity(resource, record, old, metadata)
@@ -310,7 +309,6 @@ class Writes:
         if not applied:
             document = self._tracked(request, resource, old, document, subresource)
         attributes = self._attributes("UPDATE", request, served, target, target.name, document, old, warnings)
-        attributes.subresource = subresource
         document = self.admission.mutate(attributes)
         self._complete(served, document, old)
         if subresource in STATUS_LIKE:
