@@ -163,6 +163,25 @@ def test_differences_are_exactly_where_objects_differ(old: dict[str, Any], new: 
     assert bool(differences) == (sorted_granular(old) != sorted_granular(new))
 
 
+@given(st.lists(st.tuples(st.sampled_from(["aaa", "b", "zzz", *map(str, range(12))]), st.integers(0, 2)), max_size=40))
+@settings(deadline=None)
+def test_many_updaters_are_folded_without_losing_a_field(writes: list[tuple[str, int]]) -> None:
+    """Also when clocks are coarse: many writes within one second."""
+    obj = update(None, {"metadata": {"name": "n"}, "spec": {"a": "1"}}, "creator")
+    for number, (manager, time) in enumerate(writes):
+        new = copy.deepcopy(obj)
+        new["spec"].setdefault("map", {})[f"k{number}"] = "v"
+        obj = fields.track_update(obj, new, manager, schema=SCHEMA, now=f"2026-01-0{time + 1}", api_version="v1")
+        entries = fields.managers(obj)
+        assert len(entries) <= 10
+        union = fields.FieldSet()
+        for entry in entries.values():
+            union |= entry.fields
+        assert {path for path in union if path[:2] == ("f:spec", "f:map") and len(path) == 3} == {
+            ("f:spec", "f:map", f"f:k{each}") for each in range(number + 1)
+        }
+
+
 def test_order_inside_of_keyed_lists_is_no_difference_of_any_field() -> None:
     old = {"spec": {"items": [{"name": "x"}, {"name": "y"}]}}
     new = {"spec": {"items": [{"name": "y"}, {"name": "x"}]}}

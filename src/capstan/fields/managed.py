@@ -200,53 +200,16 @@ def apply(
     if live is not None and not before:
         everything = _strip(added_fields(live, schema), None)
         before = {_key(BEFORE_FIRST_APPLY, UPDATE, api_version, ""): Entry(everything, api_version, now)}
-    try:
-        return _apply(base, live, before, applied, manager, schema, force, now, api_version, subresource, ignored)
-    except Conflicts as error:
-        # A user who changes from client-side to server-side apply must not conflict with their own earlier applies.
-        allowed = _last_applied(base, schema) if manager == "kubectl" else FieldSet()
-        remaining = [conflict for conflict in error if conflict.path not in allowed]
-        if remaining:
-            raise Conflicts(remaining) from None
-        return _apply(base, live, before, applied, manager, schema, True, now, api_version, subresource, ignored)
-
-
-def _apply(
-    base: Object,
-    live: Object | None,
-    before: Managers,
-    applied: Object,
-    manager: str,
-    schema: Schema,
-    force: bool,
-    now: str,
-    api_version: str,
-    subresource: str,
-    ignored: FieldSet | None,
-) -> Object:
     key = _key(manager, APPLY, api_version, subresource)
+    last = before.get(key)
     claimed = _strip(field_set(applied, schema), ignored)
     merged = merge(base, applied, schema)
-    last = before.get(key)
-    if last is not None and last.fields:
-        held = claimed
-        for other, entry in before.items():
-            if other != key:
-                held |= entry.fields
-        abandoned = with_named_fields(last.fields, schema) - with_named_fields(held, schema)
-        if abandoned:
-            merged = remove(merged, abandoned, schema)
+    if last is not None:
+        merged = _without_abandoned(merged, last.fields, claimed, before, key, schema)
     comparison = compare(base, merged, schema)
     changed = _strip(comparison.changed, ignored)
     if not force and changed:
-        conflicts = [
-            Conflict(path, name, operation, version or entry.api_version, below)
-            for (name, operation, version, below), entry in before.items()
-            if (name, operation, version, below) != key
-            for path in entry.fields & changed
-        ]
-        if conflicts:
-            raise Conflicts(conflicts)
+        _check_conflicts(before, changed, key, base, schema)
     after = _disown(before, changed, comparison.removed, keep=key)
     same_object = merged == base
     if not claimed:
@@ -256,6 +219,33 @@ def _apply(
     if same_object and live is not None and after == managers(live):
         return live
     return _with_managed(merged, _encode(after))
+
+
+def _without_abandoned(
+    merged: Object, last: FieldSet, claimed: FieldSet, before: Managers, key: Key, schema: Schema
+) -> Object:
+    """Remove what the manager applied last time, does not apply now, and nobody else owns."""
+    held = claimed
+    for other, entry in before.items():
+        if other != key:
+            held |= entry.fields
+    abandoned = with_named_fields(last, schema) - with_named_fields(held, schema)
+    return remove(merged, abandoned, schema) if abandoned else merged
+
+
+def _check_conflicts(before: Managers, changed: FieldSet, key: Key, live: Object, schema: Schema) -> None:
+    conflicts = [
+        Conflict(path, manager, operation, version or entry.api_version, subresource)
+        for (manager, operation, version, subresource), entry in before.items()
+        if (manager, operation, version, subresource) != key
+        for path in entry.fields & changed
+    ]
+    if conflicts and key[0] == "kubectl":
+        # A user who changes from client-side to server-side apply must not conflict with their own earlier applies.
+        allowed = _last_applied(live, schema)
+        conflicts = [conflict for conflict in conflicts if conflict.path not in allowed]
+    if conflicts:
+        raise Conflicts(conflicts)
 
 
 def _disown(before: Managers, changed: FieldSet, gone: FieldSet, keep: Key) -> Managers:
@@ -281,10 +271,10 @@ def _cap_updaters(after: Managers) -> Managers:
         if excess == 0:
             break
         version = after[key].api_version
-        if version not in first:
-            first[version] = key
-            continue
         bucket = _key(ANCIENT, UPDATE, version, "")
+        if version not in first or key == bucket:
+            first.setdefault(version, key)
+            continue
         if bucket not in after:
             after[bucket] = after.pop(first[version])
         entry = after.pop(key)
@@ -321,11 +311,10 @@ def _last_applied(live: Object, schema: Schema) -> FieldSet:
     if not text:
         return FieldSet()
     try:
-        config = msgspec.json.decode(text, type=dict[str, Any])
-    except msgspec.DecodeError:
+        return field_set(msgspec.json.decode(text, type=dict[str, Any]), schema)
+    except (msgspec.DecodeError, InvalidApply):
         # The annotation is the user's to break; then it grants nothing and the conflicts stand.
         return FieldSet()
-    return field_set(config, schema)
 
 
 def _key(manager: str, operation: str, api_version: str, subresource: str) -> Key:
