@@ -160,6 +160,7 @@ class House:
             [NodeSpec(NODE, node_model("a100x2"))],
             lambda _: directories,
             logs=self.server.logs,
+            extended={NODE: {"example.com/key": 1}},
             now=self.now,
         )
         self._task = asyncio.create_task(self.fleet.run())

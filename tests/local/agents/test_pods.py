@@ -234,3 +234,13 @@ async def test_the_downward_api_reaches_the_process(house: Any) -> None:
     await house.run("p", "sh", "-c", "echo $POD $NODE $(PLAIN) $PLAIN", container={"env": env})
     await house.reach("p", "Succeeded")
     assert await house.logs("p") == ["p node-0 x x"]
+
+
+async def test_extra_resources_are_offered_and_admitted_by(house: Any) -> None:
+    node = await house.client.get(NODES, "node-0")
+    assert node.status.allocatable["example.com/key"] == "1"
+    one = {"resources": {"requests": {"example.com/key": "1"}, "limits": {"example.com/key": "1"}}}
+    await house.run("first", "server", container=one)
+    await house.reach("first", "Running")
+    await house.run("second", "server", container=one)
+    assert (await house.reach("second", "Failed"))["status"]["reason"] == "OutOfexample.com/key"

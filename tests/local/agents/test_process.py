@@ -57,6 +57,15 @@ def test_nvidia_smi_lists_what_was_injected_and_is_missing_otherwise() -> None:
     assert missing.ends == (0.0, 127)
 
 
+def test_mig_devices_are_listed_under_their_gpu() -> None:
+    devices = [Device("NVIDIA A100-SXM4-40GB", f"MIG-{i}", parent="GPU-0", profile="3g.20gb") for i in range(2)]
+    assert lines(Process(["nvidia-smi", "-L"], Surroundings(devices=devices))) == [
+        "GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-0)",
+        "  MIG 3g.20gb     Device  0: (UUID: MIG-0)",
+        "  MIG 3g.20gb     Device  1: (UUID: MIG-1)",
+    ]
+
+
 def test_a_loop_prints_as_time_goes_by() -> None:
     process = shell("while true; do echo tick; sleep 10; done")
     assert process.ends is ENDLESS

@@ -54,6 +54,8 @@ class NodeClaims:
         self._file = state / CHECKPOINT
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._claims: dict[str, _Prepared] = {}
+        self._saving = asyncio.Lock()
+        self._changes = self._saved = 0
         if self._file.exists():
             for claim in msgspec.json.decode(self._file.read_bytes(), type=list[_Prepared]):
                 claim.prepared = False
@@ -71,7 +73,7 @@ class NodeClaims:
                     waiting.append(info)
             if not waiting:
                 return
-            self._save()
+            await self._save()
             by_driver: defaultdict[str, list[_Prepared]] = defaultdict(list)
             for info in waiting:
                 for driver in info.drivers:
@@ -82,7 +84,7 @@ class NodeClaims:
                     info.devices[driver] = answers[info.uid]
             for info in waiting:
                 info.prepared = True
-            self._save()
+            await self._save()
 
     async def _check(self, pod: Pod, name: str, generated: bool) -> ResourceClaim:
         namespace = pod.metadata.namespace
@@ -135,7 +137,7 @@ class NodeClaims:
                 await self._plugins.unprepare(driver, [info.ref for info in infos])
             for info in released:
                 del self._claims[info.uid]
-            self._save()
+            await self._save()
 
     def vanished(self, known: Callable[[str], bool]) -> Collection[str]:
         """Uids of pods that hold claims here although the node does not know them any more."""
@@ -170,9 +172,19 @@ class NodeClaims:
             for lock in locks:
                 lock.release()
 
-    def _save(self) -> None:
+    async def _save(self) -> None:
+        """Writes the checkpoint beside the event loop. Changes that come during a write share the next one."""
+        self._changes += 1
+        wanted = self._changes
+        async with self._saving:
+            if self._saved < wanted:
+                covered, content = self._changes, msgspec.json.encode(list(self._claims.values()))
+                await asyncio.to_thread(self._write, content)
+                self._saved = covered
+
+    def _write(self, content: bytes) -> None:
         scratch = self._file.with_suffix(".tmp")
-        scratch.write_bytes(msgspec.json.encode(list(self._claims.values())))
+        scratch.write_bytes(content)
         os.replace(scratch, self._file)
 
 

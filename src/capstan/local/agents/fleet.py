@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 class Fleet(kube.Controller[kube.Key]):
     """The agents of all nodes in `specs`. `directories` says where a node keeps its files; `logs` is the embedded
-    server's register of log providers, by node name."""
+    server's register of log providers. By node name too: `labels` and `extended`, resources besides CPU and memory."""
 
     RULES = [
         PolicyRule(api_groups=[""], resources=["nodes"], verbs=["get", "create", "patch"]),
@@ -58,6 +58,7 @@ class Fleet(kube.Controller[kube.Key]):
         *,
         logs: MutableMapping[str, LogProvider] | None = None,
         labels: Mapping[str, Mapping[str, str]] | None = None,
+        extended: Mapping[str, Mapping[str, int]] | None = None,
         kubelet_version: str = "v1.36.0",
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -66,6 +67,7 @@ class Fleet(kube.Controller[kube.Key]):
         self._now = now
         self._kubelet_version = kubelet_version
         self._labels = labels or {}
+        self._extended = extended or {}
         self._logs = logs if logs is not None else {}
         self._pods = kube.Cache(client, PODS)
         self._owners: dict[kube.Key, tuple[str, str]] = {}
@@ -81,7 +83,12 @@ class Fleet(kube.Controller[kube.Key]):
                 directories=directories(spec.name),
                 recorder=kube.EventRecorder(client, "kubelet", host=spec.name, now=now),
                 now=now,
-                allocatable={"cpu": spec.model.cpus * 1000, "memory": spec.model.memory, "pods": _PODS_PER_NODE},
+                allocatable={
+                    "cpu": spec.model.cpus * 1000,
+                    "memory": spec.model.memory,
+                    "pods": _PODS_PER_NODE,
+                    **self._extended.get(spec.name, {}),
+                },
                 node_ip=f"172.{16 + (number >> 16)}.{(number >> 8) & 255}.{number & 255}",
                 pod_ips=_pod_addresses(number).__next__,
             )
@@ -155,6 +162,7 @@ class Fleet(kube.Controller[kube.Key]):
     def _node_status(self, name: str) -> dict[str, Any]:
         agent, model = self.agents[name], self._specs[name].model
         resources = {"cpu": str(model.cpus), "memory": f"{model.memory >> 10}Ki", "pods": str(_PODS_PER_NODE)}
+        resources |= {resource: str(amount) for resource, amount in self._extended.get(name, {}).items()}
         return {
             "capacity": resources,
             "allocatable": resources,

@@ -6,8 +6,9 @@ wants to be called again. Nothing waits in between, so that thousands of pods co
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class AgentDirectories:
 class PodRun:
     """What the agent knows of one pod beyond the API object."""
 
-    def __init__(self, pod: Pod, ip: str) -> None:
+    def __init__(self, pod: Pod, ip: str, resources: Iterable[str]) -> None:
         self.key, self.uid = pod.key, pod.metadata.uid
         self.ip = ip
         self.containers = PodContainers(pod)
@@ -51,7 +52,7 @@ class PodRun:
         self.prepared = False
         self.failures = 0
         self.waiting_reason = "ContainerCreating"
-        self.requests = requests_of(pod)
+        self.requests = requests_of(pod, resources)
         self.written: dict[str, Any] = {}
 
 
@@ -123,7 +124,8 @@ class NodeAgent:
 
     def _take_up(self, pod: Pod) -> PodRun:
         """A new pod, or one that an earlier life of this agent has started: that goes on from its status."""
-        run = PodRun(pod, pod.status.pod_ip or (self.node_ip if pod.spec.host_network else self._pod_ips()))
+        ip = pod.status.pod_ip or (self.node_ip if pod.spec.host_network else self._pod_ips())
+        run = PodRun(pod, ip, self._allocatable)
         if any(status.state.running or status.restart_count for status in pod.status.container_statuses):
             run.containers.restore(pod, self._starter(pod))
             run.admitted = run.prepared = True
@@ -138,7 +140,7 @@ class NodeAgent:
                     used[resource] = used.get(resource, 0) + amount
         for resource, amount in run.requests.items():
             capacity = self._allocatable.get(resource)
-            if capacity is not None and used.get(resource, 0) + amount > capacity:
+            if amount and capacity is not None and used.get(resource, 0) + amount > capacity:
                 return (
                     f"OutOf{resource}",
                     f"Pod was rejected: Node didn't have enough resource: {resource}, requested: {amount}, "
@@ -151,7 +153,7 @@ class NodeAgent:
         try:
             if claims_of(pod):
                 await self.claims.prepare(pod)
-                self._record(pod)
+                await self._record(pod)
         except (ClaimNotReady, PluginError, kube.ApiError) as error:
             message = f"Failed to prepare dynamic resources: {error}"
             self._recorder.emit(pod, "Warning", "FailedPrepareDynamicResources", message)
@@ -203,29 +205,19 @@ class NodeAgent:
 
     # -- devices
 
-    def _record(self, pod: Pod) -> None:
-        """Writes what the CDI specs add to each container (env, device nodes, mounts, hooks), to be looked at."""
+    async def _record(self, pod: Pod) -> None:
+        """Writes what the CDI specs add to each container (env, device nodes, mounts, hooks), to be looked at.
+
+        Raises NodeError for a device that no spec defines: the container could not be created.
+        """
         for container in (*pod.spec.init_containers, *pod.spec.containers):
             ids = [cdi_id for device in self.claims.devices(pod, container.name) for cdi_id in device.cdi_ids]
             if ids:
-                found = cdi.resolve(self._directories.cdi, ids)
                 own = self._environment(pod, container)
+                args = command_line(container.command, container.args, own)
                 path = self._record_path(pod.metadata.uid, container.name)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                document = {
-                    "process": {
-                        "args": command_line(container.command, container.args, own),
-                        "env": [f"{name}={value}" for name, value in own.items()] + _unique(_edits(found, "env")),
-                    },
-                    "linux": {"devices": _edits(found, "deviceNodes")},
-                    "mounts": _edits(found, "mounts"),
-                    "hooks": _edits(found, "hooks"),
-                    "cdiDevices": ids,
-                    "devices": [device.get("annotations", {}) for device in found],
-                }
-                scratch = path.with_suffix(".tmp")
-                scratch.write_bytes(msgspec.json.encode(document))
-                os.replace(scratch, path)
+                # Beside the event loop: a slow disk must not hold up the other nodes.
+                await asyncio.to_thread(_write_record, path, self._directories.cdi, ids, args, own)
 
     def _record_path(self, uid: str, container: str) -> Path:
         return self._directories.state / "pods" / uid / f"{container}.json"
@@ -252,11 +244,7 @@ class NodeAgent:
             around = Surroundings(
                 image=container.image,
                 env=own | injected,
-                devices=[
-                    Device(found.get("platform.capstan.dev/product", ""), found["platform.capstan.dev/uuid"])
-                    for found in (record["devices"] if record else [])
-                    if "platform.capstan.dev/uuid" in found
-                ],
+                devices=[device for found in (record["devices"] if record else []) if (device := _device(found))],
                 hostname=pod.metadata.name,
             )
             return Process(command_line(container.command, container.args, own), around)
@@ -347,18 +335,16 @@ class NodeAgent:
             yield started + offset, line
 
 
-def requests_of(pod: Pod) -> dict[str, int]:
-    """cpu (millicores), memory (bytes) and one pod, as the kubelet admits by them."""
-    totals: dict[str, int] = {"pods": 1}
-    for resource, number in (("cpu", quantity.milli), ("memory", quantity.whole)):
-        amounts = [number(c.resources.requests.get(resource)) for c in pod.spec.containers]
-        sidecars = [c for c in pod.spec.init_containers if c.restart_policy == "Always"]
-        amounts += [number(c.resources.requests.get(resource)) for c in sidecars]
+def requests_of(pod: Pod, resources: Iterable[str]) -> dict[str, int]:
+    """What the kubelet admits a pod by: cpu in millicores, everything else in whole units."""
+    totals: dict[str, int] = {}
+    sidecars = [c for c in pod.spec.init_containers if c.restart_policy == "Always"]
+    for resource in resources:
+        number = quantity.milli if resource == "cpu" else quantity.whole
+        amounts = [number(c.resources.requests.get(resource)) for c in (*pod.spec.containers, *sidecars)]
         peak = max((number(c.resources.requests.get(resource)) for c in pod.spec.init_containers), default=0)
-        overhead = number(pod.spec.overhead.get(resource))
-        if total := max(sum(amounts), peak) + overhead:
-            totals[resource] = total
-    return totals
+        totals[resource] = max(sum(amounts), peak) + number(pod.spec.overhead.get(resource))
+    return totals | {"pods": 1}
 
 
 def _condition(kind: str, state: bool, reason: str = "") -> dict[str, Any]:
@@ -366,9 +352,33 @@ def _condition(kind: str, state: bool, reason: str = "") -> dict[str, Any]:
     return condition if state or not reason else condition | {"reason": reason}
 
 
+def _write_record(path: Path, cdi_dir: Path, ids: Sequence[str], args: list[str], own: dict[str, str]) -> None:
+    found = cdi.resolve(cdi_dir, ids)
+    document = {
+        "process": {
+            "args": args,
+            "env": [f"{name}={value}" for name, value in own.items()] + list(dict.fromkeys(_edits(found, "env"))),
+        },
+        "linux": {"devices": _edits(found, "deviceNodes")},
+        "mounts": _edits(found, "mounts"),
+        "hooks": _edits(found, "hooks"),
+        "cdiDevices": ids,
+        "devices": [device.get("annotations", {}) for device in found],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".tmp")
+    scratch.write_bytes(msgspec.json.encode(document))
+    os.replace(scratch, path)
+
+
+def _device(annotations: dict[str, str]) -> Device | None:
+    """A device as its driver describes it in the CDI spec; None if a CUDA program cannot see it (passthrough)."""
+    prefix = "platform.capstan.dev"
+    if f"{prefix}/uuid" not in annotations:
+        return None
+    fields = ("product", "uuid", "parentUUID", "profile")
+    return Device(*(annotations.get(f"{prefix}/{field}", "") for field in fields))
+
+
 def _edits(found: Sequence[dict[str, Any]], field: str) -> list[Any]:
     return [edit for device in found for edit in device["containerEdits"].get(field, [])]
-
-
-def _unique(entries: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(entries))

@@ -20,10 +20,12 @@ _OPERATORS = frozenset({";", "\n", "&", "&&", "||", "|"})
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU or a MIG device as `nvidia-smi -L` lists it."""
+    """A GPU or, with `parent` (the GPU's UUID) and `profile`, a MIG device, as `nvidia-smi -L` lists it."""
 
     product: str
     uuid: str
+    parent: str = ""
+    profile: str = ""
 
 
 @dataclass(frozen=True)
@@ -277,8 +279,13 @@ def _nvidia_smi(shell: _Shell, args: list[str]) -> Program:
     if not devices:
         yield Step(text="nvidia-smi: not found")
         return _NOT_FOUND
-    for number, device in enumerate(devices):
-        yield Step(text=f"GPU {number}: {device.product} (UUID: {device.uuid})")
+    gpus: dict[str, list[Device]] = {}
+    for device in devices:
+        gpus.setdefault(device.parent or device.uuid, []).append(device)
+    for number, (uuid, members) in enumerate(gpus.items()):
+        yield Step(text=f"GPU {number}: {members[0].product} (UUID: {uuid})")
+        for index, device in enumerate(member for member in members if member.parent):
+            yield Step(text=f"  MIG {device.profile:<11} Device {index:>2}: (UUID: {device.uuid})")
     return 0
 
 
