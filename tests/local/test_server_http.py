@@ -153,25 +153,25 @@ def test_a_watch_ends_with_its_reader(tmp_path: Path) -> None:
 def test_stopping_ends_open_watches_cleanly(tmp_path: Path) -> None:
     ended: list[bool] = []
 
-    async def work(server: Server, url: str) -> None:
-        transport = HttpTransport(url, token=Token(headers(server)["Authorization"].removeprefix("Bearer ")))
-
-        async def follow() -> None:
-            async with transport.stream(MAPS, query={"watch": "true"}) as lines:
-                async for _ in lines:
-                    pass
-            ended.append(True)
-            await transport.close()
-
-        server.test_task = asyncio.create_task(follow())  # type: ignore[attr-defined]
-        await asyncio.sleep(0.2)
+    async def follow(url: str, token: str) -> None:
+        transport = HttpTransport(url, token=Token(token))
+        async with transport.stream(MAPS, query={"watch": "true"}) as lines:
+            async for _ in lines:
+                pass
+        ended.append(True)
+        await transport.close()
 
     async def run() -> None:
         server = Server(tmp_path)
         await server.start()
+        assert server.credentials is not None
+        served = server.registry.find("", "v1", "configmaps")
+        assert served is not None
         async with serving(server, tls=False) as url:
-            await work(server, url)
-        await asyncio.wait_for(server.test_task, 5)  # type: ignore[attr-defined]
+            follower = asyncio.create_task(follow(url, server.credentials.admin_token))
+            while not server.reads.hub(served).watchers:
+                await asyncio.sleep(0.01)
+        await asyncio.wait_for(follower, 5)
         await server.stop()
 
     asyncio.run(run())

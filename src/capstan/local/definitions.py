@@ -102,17 +102,15 @@ class Definitions:
     def _changed(self, event: Event) -> None:
         definition = event.record.decode()
         if event.type != "DELETED":
-            self._serve(definition)
+            if event.previous is None or _effect(event.previous.decode()) != _effect(definition):
+                self._serve(definition)
             return
         spec = definition["spec"]
         self._registry.replace(spec["group"], spec["names"]["plural"], [])
         self._reads.close_watches(f"/{spec['group']}/{spec['names']['plural']}/")
 
     def _serve(self, definition: Json) -> None:
-        spec = definition["spec"]
-        conditions = (definition.get("status") or {}).get("conditions") or []
-        established = any(each["type"] == "Established" and each["status"] == "True" for each in conditions)
-        terminating = bool(definition["metadata"].get("deletionTimestamp"))
+        spec, established, terminating = _effect(definition)
         types = from_crd(definition) if established else []
         self._registry.replace(spec["group"], spec["names"]["plural"], types, terminating=terminating)
         if terminating:
@@ -164,6 +162,13 @@ class Definitions:
             store.delete(record.key, ordered(definition))
         await store.committed(store.revision)
         return True
+
+
+def _effect(definition: Json) -> tuple[Json, bool, bool]:
+    """What decides the routes of a definition: its spec, whether it is established, whether it is terminating."""
+    conditions = (definition.get("status") or {}).get("conditions") or []
+    established = any(each["type"] == "Established" and each["status"] == "True" for each in conditions)
+    return definition["spec"], established, bool(definition["metadata"].get("deletionTimestamp"))
 
 
 def _well_formed(spec: Any) -> TypeGuard[Json]:

@@ -73,6 +73,13 @@ class Server:
     async def start(self) -> None:
         """Open the store, make what every cluster has. Raises store.DataDirectoryInUse."""
         await self.store.open()
+        try:
+            await self._assemble()
+        except BaseException:
+            await self.store.close()
+            raise
+
+    async def _assemble(self) -> None:
         if self.data_dir is not None:
             self.credentials = credentials.ensure(self.data_dir / "pki")
         key = self.credentials.signing_key if self.credentials is not None else secrets.token_bytes(32)
