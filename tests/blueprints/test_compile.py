@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capstan import blueprints
+from capstan import blueprints, cel
 from capstan.api import manifests
+from capstan.blueprints.components.policies import CATALOGUE
+from capstan.blueprints.resolve import resolve
 
 A100: dict[str, Any] = {
     "kubernetes": {"version": "v1.36.0"},
@@ -113,6 +115,14 @@ def test_explain_follows_a_reference_to_the_values_it_reads() -> None:
         ("addons.a.manifests[ConfigMap/default/c].data.child", "${values.child}"),
         ("values.child", "child"),
     ]
+
+
+def test_a_value_that_names_itself_is_a_problem_and_can_still_be_explained() -> None:
+    lib = library(top="{version: 1.0.0, values: {v: '${values.v}'}}")
+    assert "${values.v} has no value" in problems_of(lib)[0]
+    problems: list[blueprints.Problem] = []
+    resolved = resolve(lib.layers("top"), "", None, problems)
+    assert [each.value for each in blueprints.explain(resolved, ("values", "v"))] == ["${values.v}"]
 
 
 def test_maps_merge_null_deletes_and_lists_replace() -> None:
@@ -533,3 +543,36 @@ def test_a_shared_class_carries_the_config_of_the_driver() -> None:
         "selectors": [{"cel": {"expression": expression}}],
         "config": [{"opaque": {"driver": "gpu.nvidia.com", "parameters": parameters}}],
     }
+
+
+def pod(**spec: Any) -> dict[str, Any]:
+    return {"metadata": {}, "spec": {"containers": [{"name": "c", **spec.pop("container", {})}], **spec}}
+
+
+GPU_LIMIT = {"resources": {"limits": {"nvidia.com/gpu": "1"}}}
+ADMIN = {"devices": {"requests": [{"name": "r", "exactly": {"deviceClassName": "c", "adminAccess": True}}]}}
+USER = {"devices": {"requests": [{"name": "r", "exactly": {"deviceClassName": "c"}}, {"firstAvailable": []}]}}
+
+
+@pytest.mark.parametrize(
+    ("rule", "body", "allowed"),
+    [
+        ("no-privileged", pod(), True),
+        ("no-privileged", pod(container={"securityContext": {"privileged": True}}), False),
+        ("no-privileged", pod(initContainers=[{"name": "i", "securityContext": {"privileged": True}}]), False),
+        ("no-gpu-host-paths", pod(volumes=[{"name": "v", "hostPath": {"path": "/data"}}]), True),
+        ("no-gpu-host-paths", pod(volumes=[{"name": "v", "hostPath": {"path": "/dev/nvidia0"}}]), False),
+        ("no-visible-devices", pod(container={"env": [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"}]}), True),
+        ("no-visible-devices", pod(container={"env": [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}]}), False),
+        ("require-queue", pod(), True),
+        ("require-queue", pod(container=GPU_LIMIT), False),
+        ("require-queue", pod(container=GPU_LIMIT) | {"metadata": {"labels": {"kai.scheduler/queue": "q"}}}, True),
+        ("require-queue", pod(resourceClaims=[{"name": "gpu"}]), False),
+        ("no-admin-access", {"metadata": {}, "spec": USER}, True),
+        ("no-admin-access", {"metadata": {}, "spec": ADMIN}, False),
+        ("no-admin-access", {"metadata": {}, "spec": {"spec": ADMIN}}, False),
+    ],
+)
+def test_ready_rules_decide(rule: str, body: dict[str, Any], allowed: bool) -> None:
+    program = cel.compile(CATALOGUE[rule].expression, cel.environments.admission())
+    assert program.evaluate({"object": body, "oldObject": None, "request": {}, "params": None}) is allowed

@@ -324,8 +324,9 @@ class _Reader:
             )
         return parts
 
-    def _manifests(self, manifests: list[Manifest], path: str) -> dict[str, Manifest]:
-        keyed: dict[str, Manifest] = {}
+    def _manifests(self, manifests: list[Manifest], path: str) -> dict[str, Manifest | None]:
+        """By identity; None deletes what a lower layer has, written like in a strategic merge patch."""
+        keyed: dict[str, Manifest | None] = {}
         for number, manifest in enumerate(manifests):
             label = f"{path}[{number}]"
             if (wrong := misshapen(manifest)) is not None:
@@ -333,6 +334,5 @@ class _Reader:
             elif (key := identity(manifest)) in keyed:
                 self.report(label, f"{key} stands twice in this add-on", "merge the two")
             else:
-                # Deleting a manifest of a lower layer is written like in a strategic merge patch.
-                keyed[key] = None if manifest.get("$patch") == "delete" else manifest  # type: ignore[assignment]
+                keyed[key] = None if manifest.get("$patch") == "delete" else manifest
         return keyed

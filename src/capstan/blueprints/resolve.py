@@ -132,8 +132,11 @@ def resolve(layers: Sequence[Layer], variant: str, override: Override | None, pr
     return Resolved(variant, tree, stack)
 
 
-def explain(resolved: Resolved, path: Path) -> list[Setting]:
-    """Every layer that set the path, in order of precedence, and then what its value refers to."""
+def explain(resolved: Resolved, path: Path, seen: frozenset[Path] = frozenset()) -> list[Setting]:
+    """Every layer that set the path, in order of precedence, and then what its value refers to.
+
+    `seen` are paths that are explained already: a value may name itself by mistake.
+    """
     said: list[tuple[Applied, Any]] = []
     for applied in resolved.applied:
         value = _stated(applied.content, path)
@@ -143,14 +146,14 @@ def explain(resolved: Resolved, path: Path) -> list[Setting]:
         Setting(applied.label, applied.role, applied.file, paths.render(path), value, number == len(said))
         for number, (applied, value) in enumerate(said, 1)
     ]
+    seen = seen | {path}
     final = paths.get(resolved.tree, path)
-    if isinstance(final, str):
-        for reference in _REFERENCE.findall(final):
-            target = paths.parse(reference) or ()
-            if target[0] == "values":
-                settings += explain(resolved, target)
-            elif target[0] == "addon" and path[0] == "addons":
-                settings += explain(resolved, (*path[:2], "values", *target[1:]))
+    for reference in _REFERENCE.findall(final) if isinstance(final, str) else ():
+        target = paths.parse(reference) or ()
+        if target[0] == "addon":
+            target = (*path[:2], "values", *target[1:])
+        if target not in seen:
+            settings += explain(resolved, target, seen)
     return settings
 
 
