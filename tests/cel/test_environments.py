@@ -85,6 +85,41 @@ def test_a_rule_that_cannot_work_is_refused(rule: str, message: str) -> None:
     assert message in str(refused.value)
 
 
+LISTS: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "tags": {"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}},
+        "ports": {
+            "type": "array",
+            "maxItems": 10,
+            "x-kubernetes-list-type": "map",
+            "x-kubernetes-list-map-keys": ["port"],
+            "items": {"type": "object", "properties": {"port": {"type": "integer"}, "name": {"type": "string"}}},
+        },
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "self.tags == oldSelf.tags",
+        "self.tags == ['b', 'a'] && self.tags != ['a'] && self.tags != ['a', 'c']",
+        "self.tags + ['c', 'a'] == ['c', 'b', 'a']",
+        "self.ports == oldSelf.ports",
+        "(self.ports + oldSelf.ports).size() == 2",
+        "self.ports.all(p, p in oldSelf.ports)",
+    ],
+)
+def test_sets_and_maps_written_as_lists_have_no_order(rule: str) -> None:
+    first, second = {"port": 80, "name": "http"}, {"port": 443, "name": "https"}
+    bindings = {
+        "self": {"tags": ["a", "b"], "ports": [first, second]},
+        "oldSelf": {"tags": ["b", "a"], "ports": [second, first]},
+    }
+    assert cel.compile(rule, cel.environments.crd_rule(LISTS)).evaluate(bindings) is True
+
+
 @pytest.mark.parametrize(
     ("rule", "data"),
     [

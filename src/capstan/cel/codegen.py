@@ -34,7 +34,6 @@ from capstan.cel.syntax import (
     Node,
     Select,
 )
-from capstan.cel.types import Type
 
 if TYPE_CHECKING:
     from capstan.cel.environments import Environment
@@ -228,29 +227,25 @@ class _Generator:
             return self.scope[node.name]
         if node.constant is not None:
             return self.constant(node.constant)
-        return self.converted(f"v[{node.name!r}]", node.type)
+        return self.converted(f"v[{node.name!r}]", node.name)
 
-    def converted(self, written: str, type_: Type) -> str:
-        """Values of a schema as CEL values: a JSON number of type double is a float, text of format date-time a
-        timestamp.
-        """
-        converter = self.environment.converter(type_)
-        return f"{self.use(converter)}({written})" if converter else written
+    def converted(self, written: str, place: str) -> str:
+        """Values come as JSON has them: a number may be an int where a double is declared, a timestamp is text."""
+        convert = self.environment.conversions.get(place)
+        return f"{self.use(convert)}({written})" if convert else written
 
     def select(self, node: Select) -> str:
         if node.resolved is not None:
             return self.ident(node.resolved)
         operand, key = self.write(node.operand), self.key(node)
-        declared = node.operand.type.name in self.environment.objects
+        place = f"{node.operand.type.name}.{node.field}"
         if node.optional:
             written = f"{self.use(values.select_optional)}({operand}, {key!r})"
-            converter = self.environment.converter(node.type.params[0]) if declared else None
-            return f"{self.use(optional_map)}({written}, {self.use(converter)})" if converter else written
+            convert = self.environment.conversions.get(place)
+            return f"{self.use(optional_map)}({written}, {self.use(convert)})" if convert else written
         if self.exact or node.operand.type.name == "optional_type":
-            written = f"{self.use(values.select)}({operand}, {key!r})"
-        else:
-            written = f"{operand}[{key!r}]"
-        return self.converted(written, node.type) if declared else written
+            return self.converted(f"{self.use(values.select)}({operand}, {key!r})", place)
+        return self.converted(f"{operand}[{key!r}]", place)
 
     def key(self, node: Select | Has) -> str:
         """The key of a field in the data: property names that are no identifiers are written escaped."""

@@ -236,15 +236,20 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How large a value may be, and its elements (list elements, map values) in turn."""
+    """How large a value may be, and its elements (list elements, map values) in turn.
+
+    `total` bounds everything inside together: input that comes in one request is no larger than the request.
+    """
 
     range: Range
     element: Size | None = None
+    total: float = math.inf
 
     def union(self, other: Size) -> Size:
-        if self.element is None or other.element is None:
-            return Size(self.range.union(other.range), self.element or other.element)
-        return Size(self.range.union(other.range), self.element.union(other.element))
+        element = self.element or other.element
+        if self.element is not None and other.element is not None:
+            element = self.element.union(other.element)
+        return Size(self.range.union(other.range), element, max(self.total, other.total))
 
 
 def _times(left: float, right: float) -> float:
@@ -297,6 +302,9 @@ class _Estimator:
 
     def deep(self, size: Size, type_: Type) -> float:
         """The most that walking through a value of this size and type meets: see deep_length."""
+        return min(self.product(size, type_), size.total)
+
+    def product(self, size: Size, type_: Type) -> float:
         if size.element is None and type_.name in ("list", "map"):
             element = Type("dyn") if not type_.params else type_.params[-1]
             bound = 1.0 if element.name in _SCALAR_TYPES else self.environment.sizes.get(element.name, math.inf)
@@ -403,7 +411,7 @@ class _Estimator:
         ranges = [size.range for size in sizes]
         result = self.declared(node)
         if name in _SAME_SIZE:
-            result = Size(Range(0, ranges[0].high), sizes[0].element)
+            result = Size(Range(0, ranges[0].high), sizes[0].element, sizes[0].total)
         if name not in SIZED:
             return total, result
         if name == "_+_" and node.type.name not in _SCALAR_TYPES:

@@ -23,7 +23,7 @@ from capstan.cel.optionals import OPTIONALS
 from capstan.cel.sequences import ENCODERS, INCLUDES, KUBERNETES_LISTS, LISTS, REGEX, SETS
 from capstan.cel.standard import STANDARD
 from capstan.cel.strings import STRINGS
-from capstan.cel.times import TIMES
+from capstan.cel.times import TIMES, timestamp_from_string
 from capstan.cel.types import (
     BOOL,
     BYTES,
@@ -72,11 +72,12 @@ _CORE: Final = (STANDARD, TIMES, STRINGS, FORMATTING, OPTIONALS)
 class Environment:
     """What an expression may mention and what it may cost.
 
-    `objects` gives the fields of object types, `keys` the data key of a field name that differs from it, `from_json`
-    says that values of such fields arrive as JSON has them. `sizes` bounds values by the name of their type and
-    `bounds` those of one variable or field (`Type.field`), for the cost estimate; what is in neither is unbounded.
-    `cost_limit` stops an evaluation; `estimate_limit` refuses an expression whose worst case exceeds it. `results` are
-    the acceptable result types (none: any). Where not `checked`, mistakes of type show when the expression runs.
+    `objects` gives the fields of object types, `keys` the data key of a field name that differs from it, `conversions`
+    how the value of a variable or field (`Type.field`) arrives from JSON where that is not how CEL has it. `sizes`
+    bounds values by the name of their type and `bounds` those of one variable or field, for the cost estimate; what is
+    in neither is unbounded. `cost_limit` stops an evaluation; `estimate_limit` refuses an expression whose worst case
+    exceeds it. `results` are the acceptable result types (none: any). Where not `checked`, mistakes of type show when
+    the expression runs.
     """
 
     name: str
@@ -84,7 +85,7 @@ class Environment:
     libraries: tuple[Library, ...]
     objects: Mapping[str, Mapping[str, Type]] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
-    from_json: bool = False
+    conversions: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
     sizes: Mapping[str, float] = field(default_factory=dict)
     bounds: Mapping[str, Size] = field(default_factory=dict)
@@ -115,10 +116,6 @@ class Environment:
         if self.mutating and name == JSON_PATCH.name:
             return JSON_PATCH
         return WELL_KNOWN.get(name)
-
-    def converter(self, type_: Type) -> Callable[[Any], Any] | None:
-        """How values of a declared type arrive from JSON, where that is not how CEL has them."""
-        return openapi.converter(type_) if self.from_json else None
 
 
 @lru_cache(maxsize=64)
@@ -225,6 +222,9 @@ _ADMISSION_OBJECTS: Final = dict(
         ),
     ]
 )
+_ADMISSION_CONVERSIONS: Final = {
+    f"kubernetes.NamespaceMetadata.{name}": timestamp_from_string for name in ("creationTimestamp", "deletionTimestamp")
+}
 _VARIABLES: Final = "kubernetes.variables"
 
 
@@ -279,7 +279,7 @@ def _admission(
         name="mutating admission" if mutating else "admission",
         variables=dict(declared),
         objects={**_ADMISSION_OBJECTS, _VARIABLES: dict(variables)},
-        from_json=True,
+        conversions=_ADMISSION_CONVERSIONS,
         libraries=(*libraries, JSON_POINTERS) if mutating else libraries,
         mutating=mutating,
         results=results,
@@ -318,12 +318,15 @@ def _crd_rule(
     schema: str, version: Version, resource: bool, optional_old_self: bool, results: tuple[Type, ...]
 ) -> Environment:
     types = openapi.schema_types(json.loads(schema), resource=resource)
+    conversions = dict(types.conversions)
+    if optional_old_self:
+        conversions.pop("oldSelf", None)  # its owner wraps it, and so converts it
     return Environment(
         name="custom resource rule",
         variables={"self": types.root, "oldSelf": optional_of(types.root) if optional_old_self else types.root},
         objects=types.objects,
         keys=types.keys,
-        from_json=True,
+        conversions=conversions,
         libraries=kubernetes_libraries(version),
         bounds=types.bounds,
         sizes=dict.fromkeys(("string", "bytes", "list", "map", "dyn"), float(openapi.MAX_REQUEST_BYTES)),

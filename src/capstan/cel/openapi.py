@@ -20,6 +20,7 @@ from capstan.cel.cost import ONE, Range, Size
 from capstan.cel.lexer import KEYWORDS, RESERVED
 from capstan.cel.times import duration_from_string, timestamp_from_string
 from capstan.cel.types import BOOL, BYTES, DOUBLE, DURATION, DYN, INT, STRING, TIMESTAMP, Type, list_of, map_of
+from capstan.cel.values import KeyedList, Timestamp
 
 # The largest object the API server takes; what no schema bounds is bounded by it.
 MAX_REQUEST_BYTES: Final = 3 * 1024 * 1024
@@ -30,15 +31,19 @@ _FORMATS: Final = {"date-time": TIMESTAMP, "date": TIMESTAMP, "duration": DURATI
 _METADATA: Final = {"type": "object", "properties": {"name": {"type": "string"}, "generateName": {"type": "string"}}}
 _IDENTITY: Final = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": _METADATA}
 
+_ANY_SIZE: Final = Size(Range(0, float(MAX_REQUEST_BYTES)), total=float(MAX_REQUEST_BYTES))
+
 
 @dataclass(slots=True)
 class SchemaTypes:
-    """The types found under one schema: fields and bounds by object type name, and data keys by CEL field name."""
+    """The types found under one schema: fields by object type name, bounds and conversions from JSON by `Type.field` or
+    variable, and data keys by CEL field name."""
 
     root: Type = DYN
     objects: dict[str, dict[str, Type]] = field(default_factory=dict)
     bounds: dict[str, Size] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
+    conversions: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
 
 
 def schema_types(schema: Mapping[str, Any], name: str = "selfType", *, resource: bool = False) -> SchemaTypes:
@@ -48,6 +53,8 @@ def schema_types(schema: Mapping[str, Any], name: str = "selfType", *, resource:
         schema = {**schema, "x-kubernetes-embedded-resource": True}
     types.root, types.bounds["self"] = _declare(schema, name, types)
     types.bounds["oldSelf"] = types.bounds["self"]
+    if convert := conversion(schema):
+        types.conversions["self"] = types.conversions["oldSelf"] = convert
     return types
 
 
@@ -72,16 +79,17 @@ def _declare(schema: Mapping[str, Any], path: str, types: SchemaTypes) -> tuple[
 def _shape(schema: Mapping[str, Any], path: str, types: SchemaTypes) -> tuple[Type, Size]:
     kind = schema.get("type", "")
     if schema.get("x-kubernetes-int-or-string"):
-        return DYN, Size(Range(0, float(MAX_REQUEST_BYTES)))
+        return DYN, _ANY_SIZE
     if kind == "object" or schema.get("x-kubernetes-embedded-resource"):
         return _object(schema, path, types)
     if kind == "array":
         element, size = _declare(schema.get("items", {}), f"{path}.@items", types)
-        return list_of(element), Size(_count(schema, "minItems", "maxItems", schema.get("items", {})), size)
+        count = _count(schema, "minItems", "maxItems", schema.get("items", {}))
+        return list_of(element), Size(count, size, float(MAX_REQUEST_BYTES))
     if kind == "string":
         return _FORMATS.get(schema.get("format", ""), STRING), _text_size(schema)
     scalar = {"boolean": BOOL, "integer": INT, "number": DOUBLE}.get(kind)
-    return (scalar, Size(ONE)) if scalar else (DYN, Size(Range(0, float(MAX_REQUEST_BYTES))))
+    return (scalar, Size(ONE)) if scalar else (DYN, _ANY_SIZE)
 
 
 def _object(schema: Mapping[str, Any], path: str, types: SchemaTypes) -> tuple[Type, Size]:
@@ -91,17 +99,19 @@ def _object(schema: Mapping[str, Any], path: str, types: SchemaTypes) -> tuple[T
     additional = schema.get("additionalProperties")
     if not properties and isinstance(additional, Mapping):
         value, size = _declare(additional, f"{path}.@values", types)
-        return map_of(STRING, value), Size(_count(schema, "minProperties", "maxProperties", additional), size)
+        count = _count(schema, "minProperties", "maxProperties", additional)
+        return map_of(STRING, value), Size(count, size, float(MAX_REQUEST_BYTES))
     if not properties:
-        return (DYN if schema.get("x-kubernetes-preserve-unknown-fields") or additional else map_of(STRING, DYN)), Size(
-            Range(0, float(MAX_REQUEST_BYTES))
-        )
+        open_ended = schema.get("x-kubernetes-preserve-unknown-fields") or additional
+        return DYN if open_ended else map_of(STRING, DYN), _ANY_SIZE
     fields = types.objects.setdefault(path, {})
     for name, property_ in properties.items():
         declared, size = _declare(property_, f"{path}.{name}", types)
         for alias in {name, escape(name) or name}:
             fields[alias] = declared
             types.bounds[f"{path}.{alias}"] = size
+            if convert := conversion(property_):
+                types.conversions[f"{path}.{alias}"] = convert
             if alias != name:
                 types.keys[alias] = name
     return Type(path), Size(ONE)
@@ -132,32 +142,47 @@ def _smallest(schema: Mapping[str, Any]) -> int:
     return 2 if kind in ("string", "array") else 1
 
 
-def converter(type_: Type) -> Callable[[Any], Any] | None:
-    """How a JSON value of the type becomes a CEL value; None when it already is one."""
-    if type_ == DOUBLE:
-        return _converted_double
-    if type_ in (TIMESTAMP, DURATION, BYTES):
-        return _TEXT_CONVERTERS[type_]
-    inner = converter(type_.params[-1]) if type_.params else None
-    if inner is None:
-        return None
-    if type_.name == "wrapper":
-        return lambda value: None if value is None else inner(value)
-    if type_.name == "list":
-        return lambda values: list(map(inner, values))
-    return lambda mapping: {key: inner(value) for key, value in mapping.items()}
+def conversion(schema: Mapping[str, Any]) -> Callable[[Any], Any] | None:
+    """How a JSON value of the schema becomes a CEL value; None when it already is one.
+
+    Objects with properties stay as they are: their fields are converted when they are selected.
+    """
+    convert = _conversion(schema)
+    if convert is None or not schema.get("nullable"):
+        return convert
+    return lambda value: None if value is None else convert(value)
 
 
-def _converted_double(value: Any) -> Any:
+def _conversion(schema: Mapping[str, Any]) -> Callable[[Any], Any] | None:
+    kind = schema.get("type", "")
+    if kind == "number":
+        return _double
+    if kind == "string":
+        return _TEXT_CONVERSIONS.get(schema.get("format", ""))
+    if kind == "array":
+        element = conversion(schema.get("items", {}))
+        if schema.get("x-kubernetes-list-type") in ("set", "map"):
+            keys = tuple(schema.get("x-kubernetes-list-map-keys", ()))
+            return lambda values: KeyedList(map(element, values) if element else values, keys)
+        return (lambda values: list(map(element, values))) if element else None
+    additional = schema.get("additionalProperties")
+    if kind == "object" and not schema.get("properties") and isinstance(additional, Mapping):
+        value = conversion(additional)
+        return (lambda mapping: {key: value(each) for key, each in mapping.items()}) if value else None
+    return None
+
+
+def _double(value: Any) -> Any:
     return float(value) if type(value) is int else value
 
 
-def _converted_timestamp(value: Any) -> Any:
+def _timestamp(value: str) -> Timestamp:
     return timestamp_from_string(f"{value}T00:00:00Z" if len(value) == len("2006-01-02") else value)
 
 
-_TEXT_CONVERTERS: Final[dict[Type, Callable[[Any], Any]]] = {
-    TIMESTAMP: _converted_timestamp,
-    DURATION: duration_from_string,
-    BYTES: base64.b64decode,
+_TEXT_CONVERSIONS: Final[dict[str, Callable[[Any], Any]]] = {
+    "date-time": _timestamp,
+    "date": _timestamp,
+    "duration": duration_from_string,
+    "byte": base64.b64decode,
 }

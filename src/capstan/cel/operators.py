@@ -162,6 +162,8 @@ def modulo_int(left: int, right: int) -> int:
     """The sign is that of the dividend."""
     if right == 0:
         raise EvaluationError("modulus by zero")
+    if left == INT_MIN and right == -1:
+        raise EvaluationError("integer overflow")  # as the division has no result
     remainder = abs(left) % abs(right)
     return -remainder if left < 0 else remainder
 

@@ -6,7 +6,7 @@ the other kinds are the classes below and those of the Kubernetes libraries. Not
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
@@ -86,6 +86,40 @@ class DefaultMap(dict[str, Any]):
         return self[key]
 
 
+class KeyedList(list[Any]):
+    """A list of type `set` (no keys) or `map` of a custom resource: order does not matter, and `+` merges.
+
+    The left positions stay; of the right, elements of a new identity are appended, and in a `map` those of a known one
+    replace the left.
+    """
+
+    __slots__ = ("keys",)
+
+    def __init__(self, elements: Iterable[Any], keys: tuple[str, ...]) -> None:
+        super().__init__(elements)
+        self.keys = keys
+
+    def identity(self, element: Any) -> Any:
+        """What makes two elements the same one: the values of the keys, or the whole element."""
+        return [element.get(key) for key in self.keys] if self.keys and isinstance(element, dict) else element
+
+    def __add__(self, other: list[Any]) -> KeyedList:
+        merged = list(self)
+        identities = [self.identity(element) for element in merged]
+        for element in other:
+            identity = self.identity(element)
+            position = next((at for at, known in enumerate(identities) if equal(known, identity)), -1)
+            if position < 0:
+                merged.append(element)
+                identities.append(identity)
+            elif self.keys:
+                merged[position] = element
+        return KeyedList(merged, self.keys)
+
+    def same_elements(self, other: Sequence[Any]) -> bool:
+        return len(self) == len(other) and all(any(equal(each, theirs) for theirs in other) for each in self)
+
+
 TYPE_NAMES: dict[type, str] = {
     type(None): "null_type",
     bool: "bool",
@@ -96,6 +130,7 @@ TYPE_NAMES: dict[type, str] = {
     bytes: "bytes",
     list: "list",
     tuple: "list",
+    KeyedList: "list",
     dict: "map",
     DefaultMap: "map",
     Timestamp: "google.protobuf.Timestamp",
@@ -165,6 +200,8 @@ def equal(left: Any, right: Any) -> bool:
         return bool(left == right)
     if kind in NUMBERS and other in NUMBERS:
         return bool(float(left) == float(right) if float in (kind, other) else left == right)
+    if kind is KeyedList and isinstance(right, (list, tuple)):
+        return bool(left.same_elements(right))
     if isinstance(left, (list, tuple)):
         return isinstance(right, (list, tuple)) and len(left) == len(right) and all(map(equal, left, right))
     if isinstance(left, dict):
