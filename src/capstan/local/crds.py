@@ -1,11 +1,9 @@
 """CustomResourceDefinitions become served types: schema, pruning, defaults, rules, columns, subresources of each
 version.
 
-Rules: apiextensions.k8s.io/v1; structural schemas (KEP-1152), pruning (KEP-709), defaulting (KEP-575), validation
-rules in
-CEL (KEP-2876), selectable fields (KEP-4358). Versions of one definition share their stored objects; without a
-conversion
-webhook only apiVersion differs between them.
+Rules: apiextensions.k8s.io/v1; structural schemas (KEP-1152), pruning (KEP-709), defaulting (KEP-575), validation rules
+in CEL (KEP-2876), selectable fields (KEP-4358). Versions of one definition share their stored objects; without a
+conversion webhook only apiVersion differs between them.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """`x-kubernetes-validations`: the CEL rules of a custom resource, compiled once and checked over objects (KEP-2876).
 
 A rule stands at a place of the schema and sees the value there as `self`. A rule that mentions `oldSelf` is a
-transition
-rule: it is checked on updates only, where the old value can be told (not inside atomic lists), or, with
-`optionalOldSelf`,
-always.
+transition rule: it is checked on updates only, where the old value can be told (not inside atomic lists), or, with
+`optionalOldSelf`, always.
 """
 
 from __future__ import annotations

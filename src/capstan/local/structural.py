@@ -1,10 +1,9 @@
 """Structural schemas compiled once per type: unknown fields, pruning, defaulting and errors of objects as plain dicts.
 
-An OpenAPI v3 schema (built-in or of a CRD) becomes a tree of `Node`s and one strict JSON schema. The strict schema
-runs in
-Rust and answers the common case — nothing unknown, nothing wrong — in microseconds; only an object that fails it is
-walked in
-Python, to say which fields are unknown and what is wrong with them, in the words of the Kubernetes API server.
+An OpenAPI v3 schema (built-in or of a CRD) becomes a tree of `Node`s and one strict JSON schema. The strict schema runs
+in Rust and answers the common case — nothing unknown, nothing wrong — in microseconds; only an object that fails it is
+walked in Python, to say which fields are unknown and what is wrong with them, in the words of the Kubernetes API
+server.
 
 Rules: apiextensions.k8s.io/v1 structural schemas (KEP-1152), pruning (KEP-709), defaulting (KEP-575).
 """
@@ -104,8 +103,7 @@ class Structural:
             _delete(obj, path)
 
     def drop_nulls(self, obj: object) -> None:
-        """Remove nulls, and empty strings where one of a list of words is optional: Go's JSON decoding reads both
-        as absent."""
+        """Remove nulls and the empty strings of optional enumerations: Go's JSON decoding reads both as absent."""
         _drop_nulls(self.root, obj)
 
     def type_errors(self, obj: object) -> list[tuple[str, str, str]]:
@@ -290,9 +288,8 @@ def _errors(node: Node, value: object, path: str, causes: list[StatusCause]) -> 
 def _defaulter(node: Node, seen: dict[int, Default | None]) -> Default | None:
     """A function that fills in the defaults below a node, or None when there are none.
 
-    A type that contains itself has no defaults inside the cycle (JSONSchemaProps is the only one), so a node that
-    is still
-    being compiled counts as one without defaults.
+    A type that contains itself has no defaults inside the cycle (JSONSchemaProps is the only one), so a node that is
+    still being compiled counts as one without defaults.
     """
     key = id(node)
     if key in seen:

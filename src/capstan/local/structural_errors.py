@@ -1,8 +1,7 @@
 """The value checks of one schema node, and what the API server says when one fails.
 
-`checks_of` reads the keywords of a node once; `check` is the slow path that writes causes; `strict_scalar` is the
-same set of
-keywords as JSON schema draft 7 for the fast path. The two must agree: a property test compares them.
+`checks_of` reads the keywords of a node once; `check` is the slow path that writes causes; `strict_scalar` is the same
+set of keywords as JSON schema draft 7 for the fast path. The two must agree: a property test compares them.
 """
 
 from __future__ import annotations
@@ -410,8 +409,7 @@ _FORMATS: dict[str, Callable[[str], bool]] = {
 
 
 def format_error(name: str, value: str) -> str | None:
-    """What is wrong with a string of the named format; None when nothing is or the format is not one that is
-    checked."""
+    """What is wrong with a string of the named format; None for nothing, and for formats that are not checked."""
     if name == "k8s-short-name":
         if len(value) > 63:
             return "must be no more than 63 characters"

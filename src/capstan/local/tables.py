@@ -35,8 +35,7 @@ class Printer(NamedTuple):
 
 
 def human_duration(seconds: float) -> str:
-    """A duration as kubectl prints ages: two units while they matter (`90s`, `5m30s`, `3h12m`, `2d4h`, `35d`,
-    `3y20d`)."""
+    """A duration as kubectl prints ages: two units while they matter (`90s`, `5m30s`, `3h12m`, `2d4h`, `35d`)."""
     whole = int(seconds)
     if whole < -1:
         return "<invalid>"

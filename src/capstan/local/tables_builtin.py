@@ -4,14 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from capstan.api import clock
-from capstan.local.tables import AGE, NAME, NONE, UNKNOWN, Cells, Printer, age, human_duration, since
+from capstan.local.tables import AGE, NAME, NONE, Cells, Printer, age, since
+from capstan.local.tables_workloads import (
+    cron_job_cells,
+    daemon_set_cells,
+    deployment_cells,
+    job_cells,
+    labels_text,
+    name_of,
+    node_cells,
+    pod_cells,
+    replica_set_cells,
+    selector_text,
+    spec_of,
+    stateful_set_cells,
+    status_of,
+)
 from capstan.local.types_base import Column, Object
 
 
 def _columns(text: str) -> tuple[Column, ...]:
     """Columns from a line such as `Name|Ready|Restarts:integer|Node+`: `:type` if it is not a string, `+` for wide
-    output."""
+    output.
+    """
     made: list[Column] = []
     for word in text.split("|"):
         if word in ("Name", "Age"):
@@ -20,251 +35,6 @@ def _columns(text: str) -> tuple[Column, ...]:
             name, _, kind = word.removesuffix("+").partition(":")
             made.append(Column(name, kind or "string", priority=int(word.endswith("+"))))
     return tuple(made)
-
-
-def _name(obj: Object) -> str:
-    return str(obj["metadata"].get("name", ""))
-
-
-def _spec(obj: Object) -> Object:
-    return obj.get("spec") or {}
-
-
-def _status(obj: Object) -> Object:
-    return obj.get("status") or {}
-
-
-def _condition(obj: Object, kind: str) -> Object:
-    for condition in _status(obj).get("conditions") or ():
-        if condition.get("type") == kind:
-            return dict(condition)
-    return {}
-
-
-def _images(template: Object) -> tuple[str, str]:
-    containers = (template.get("spec") or {}).get("containers") or []
-    return ",".join(c["name"] for c in containers), ",".join(c.get("image", "") for c in containers)
-
-
-def selector_text(selector: Object | None) -> str:
-    """A label selector in the form of `kubectl -l`."""
-    if not selector:
-        return NONE
-    parts = [f"{key}={value}" for key, value in sorted((selector.get("matchLabels") or {}).items())]
-    for requirement in selector.get("matchExpressions") or ():
-        key, values = requirement["key"], ",".join(requirement.get("values") or ())
-        parts.append(
-            {
-                "In": f"{key} in ({values})",
-                "NotIn": f"{key} notin ({values})",
-                "Exists": key,
-                "DoesNotExist": f"!{key}",
-            }[requirement["operator"]]
-        )
-    return ",".join(parts) or NONE
-
-
-def _labels_text(labels: Object | None) -> str:
-    return ",".join(f"{key}={value}" for key, value in sorted((labels or {}).items())) or NONE
-
-
-def _pod_cells(pod: Object, now: float) -> list[Any]:
-    spec, status = _spec(pod), _status(pod)
-    reason = status.get("reason") or status.get("phase", "")
-    if any(gate for gate in spec.get("schedulingGates") or ()) and status.get("phase") == "Pending":
-        reason = "SchedulingGated"
-    sidecars = {c["name"] for c in spec.get("initContainers") or () if c.get("restartPolicy") == "Always"}
-    total = len(spec.get("containers") or ()) + len(sidecars)
-    ready = restarts = 0
-    last_restart = 0.0
-    initializing = False
-    init_statuses = status.get("initContainerStatuses") or ()
-    for index, container in enumerate(init_statuses):
-        restarts += container.get("restartCount", 0)
-        last_restart = max(last_restart, _finished(container.get("lastState")))
-        state = container.get("state") or {}
-        ended = state.get("terminated")
-        if ended is not None and ended.get("exitCode") == 0:
-            continue
-        if container["name"] in sidecars and container.get("started"):
-            ready += bool(container.get("ready"))
-            continue
-        if initializing:
-            continue
-        if ended is not None:
-            reason = f"Init:{ended.get('reason') or _exit(ended)}"
-        elif (waiting := state.get("waiting") or {}).get("reason") not in (None, "", "PodInitializing"):
-            reason = f"Init:{waiting['reason']}"
-        else:
-            reason = f"Init:{index}/{len(spec.get('initContainers') or ())}"
-        initializing = True
-    if not initializing:
-        running = False
-        for container in reversed(status.get("containerStatuses") or ()):
-            restarts += container.get("restartCount", 0)
-            last_restart = max(last_restart, _finished(container.get("lastState")))
-            state = container.get("state") or {}
-            if (waiting := state.get("waiting")) and waiting.get("reason"):
-                reason = waiting["reason"]
-            elif (ended := state.get("terminated")) is not None:
-                reason = ended.get("reason") or _exit(ended)
-            elif container.get("ready") and state.get("running") is not None:
-                running = True
-                ready += 1
-        if reason == "Completed" and running:
-            reason = "Running" if _condition(pod, "Ready").get("status") == "True" else "NotReady"
-    if pod["metadata"].get("deletionTimestamp"):
-        reason = "Unknown" if status.get("reason") == "NodeLost" else "Terminating"
-    shown: Any = str(restarts)
-    if restarts and last_restart:
-        shown = f"{restarts} ({human_duration(now - last_restart)} ago)"
-    gates = spec.get("readinessGates") or ()
-    passed = sum(_condition(pod, gate["conditionType"]).get("status") == "True" for gate in gates)
-    return [
-        _name(pod),
-        f"{ready}/{total}",
-        reason,
-        shown,
-        age(pod, now),
-        status.get("podIP") or NONE,
-        spec.get("nodeName") or NONE,
-        status.get("nominatedNodeName") or NONE,
-        f"{passed}/{len(gates)}" if gates else NONE,
-    ]
-
-
-def _exit(ended: Object) -> str:
-    return f"Signal:{ended['signal']}" if ended.get("signal") else f"ExitCode:{ended.get('exitCode', 0)}"
-
-
-def _finished(state: Object | None) -> float:
-    return clock.parse(((state or {}).get("terminated") or {}).get("finishedAt"))
-
-
-_ROLE_PREFIX = "node-role.kubernetes.io/"
-
-
-def _node_cells(node: Object, now: float) -> list[Any]:
-    ready = _condition(node, "Ready")
-    words = [("Ready" if ready.get("status") == "True" else "NotReady") if ready else "Unknown"]
-    if _spec(node).get("unschedulable"):
-        words.append("SchedulingDisabled")
-    labels = node["metadata"].get("labels") or {}
-    roles = {key.removeprefix(_ROLE_PREFIX) for key in labels if key.startswith(_ROLE_PREFIX)}
-    if labels.get("kubernetes.io/role"):
-        roles.add(labels["kubernetes.io/role"])
-    addresses = {entry["type"]: entry["address"] for entry in reversed(_status(node).get("addresses") or ())}
-    info = _status(node).get("nodeInfo") or {}
-    return [
-        _name(node),
-        ",".join(words),
-        ",".join(sorted(role for role in roles if role)) or NONE,
-        age(node, now),
-        info.get("kubeletVersion", ""),
-        addresses.get("InternalIP", NONE),
-        addresses.get("ExternalIP", NONE),
-        info.get("osImage") or UNKNOWN,
-        info.get("kernelVersion") or UNKNOWN,
-        info.get("containerRuntimeVersion") or UNKNOWN,
-    ]
-
-
-def _deployment_cells(obj: Object, now: float) -> list[Any]:
-    status = _status(obj)
-    return [
-        _name(obj),
-        f"{status.get('readyReplicas', 0)}/{_spec(obj).get('replicas', 1)}",
-        status.get("updatedReplicas", 0),
-        status.get("availableReplicas", 0),
-        age(obj, now),
-        *_images(_spec(obj).get("template") or {}),
-        selector_text(_spec(obj).get("selector")),
-    ]
-
-
-def _replica_set_cells(obj: Object, now: float) -> list[Any]:
-    status = _status(obj)
-    return [
-        _name(obj),
-        _spec(obj).get("replicas", 1),
-        status.get("replicas", 0),
-        status.get("readyReplicas", 0),
-        age(obj, now),
-        *_images(_spec(obj).get("template") or {}),
-        selector_text(_spec(obj).get("selector")),
-    ]
-
-
-def _stateful_set_cells(obj: Object, now: float) -> list[Any]:
-    ready = f"{_status(obj).get('readyReplicas', 0)}/{_spec(obj).get('replicas', 1)}"
-    return [_name(obj), ready, age(obj, now), *_images(_spec(obj).get("template") or {})]
-
-
-def _daemon_set_cells(obj: Object, now: float) -> list[Any]:
-    status, template = _status(obj), _spec(obj).get("template") or {}
-    return [
-        _name(obj),
-        status.get("desiredNumberScheduled", 0),
-        status.get("currentNumberScheduled", 0),
-        status.get("numberReady", 0),
-        status.get("updatedNumberScheduled", 0),
-        status.get("numberAvailable", 0),
-        _labels_text((template.get("spec") or {}).get("nodeSelector")),
-        age(obj, now),
-        *_images(template),
-        selector_text(_spec(obj).get("selector")),
-    ]
-
-
-def _job_cells(job: Object, now: float) -> list[Any]:
-    spec, status = _spec(job), _status(job)
-    succeeded, parallelism = status.get("succeeded", 0), spec.get("parallelism", 1)
-    if spec.get("completions") is not None:
-        completions = f"{succeeded}/{spec['completions']}"
-    else:
-        completions = f"{succeeded}/1 of {parallelism}" if parallelism > 1 else f"{succeeded}/1"
-    duration = ""
-    if started := clock.parse(status.get("startTime")):
-        ended = clock.parse(status.get("completionTime")) or now
-        duration = human_duration(ended - started)
-    return [
-        _name(job),
-        _job_status(job),
-        completions,
-        duration,
-        age(job, now),
-        *_images(spec.get("template") or {}),
-        selector_text(spec.get("selector")),
-    ]
-
-
-def _job_status(job: Object) -> str:
-    for kind, word in (
-        ("Complete", "Complete"),
-        ("Failed", "Failed"),
-        ("SuccessCriteriaMet", "SuccessCriteriaMet"),
-        ("FailureTarget", "FailureTarget"),
-        ("Suspended", "Suspended"),
-    ):
-        if _condition(job, kind).get("status") == "True":
-            return word
-    return "Terminating" if job["metadata"].get("deletionTimestamp") else "Running"
-
-
-def _cron_job_cells(obj: Object, now: float) -> list[Any]:
-    spec, status = _spec(obj), _status(obj)
-    last = status.get("lastScheduleTime")
-    return [
-        _name(obj),
-        spec.get("schedule", ""),
-        spec.get("timeZone") or NONE,
-        "True" if spec.get("suspend") else "False",
-        len(status.get("active") or ()),
-        since(last, now) if last else NONE,
-        age(obj, now),
-        *_images(((spec.get("jobTemplate") or {}).get("spec") or {}).get("template") or {}),
-        NONE,
-    ]
 
 
 def _event_cells(event: Object, now: float) -> list[Any]:
@@ -287,29 +57,29 @@ def _event_cells(event: Object, now: float) -> list[Any]:
         str(event.get("message", "")).strip(),
         since(first or last, now),
         count or 1,
-        _name(event),
+        name_of(event),
     ]
 
 
 def _namespace_cells(obj: Object, now: float) -> list[Any]:
-    return [_name(obj), _status(obj).get("phase", ""), age(obj, now)]
+    return [name_of(obj), status_of(obj).get("phase", ""), age(obj, now)]
 
 
 def _config_map_cells(obj: Object, now: float) -> list[Any]:
-    return [_name(obj), len(obj.get("data") or ()) + len(obj.get("binaryData") or ()), age(obj, now)]
+    return [name_of(obj), len(obj.get("data") or ()) + len(obj.get("binaryData") or ()), age(obj, now)]
 
 
 def _secret_cells(obj: Object, now: float) -> list[Any]:
-    return [_name(obj), obj.get("type", ""), len(obj.get("data") or ()), age(obj, now)]
+    return [name_of(obj), obj.get("type", ""), len(obj.get("data") or ()), age(obj, now)]
 
 
 def _service_cells(obj: Object, now: float) -> list[Any]:
-    spec = _spec(obj)
+    spec = spec_of(obj)
     ports = []
     for port in spec.get("ports") or ():
         node_port = f":{port['nodePort']}" if port.get("nodePort") else ""
         ports.append(f"{port['port']}{node_port}/{port.get('protocol', 'TCP')}")
-    ingress = ((_status(obj).get("loadBalancer") or {}).get("ingress")) or ()
+    ingress = ((status_of(obj).get("loadBalancer") or {}).get("ingress")) or ()
     external = ",".join(entry.get("ip") or entry.get("hostname", "") for entry in ingress)
     if spec.get("type") == "ExternalName":
         external = spec.get("externalName", "")
@@ -318,13 +88,13 @@ def _service_cells(obj: Object, now: float) -> list[Any]:
             "<pending>" if spec.get("type") == "LoadBalancer" else NONE
         )
     return [
-        _name(obj),
+        name_of(obj),
         spec.get("type", ""),
         spec.get("clusterIP") or NONE,
         external,
         ",".join(ports) or NONE,
         age(obj, now),
-        _labels_text(spec.get("selector")),
+        labels_text(spec.get("selector")),
     ]
 
 
@@ -335,11 +105,11 @@ def _endpoints_cells(obj: Object, now: float) -> list[Any]:
             ports = subset.get("ports") or ()
             found += [f"{address['ip']}:{port['port']}" for port in ports] if ports else [address["ip"]]
     text = ",".join(found[:3]) + (f" + {len(found) - 3} more..." if len(found) > 3 else "")
-    return [_name(obj), text or NONE, age(obj, now)]
+    return [name_of(obj), text or NONE, age(obj, now)]
 
 
 def _service_account_cells(obj: Object, now: float) -> list[Any]:
-    return [_name(obj), len(obj.get("secrets") or ()), age(obj, now)]
+    return [name_of(obj), len(obj.get("secrets") or ()), age(obj, now)]
 
 
 _ACCESS = {"ReadWriteOnce": "RWO", "ReadOnlyMany": "ROX", "ReadWriteMany": "RWX", "ReadWriteOncePod": "RWOP"}
@@ -350,11 +120,11 @@ def _access_text(modes: list[str] | None) -> str:
 
 
 def _volume_cells(obj: Object, now: float) -> list[Any]:
-    spec, status = _spec(obj), _status(obj)
+    spec, status = spec_of(obj), status_of(obj)
     claim = spec.get("claimRef") or {}
     phase = "Terminating" if obj["metadata"].get("deletionTimestamp") else status.get("phase", "")
     return [
-        _name(obj),
+        name_of(obj),
         (spec.get("capacity") or {}).get("storage", ""),
         _access_text(spec.get("accessModes")),
         spec.get("persistentVolumeReclaimPolicy", ""),
@@ -369,11 +139,11 @@ def _volume_cells(obj: Object, now: float) -> list[Any]:
 
 
 def _volume_claim_cells(obj: Object, now: float) -> list[Any]:
-    spec, status = _spec(obj), _status(obj)
+    spec, status = spec_of(obj), status_of(obj)
     bound = bool(spec.get("volumeName"))
     phase = "Terminating" if obj["metadata"].get("deletionTimestamp") else status.get("phase", "")
     return [
-        _name(obj),
+        name_of(obj),
         phase,
         spec.get("volumeName", ""),
         (status.get("capacity") or {}).get("storage", "") if bound else "",
@@ -386,19 +156,19 @@ def _volume_claim_cells(obj: Object, now: float) -> list[Any]:
 
 
 def _budget_cells(obj: Object, now: float) -> list[Any]:
-    spec = _spec(obj)
+    spec = spec_of(obj)
     at_least, at_most = spec.get("minAvailable"), spec.get("maxUnavailable")
     return [
-        _name(obj),
+        name_of(obj),
         "N/A" if at_least is None else str(at_least),
         "N/A" if at_most is None else str(at_most),
-        _status(obj).get("disruptionsAllowed", 0),
+        status_of(obj).get("disruptionsAllowed", 0),
         age(obj, now),
     ]
 
 
 def _claim_cells(obj: Object, now: float) -> list[Any]:
-    status = _status(obj)
+    status = status_of(obj)
     words = []
     if obj["metadata"].get("deletionTimestamp"):
         words.append("deleted")
@@ -408,23 +178,23 @@ def _claim_cells(obj: Object, now: float) -> list[Any]:
         words.append("allocated")
         if status.get("reservedFor"):
             words.append("reserved")
-    return [_name(obj), ",".join(words), age(obj, now)]
+    return [name_of(obj), ",".join(words), age(obj, now)]
 
 
 def _slice_cells(obj: Object, now: float) -> list[Any]:
-    spec = _spec(obj)
+    spec = spec_of(obj)
     node = spec.get("nodeName") or ""
     if not node:
         node = "<All>" if spec.get("allNodes") else "<Selector>" if spec.get("nodeSelector") else "<PerDevice>"
-    return [_name(obj), node, spec.get("driver", ""), (spec.get("pool") or {}).get("name", ""), age(obj, now)]
+    return [name_of(obj), node, spec.get("driver", ""), (spec.get("pool") or {}).get("name", ""), age(obj, now)]
 
 
 def _taint_rule_cells(obj: Object, now: float) -> list[Any]:
-    spec = _spec(obj)
+    spec = spec_of(obj)
     selector, taint = spec.get("deviceSelector") or {}, spec.get("taint") or {}
     target = "/".join(selector[key] for key in ("driver", "pool", "device") if selector.get(key))
     value = f"={taint['value']}" if taint.get("value") else ""
-    return [_name(obj), target or "<All>", f"{taint.get('key', '')}{value}:{taint.get('effect', '')}", age(obj, now)]
+    return [name_of(obj), target or "<All>", f"{taint.get('key', '')}{value}:{taint.get('effect', '')}", age(obj, now)]
 
 
 def _binding_cells(obj: Object, now: float) -> list[Any]:
@@ -438,7 +208,7 @@ def _binding_cells(obj: Object, now: float) -> list[Any]:
         )
 
     return [
-        _name(obj),
+        name_of(obj),
         f"{role.get('kind', '')}/{role.get('name', '')}",
         age(obj, now),
         named("User"),
@@ -448,12 +218,12 @@ def _binding_cells(obj: Object, now: float) -> list[Any]:
 
 
 def _created_cells(obj: Object, _now: float) -> list[Any]:
-    return [_name(obj), obj["metadata"].get("creationTimestamp", "")]
+    return [name_of(obj), obj["metadata"].get("creationTimestamp", "")]
 
 
 def _priority_class_cells(obj: Object, now: float) -> list[Any]:
     return [
-        _name(obj),
+        name_of(obj),
         obj.get("value", 0),
         bool(obj.get("globalDefault")),
         age(obj, now),
@@ -467,14 +237,14 @@ def _revision_cells(obj: Object, now: float) -> list[Any]:
     if owners:
         group = str(owners[0]["apiVersion"]).rpartition("/")[0]
         owner = f"{str(owners[0]['kind']).lower()}{'.' if group else ''}{group}/{owners[0]['name']}"
-    return [_name(obj), owner, obj.get("revision", 0), age(obj, now)]
+    return [name_of(obj), owner, obj.get("revision", 0), age(obj, now)]
 
 
 def _storage_class_cells(obj: Object, now: float) -> list[Any]:
     annotations = obj["metadata"].get("annotations") or {}
     default = annotations.get("storageclass.kubernetes.io/is-default-class") == "true"
     return [
-        f"{_name(obj)} (default)" if default else _name(obj),
+        f"{name_of(obj)} (default)" if default else name_of(obj),
         obj.get("provisioner", ""),
         obj.get("reclaimPolicy") or "Delete",
         obj.get("volumeBindingMode", ""),
@@ -487,7 +257,7 @@ def _of_fields(*paths: tuple[str, ...]) -> Cells:
     """Name, the values at some paths, age."""
 
     def cells(obj: Object, now: float) -> list[Any]:
-        found: list[Any] = [_name(obj)]
+        found: list[Any] = [name_of(obj)]
         for path in paths:
             value: Any = obj
             for step in path:
@@ -499,36 +269,36 @@ def _of_fields(*paths: tuple[str, ...]) -> Cells:
 
 
 def _policy_cells(obj: Object, now: float) -> list[Any]:
-    kind = _spec(obj).get("paramKind") or {}
+    kind = spec_of(obj).get("paramKind") or {}
     shown = f"{kind.get('apiVersion', '')}/{kind.get('kind', '')}" if kind else "<unset>"
-    rules = _spec(obj).get("validations") or _spec(obj).get("mutations") or ()
-    return [_name(obj), len(rules), shown, age(obj, now)]
+    rules = spec_of(obj).get("validations") or spec_of(obj).get("mutations") or ()
+    return [name_of(obj), len(rules), shown, age(obj, now)]
 
 
 def _policy_binding_cells(obj: Object, now: float) -> list[Any]:
-    param = _spec(obj).get("paramRef") or {}
+    param = spec_of(obj).get("paramRef") or {}
     shown = "<unset>"
     if param:
         prefix = f"{param['namespace']}/" if param.get("namespace") else ""
         shown = prefix + (param.get("name") or "*")
-    return [_name(obj), _spec(obj).get("policyName", ""), shown, age(obj, now)]
+    return [name_of(obj), spec_of(obj).get("policyName", ""), shown, age(obj, now)]
 
 
 def _network_policy_cells(obj: Object, now: float) -> list[Any]:
-    return [_name(obj), selector_text(_spec(obj).get("podSelector")), age(obj, now)]
+    return [name_of(obj), selector_text(spec_of(obj).get("podSelector")), age(obj, now)]
 
 
 _WIDE = "Containers+|Images+|Selector+"
 
 PRINTERS: dict[tuple[str, str], Printer] = {
     ("", "Pod"): Printer(
-        _columns("Name|Ready|Status|Restarts|Age|IP+|Node+|Nominated Node+|Readiness Gates+"), _pod_cells
+        _columns("Name|Ready|Status|Restarts|Age|IP+|Node+|Nominated Node+|Readiness Gates+"), pod_cells
     ),
     ("", "Node"): Printer(
         _columns(
             "Name|Status|Roles|Age|Version|Internal-IP+|External-IP+|OS-Image+|Kernel-Version+|Container-Runtime+"
         ),
-        _node_cells,
+        node_cells,
     ),
     ("", "Event"): Printer(
         _columns("Last Seen|Type|Reason|Object|Subobject+|Source+|Message|First Seen+|Count:integer+|Name+"),
@@ -552,23 +322,23 @@ PRINTERS: dict[tuple[str, str], Printer] = {
         _volume_claim_cells,
     ),
     ("apps", "Deployment"): Printer(
-        _columns(f"Name|Ready|Up-to-date:integer|Available:integer|Age|{_WIDE}"), _deployment_cells
+        _columns(f"Name|Ready|Up-to-date:integer|Available:integer|Age|{_WIDE}"), deployment_cells
     ),
     ("apps", "ReplicaSet"): Printer(
-        _columns(f"Name|Desired:integer|Current:integer|Ready:integer|Age|{_WIDE}"), _replica_set_cells
+        _columns(f"Name|Desired:integer|Current:integer|Ready:integer|Age|{_WIDE}"), replica_set_cells
     ),
-    ("apps", "StatefulSet"): Printer(_columns("Name|Ready|Age|Containers+|Images+"), _stateful_set_cells),
+    ("apps", "StatefulSet"): Printer(_columns("Name|Ready|Age|Containers+|Images+"), stateful_set_cells),
     ("apps", "DaemonSet"): Printer(
         _columns(
             "Name|Desired:integer|Current:integer|Ready:integer|Up-to-date:integer|Available:integer|Node Selector|Age|"
             + _WIDE
         ),
-        _daemon_set_cells,
+        daemon_set_cells,
     ),
     ("apps", "ControllerRevision"): Printer(_columns("Name|Controller|Revision:integer|Age"), _revision_cells),
-    ("batch", "Job"): Printer(_columns(f"Name|Status|Completions|Duration|Age|{_WIDE}"), _job_cells),
+    ("batch", "Job"): Printer(_columns(f"Name|Status|Completions|Duration|Age|{_WIDE}"), job_cells),
     ("batch", "CronJob"): Printer(
-        _columns(f"Name|Schedule|Timezone|Suspend|Active:integer|Last Schedule|Age|{_WIDE}"), _cron_job_cells
+        _columns(f"Name|Schedule|Timezone|Suspend|Active:integer|Last Schedule|Age|{_WIDE}"), cron_job_cells
     ),
     ("policy", "PodDisruptionBudget"): Printer(
         _columns("Name|Min Available|Max Unavailable|Allowed Disruptions:integer|Age"), _budget_cells

@@ -1,5 +1,5 @@
-"""The JSONPath of printer columns: `.a.b`, `['a.b']`, `[0]`, `[-1]`, `[*]`, `.*`, `..a`, `[?(@.type=="Ready")]`,
-`\\.` in names.
+"""The JSONPath of printer columns: `.a.b`, `['a.b']`, `[0]`, `[-1]`, `[*]`, `.*`, `..a`, `[?(@.type=="Ready")]`, `\\.`
+in names.
 
 Rules: kubectl's JSONPath (k8s.io/client-go/util/jsonpath) without the template braces, as a CRD column writes it.
 """

@@ -1,5 +1,6 @@
 """The resources the embedded API server serves: built-in types and those of CustomResourceDefinitions, behind one
-interface."""
+interface.
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,9 @@
 """What a handler asks about a resource before it stores an object: the interface of every served type.
 
-A write goes `unknown_fields` (warnings) → `prepare_create` / `prepare_update` / `prepare_status_update` (decode,
-prune, default,
-take over what the caller may not change) → admission → `validate` → store. All of it works in place on plain JSON
-objects
-that belong to the request. `metadata` fields of the server (uid, creationTimestamp, resourceVersion, generateName,
-managedFields, deletionTimestamp) are set by the server, generation here.
+A write goes `unknown_fields` (warnings) → `prepare_create` / `prepare_update` / `prepare_status_update` (decode, prune,
+default, take over what the caller may not change) → admission → `validate` → store. All of it works in place on plain
+JSON objects that belong to the request. `metadata` fields of the server (uid, creationTimestamp, resourceVersion,
+generateName, managedFields, deletionTimestamp) are set by the server, generation here.
 
 Two kinds exist: `local.types_builtin.BuiltinType` and `local.crds.CustomType`.
 """
@@ -37,7 +35,8 @@ class Undecodable(ValueError):
 
 class Column(msgspec.Struct, frozen=True):
     """A printer column. `priority` 0 is always shown, 1 only with `-o wide`; `type` as in OpenAPI (string, integer,
-    date...)."""
+    date...).
+    """
 
     name: str
     type: str = "string"
@@ -136,8 +135,7 @@ class ResourceType(ABC):
         return self.printer.columns
 
     def unknown_fields(self, obj: Object) -> list[str]:
-        """Paths of fields the type does not have, as kubectl shows them (`unknown field "spec.foo"` without the
-        words)."""
+        """Paths of fields the type does not have, as kubectl shows them: `spec.containers[0].imagee`."""
         structural = self.structural
         return [] if structural.valid(obj) else structural.unknown(obj)
 
@@ -147,8 +145,7 @@ class ResourceType(ABC):
 
     @abstractmethod
     def prepare_update(self, new: Object, old: Object) -> Object:
-        """Prune, default, take status and other protected fields from `old`, count the generation. Raises
-        Undecodable."""
+        """Prune, default, take the status and other protected fields from `old`, count the generation; as above."""
 
     @abstractmethod
     def prepare_status_update(self, new: Object, old: Object) -> Object:

@@ -1,9 +1,8 @@
 """Older shapes of built-in kinds, turned into the shape that is stored and back.
 
 `resource.k8s.io/v1beta1` writes requests flat (v1: below `exactly`) and devices with a `basic` level (v1: without);
-`events.k8s.io/v1` names the fields of a core event differently. Everything works in place; a field that only one
-shape has
-does not exist in the other, so nothing is lost.
+`events.k8s.io/v1` names the fields of a core event differently. Everything works in place; a field that only one shape
+has does not exist in the other, so nothing is lost.
 """
 
 from __future__ import annotations

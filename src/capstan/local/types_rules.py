@@ -1,5 +1,4 @@
-"""What each built-in kind does beyond its schema: conditional defaults, initial status, immutable fields,
-validation."""
+"""What each built-in kind does beyond its schema: conditional defaults, first status, fixed fields, validation."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """`resource.k8s.io`: device classes, claims, templates, slices, taint rules.
 
 Rules: k8s.io/kubernetes pkg/apis/resource/validation, with the limits of KEP-4381, 4815, 4816, 5055 and 5075. The
-schema
-has checked types, enumerations, required fields and list lengths.
+schema has checked types, enumerations, required fields and list lengths.
 """
 
 from __future__ import annotations

@@ -57,8 +57,7 @@ def _pull_policy(image: str) -> str:
 
 
 def qos_class(spec: Object) -> str:
-    """Guaranteed: every container's CPU and memory requests equal limits; BestEffort: nothing at all; else
-    Burstable."""
+    """Guaranteed: CPU and memory requests equal limits everywhere; BestEffort: nothing at all; else Burstable."""
     guaranteed, anything = True, False
     pod_level = spec.get("resources")
     holders = (
@@ -197,8 +196,7 @@ def _container(
 
 
 def resource_requirements(resources: Object, path: str, claims: set[str] | None, causes: Causes) -> None:
-    """Quantities are not negative, requests do not exceed limits, extended resources are whole and not
-    overcommitted."""
+    """Quantities are not negative, requests within limits, extended resources whole and not overcommitted."""
     limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
     for lane, amounts in (("limits", limits), ("requests", requests)):
         for name, amount in amounts.items():
