@@ -22,9 +22,9 @@ def status_of(obj: Object) -> Object:
 
 
 def condition(obj: Object, kind: str) -> Object:
-    for condition in status_of(obj).get("conditions") or ():
-        if condition.get("type") == kind:
-            return dict(condition)
+    for entry in status_of(obj).get("conditions") or ():
+        if entry.get("type") == kind:
+            return dict(entry)
     return {}
 
 
