@@ -35,6 +35,10 @@ Errors = dict["Device", AllocationError]
 """Devices on which a selector failed, which therefore are neither selected nor rejected."""
 
 
+_SHARED = 100_000
+"""Parts that are remembered for sharing; a fleet has a few hundred different ones."""
+
+
 class Shared:
     """Equal parts of devices become one object: equal nodes publish equal tables, and a fleet has many equal nodes.
 
@@ -44,12 +48,14 @@ class Shared:
     def __init__(self) -> None:
         self._encoder = msgspec.json.Encoder()
         self._capacities: dict[bytes, dict[str, DeviceCapacity]] = {}
-        self._attributes: dict[bytes, dict[str, DeviceAttribute]] = {}
         self._consumptions: dict[bytes, tuple[list[CounterConsumption], Consumption]] = {}
 
-    def share(self, device: resource.Device) -> Consumption:
-        """Shares what the device has in common with others; returns what it consumes. Raises InvalidQuantity and
-        _Contradiction for amounts that cannot be."""
+    def share(self, device: resource.Device, attributes: dict[bytes, dict[str, DeviceAttribute]]) -> Consumption:
+        """Shares what the device has in common with others; returns what it consumes. `attributes` are those seen in
+        the pool. Raises InvalidQuantity and _Contradiction for amounts that cannot be."""
+        if len(self._capacities) + len(self._consumptions) > _SHARED:
+            self._capacities.clear()
+            self._consumptions.clear()
         if device.capacity:
             key = self._encoder.encode(device.capacity)
             known = self._capacities.get(key)
@@ -60,7 +66,7 @@ class Shared:
         if not device.consumes_counters:
             return ()
         # Partitions of one profile differ in nothing but their name and place; whole devices have a UUID each.
-        device.attributes = self._attributes.setdefault(self._encoder.encode(device.attributes), device.attributes)
+        device.attributes = attributes.setdefault(self._encoder.encode(device.attributes), device.attributes)
         key = self._encoder.encode(device.consumes_counters)
         consumed = self._consumptions.get(key)
         if consumed is None:
@@ -211,6 +217,7 @@ class Pool:
 
     def _read(self, slices: list[ResourceSlice], shared: Shared) -> None:
         key = self.key
+        attributes: dict[bytes, dict[str, DeviceAttribute]] = {}
         for entry in slices:
             for declared in entry.spec.shared_counters:
                 if declared.name in self.counters:
@@ -228,7 +235,7 @@ class Pool:
             for device in spec.devices:
                 if device.name in self.devices:
                     raise _Contradiction(f"the device {device.name} is published twice")
-                consumption = shared.share(device)
+                consumption = shared.share(device, attributes)
                 if consumption:
                     self._check_consumption(device.name, consumption)
                 scope = place
