@@ -6,12 +6,14 @@ import copy
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capstan import blueprints, cel
 from capstan.api import manifests
+from capstan.api.scheduling import RuntimeClass
 from capstan.blueprints.components.policies import CATALOGUE
 from capstan.blueprints.resolve import resolve
 
@@ -222,6 +224,41 @@ def test_terms(term: str, value: Any, holds: bool) -> None:
     from capstan.blueprints import facts
 
     assert facts.matches({term: value}, A100) is holds
+
+
+def published(*devices: dict[str, Any]) -> blueprints.DeviceFacts:
+    return blueprints.devices(msgspec.convert({"spec": {"devices": list(devices)}}, blueprints.SLICES.struct))
+
+
+def test_facts_are_read_from_published_devices_in_either_spelling() -> None:
+    a100 = published(
+        {
+            "attributes": {"type": {"string": "gpu"}, "productName": {"string": "A100"}, "index": {"int": 0}},
+            "capacity": {"memory": {"value": "40Gi"}},
+        },
+        {"attributes": {"type": {"string": "mig"}}},
+    )
+    h100 = published(
+        {
+            "attributes": {
+                "gpu.nvidia.com/type": {"string": "gpu"},
+                "gpu.nvidia.com/productName": {"string": "H100"},
+            },
+            "capacity": {"gpu.nvidia.com/memory": {"value": "80Gi"}},
+        },
+        {"attributes": {"gpu.nvidia.com/type": {"string": "vfio"}}},
+    )
+    kata = RuntimeClass(handler="kata-qemu")
+    assert blueprints.observe("v1.36.0", [a100, h100], [kata], {"region": "eu"}) == {
+        "kubernetes": {"version": "v1.36.0"},
+        "gpu": {"count": 2, "product": ["A100", "H100"], "mig": True, "memory": 80},
+        "isolation": ["kata", "vfio"],
+        "labels": {"region": "eu"},
+    }
+
+
+def test_without_devices_nothing_is_known_about_gpus() -> None:
+    assert blueprints.observe("v1.36.0", [published()])["gpu"] == {"count": 0}
 
 
 # Locks

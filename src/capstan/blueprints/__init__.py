@@ -11,7 +11,7 @@ from capstan.blueprints.components import COMPONENTS
 from capstan.blueprints.documents import Layer, Library, Source, attachments, identity
 from capstan.blueprints.drift import Finding, drift
 from capstan.blueprints.errors import BlueprintError, Problem
-from capstan.blueprints.facts import Facts, observe
+from capstan.blueprints.facts import SLICES, DeviceFacts, Facts, devices, observe
 from capstan.blueprints.paths import parse as parse_path
 from capstan.blueprints.plan import MANAGER, Change, NothingLeft, Plan, plan
 from capstan.blueprints.resolve import PRECEDENCE, Override, Resolved, Setting, explain
@@ -20,9 +20,11 @@ __all__ = [
     "COMPONENTS",
     "MANAGER",
     "PRECEDENCE",
+    "SLICES",
     "BlueprintError",
     "Change",
     "Compiled",
+    "DeviceFacts",
     "Facts",
     "Finding",
     "Item",
@@ -38,6 +40,7 @@ __all__ = [
     "attachments",
     "cluster_set",
     "compile",
+    "devices",
     "digest",
     "drift",
     "explain",

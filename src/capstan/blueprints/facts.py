@@ -15,10 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
-from capstan.api import quantity
-from capstan.api.resource import Device, ResourceSlice
+import msgspec
+
+from capstan.api import nvidia, quantity
+from capstan.api.base import Object, Struct
+from capstan.api.core import Quantity
+from capstan.api.resources import Resource
 from capstan.api.scheduling import RuntimeClass
 from capstan.blueprints import versions
 
@@ -28,40 +32,106 @@ NAMES = frozenset(("kubernetes.version", "gpu.product", "gpu.count", "gpu.mig", 
 _GIB = 1 << 30
 
 
+class _Text(Struct):
+    string: str = ""
+
+
+class _Amount(Struct):
+    value: Quantity = 0
+
+
+class _Attributes(Struct):
+    """Written short, or qualified by the driver's domain."""
+
+    type: _Text | None = None
+    product_name: _Text | None = None
+    qualified_type: _Text | None = msgspec.field(default=None, name=f"{nvidia.DRIVER}/type")
+    qualified_product_name: _Text | None = msgspec.field(default=None, name=f"{nvidia.DRIVER}/productName")
+
+
+class _Capacity(Struct):
+    memory: _Amount | None = None
+    qualified_memory: _Amount | None = msgspec.field(default=None, name=f"{nvidia.DRIVER}/memory")
+
+
+class _Device(Struct):
+    attributes: _Attributes = msgspec.field(default_factory=_Attributes)
+    capacity: _Capacity = msgspec.field(default_factory=_Capacity)
+
+
+class _Spec(Struct):
+    devices: list[_Device] = []
+
+
+class PublishedSlice(Object):
+    """A ResourceSlice as far as facts are made of it: a big cluster publishes a hundred thousand devices."""
+
+    spec: _Spec = msgspec.field(default_factory=_Spec)
+
+
+SLICES = Resource(
+    group="resource.k8s.io",
+    version="v1",
+    plural="resourceslices",
+    kind="ResourceSlice",
+    namespaced=False,
+    struct=PublishedSlice,
+)
+
+
+class DeviceFacts(NamedTuple):
+    """What one slice adds to the facts."""
+
+    products: frozenset[str] = frozenset()
+    gpus: int = 0
+    mig: bool = False
+    vfio: bool = False
+    memory: int = 0
+
+
+def devices(published: PublishedSlice) -> DeviceFacts:
+    products: set[str] = set()
+    count, memory, mig, vfio = 0, 0, False, False
+    for device in published.spec.devices:
+        attributes, capacity = device.attributes, device.capacity
+        kind = (attributes.type or attributes.qualified_type or _Text()).string
+        if kind == "gpu":
+            count += 1
+            if product := (attributes.product_name or attributes.qualified_product_name or _Text()).string:
+                products.add(product)
+            amount = capacity.memory or capacity.qualified_memory
+            if amount is not None:
+                memory = max(memory, round(quantity.whole(amount.value) / _GIB))
+        mig = mig or kind == "mig"
+        vfio = vfio or kind == "vfio"
+    return DeviceFacts(frozenset(products), count, mig, vfio, memory)
+
+
 def observe(
     version: str,
-    slices: Iterable[ResourceSlice],
+    published: Iterable[DeviceFacts],
     runtime_classes: Iterable[RuntimeClass] = (),
     labels: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The facts of a cluster, from its published devices, runtime classes and the labels of its Cluster object."""
-    products: set[str] = set()
-    isolation: set[str] = set()
-    count, memory, mig = 0, 0, False
-    for resource_slice in slices:
-        for device in resource_slice.spec.devices:
-            kind, product = _text(device, "type"), _text(device, "productName")
-            if kind == "gpu":
-                count += 1
-                if product:
-                    products.add(product)
-                capacity = device.capacity.get("memory")
-                if capacity is not None:
-                    memory = max(memory, round(quantity.whole(capacity.value) / _GIB))
-            elif kind == "mig":
-                mig = True
-            elif kind == "vfio":
-                isolation.add("vfio")
-    if any(_is_kata(runtime_class) for runtime_class in runtime_classes):
-        isolation.add("kata")
+    summaries = list(published)
+    count = sum(each.gpus for each in summaries)
     gpu: dict[str, Any] = {"count": count}
     if count:
         # Without any device nothing is known about partitions yet: a starting cluster must match no variant by that.
-        gpu |= {"product": sorted(products), "mig": mig, "memory": memory}
+        gpu |= {
+            "product": sorted(frozenset().union(*(each.products for each in summaries))),
+            "mig": any(each.mig for each in summaries),
+            "memory": max(each.memory for each in summaries),
+        }
+    offers = {
+        "kata": any("kata" in runtime_class.handler for runtime_class in runtime_classes),
+        "vfio": any(each.vfio for each in summaries),
+    }
     return {
         "kubernetes": {"version": version},
         "gpu": gpu,
-        "isolation": sorted(isolation),
+        "isolation": [level for level, offered in offers.items() if offered],
         "labels": dict(labels or {}),
     }
 
@@ -130,15 +200,3 @@ def _term_holds(name: str, wanted: Any, actual: Any) -> bool:
 def _plain_choices(wanted: Any) -> set[str] | None:
     choices = [str(choice).lower() for choice in (wanted if isinstance(wanted, list) else [wanted])]
     return None if any(set("*?[") & set(choice) for choice in choices) else set(choices)
-
-
-def _text(device: Device, name: str) -> str:
-    """An attribute in the driver's own domain, whether written short or qualified."""
-    for key, attribute in device.attributes.items():
-        if key.rpartition("/")[2] == name:
-            return attribute.string or ""
-    return ""
-
-
-def _is_kata(runtime_class: RuntimeClass) -> bool:
-    return "kata" in runtime_class.handler

@@ -386,9 +386,9 @@ async def _observed(client: kube.Client) -> dict[str, Any]:
     """Facts of a cluster that no agent has reported yet."""
     answer = await client.request("GET", "/version")
     version = msgspec.json.decode(answer.body)["gitVersion"]
-    slices = (await client.list(resources.RESOURCE_SLICES)).items
+    slices = (await client.list(blueprints.SLICES)).items
     runtimes = (await client.list(resources.RUNTIME_CLASSES)).items
-    return blueprints.observe(version, slices, runtimes)
+    return blueprints.observe(version, map(blueprints.devices, slices), runtimes)
 
 
 async def _settled(

@@ -64,7 +64,9 @@ class BlueprintAgent(kube.Controller[str]):
         self._events = kube.EventRecorder(client, "capstan-blueprint-agent", now=now)
         self._clusters = kube.Cache(client, resources.CLUSTERS, fields=f"metadata.name={cluster}")
         self._versions = kube.Cache(client, resources.BLUEPRINT_VERSIONS)
-        self._slices = kube.Cache(client, resources.RESOURCE_SLICES)
+        self._slices = kube.Cache(client, blueprints.SLICES)
+        self._devices: dict[kube.Key, blueprints.DeviceFacts] = {}
+        """Of each slice; a slice changes often, what it means for the facts hardly ever."""
         self._runtimes = kube.Cache(client, resources.RUNTIME_CLASSES)
         super().__init__([self._clusters, self._versions, self._slices, self._runtimes])
         self._members: dict[kube.Unstructured, kube.Cache[Manifest]] = {}
@@ -79,8 +81,17 @@ class BlueprintAgent(kube.Controller[str]):
         self._settled: dict[str, int] = {}
         """identity -> resource version at which the object was as `_compiled` says"""
         self._tasks: asyncio.TaskGroup | None = None
-        for cache in self.caches:
+        self._slices.on_change(self._slice_changed)
+        for cache in (self._clusters, self._versions, self._runtimes):
             cache.on_change(self._changed)
+
+    def _slice_changed(self, change: kube.Change[Any]) -> None:
+        key = change.object.key
+        before = self._devices.pop(key, None)
+        if change.new is not None:
+            self._devices[key] = blueprints.devices(change.new)
+        if self._devices.get(key) != before:
+            self.queue.add(self._cluster)
 
     def _changed(self, _: kube.Change[Any]) -> None:
         self.queue.add(self._cluster)
@@ -121,7 +132,7 @@ class BlueprintAgent(kube.Controller[str]):
             answer = await self._client.request("GET", "/version")
             self._version = msgspec.json.decode(answer.body)["gitVersion"]
         return blueprints.observe(
-            self._version, self._slices.objects.values(), self._runtimes.objects.values(), cluster.spec.labels
+            self._version, self._devices.values(), self._runtimes.objects.values(), cluster.spec.labels
         )
 
     async def _enforce(self, cluster: Cluster, outcome: Outcome) -> None:
