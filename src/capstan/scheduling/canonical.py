@@ -22,9 +22,7 @@ def dump(world: World) -> Dump:
         "queues": {name: _queue(queue) for name, queue in sorted(world.queues.items())},
         "total": list(world.total),
         "foreign": list(world.foreign),
-        "claims": sorted((key, str(result)) for key, result in world.inventory.claims())
-        if world.inventory is not None
-        else [],
+        "inventory": world.inventory.dump() if world.inventory is not None else {},
     }
 
 

@@ -41,6 +41,17 @@ def pick(share: Share, node: Node, *, later: bool, pack: bool) -> tuple[str, ...
     return tuple(names[: share.devices]) if len(names) >= share.devices else None
 
 
+def open_now(task: Task, node: Node) -> bool:
+    """Whether the shared devices that a task is promised have room for it at this moment."""
+    share = task.shape.share
+    if share is None:
+        return True
+    portion = share.on(node.gpu_memory)
+    found = [node.devices.get(name) for name in task.devices]
+    fresh = sum(device is None or not device.users_now for device in found)
+    return fresh <= node.idle[GPU_COLUMN] and all(d is None or d.used_now + portion <= GPU for d in found)
+
+
 def joins(share: Share, node: Node) -> bool:
     """Whether the share fits on a device that is already shared."""
     portion = share.on(node.gpu_memory)

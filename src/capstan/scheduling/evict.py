@@ -34,7 +34,8 @@ from capstan.scheduling.victims import (
     Victim,
     VictimOrder,
     preempt_protection,
-    reclaim_protection,
+    reclaim_min_runtime,
+    runtime,
     victims_of,
 )
 from capstan.scheduling.world import World
@@ -121,12 +122,14 @@ def _reclaim_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal 
     if not fairness.may_reclaim(preemptible=gang.preemptible):
         return Refusal("", "")
 
+    leaves = [q for q in _leaves(world.queues.values()) if q is not queue and fairness.candidate(q)]
+    protected = {leaf.name: reclaim_min_runtime(leaf, queue, policy) for leaf in leaves}
+
     def allowed(victim: Gang) -> Allowed:
         if not victim.preemptible:
             return "none"
-        return "surplus" if reclaim_protection(victim, queue, policy, session.now) else "all"
+        return "surplus" if runtime(victim, session.now) < protected[victim.queue_name] else "all"
 
-    leaves = [q for q in _leaves(world.queues.values()) if q is not queue and fairness.candidate(q)]
     order = VictimOrder(world, leaves, allowed, fairness.admit)
     solver = _Solver(session, gang, unit, "reclaim", replace=policy.reclaim_may_consolidate)
     if solver.solve(order):
@@ -176,11 +179,7 @@ def _preempt_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal 
 def _consolidate_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal | None:
     if not gang.preemptible or session.over(gang, unit) is not None:
         return Refusal("", "")
-    world = session.world
-    needed = sum(task.shape.gpus for task in unit)
-    free = sum(max(0, node.later[GPU_COLUMN]) for node in world.nodes.values())
-    portions = sum(GPU - d.used_later for n in world.nodes.values() for d in n.devices.values() if d.users_later)
-    if demand_of(unit)[2] > free * GPU + portions or needed > free + portions // GPU:
+    if demand_of(unit)[2] > session.free_gpus():
         return Refusal("", "")
     for chosen in _movable(session, gang, unit):
         if _Solver(session, gang, unit, "consolidate", replace=True, every=True).solve(chosen):
@@ -299,8 +298,17 @@ class _Solver:
                 self.room.add(victim)
             if len(taken) == failed_at or not taken or not self.room.enough():
                 return False
-            if self._probe(len(taken)):
-                return self._commit(self._smallest(failed_at, len(taken)))
+            mark = self.session.world.mark()
+            works = self._simulate(len(taken))
+            if works and max(failed_at, self.room.too_few) == len(taken) - 1:
+                self._finish(len(taken))
+                return True
+            self.session.world.rollback(mark)
+            if works:
+                smallest = self._smallest(max(failed_at, self.room.too_few), len(taken))
+                self._simulate(smallest)
+                self._finish(smallest)
+                return True
             step = 1 if failed_at == 0 else step * 2
             failed_at = len(taken)
         return False
@@ -372,25 +380,23 @@ class _Solver:
         status, node, devices, zones = self._was[task.uid]
         self.session.world.move(task, status, node, devices, zones=zones)
 
-    def _commit(self, count: int) -> bool:
+    def _finish(self, count: int) -> None:
+        """Record what the simulation of `count` victims has left in the World."""
         session = self.session
-        world = session.world
-        mark = world.mark()
-        if not self._simulate(count):
-            world.rollback(mark)
-            return False
         if not self.every and self.judge is None:
             self._lost = self._spare(count)
-        session.won.append(self.gang)
+        evicted = False
         reason = self._reason()
         winner = self.gang.name.removeprefix("pod/")
         for victim in self.taken[:count]:
             for task in victim.tasks:
                 if task.status == Status.RELEASING or task.leaving is not None:
                     session.evicted[task.uid] = (task, self.action, f"{self.gang.namespace}/{winner}", reason)
+                    evicted = True
                 elif task.status == Status.PENDING:
                     session.refuse(victim.gang, Refusal("PodSchedulingErrors", f"gave way: {reason}"))
-        return True
+        if evicted or not session.start_now(self.unit):
+            session.won.append(self.gang)
 
     def _spare(self, count: int) -> list[Victim]:
         """Give victims their place back where it is still free, others a new one; returns those without any."""
@@ -443,11 +449,8 @@ class _Solver:
 
     def conceivable(self) -> bool:
         """Whether what is free and what the victims hold together could satisfy the unit, wherever it is."""
-        world = self.session.world
         wanted, taken = demand_of(self.unit)[2], sum(victim.amounts[2] for victim in self.taken)
-        free = sum(max(0, node.later[GPU_COLUMN]) for node in world.nodes.values()) * GPU
-        free += sum(GPU - d.used_later for n in world.nodes.values() for d in n.devices.values() if d.users_later)
-        return not wanted or wanted <= free + taken
+        return not wanted or wanted <= self.session.free_gpus() + taken
 
     def refusal(self, where: str) -> Refusal:
         """Why there was no solution, with the bound that decided."""
@@ -503,15 +506,23 @@ class _Bound:
             self.shapes[task.shape.number] = task.shape
             self.wanted[task.shape.number] = self.wanted.get(task.shape.number, 0) + 1
         self.found = {number: session.slot_count(shape) for number, shape in self.shapes.items()}
+        self.too_few = 0
+        """So many victims are certainly not enough."""
+        self._count = 0
         self._freed: dict[str, tuple[Node, dict[int, int]]] = {}
-        self._added: dict[tuple[int, str], int] = {}
+        self._slots: dict[tuple[int, str], int] = {}
         self._shares = any(shape.share is not None for shape in self.shapes.values())
 
     def enough(self) -> bool:
         """Shares and claims are not counted by columns; for them only the simulation decides."""
-        return self._shares or all(self.found[number] >= count for number, count in self.wanted.items())
+        if self._shares:
+            return True
+        return all(self.found[number] >= count for number, count in self.wanted.items())
 
     def add(self, victim: Victim) -> None:
+        if not self.enough():
+            self.too_few = self._count
+        self._count += 1
         for task in victim.tasks:
             node = task.node
             if node is None:
@@ -522,9 +533,11 @@ class _Bound:
             if task.devices:
                 freed[GPU_COLUMN] = freed.get(GPU_COLUMN, 0) + len(task.devices)
             for number, shape in self.shapes.items():
-                more = slots(shape, node, freed) - slots(shape, node)
-                self.found[number] += more - self._added.get((number, node.name), 0)
-                self._added[(number, node.name)] = more
+                before = self._slots.get((number, node.name))
+                if before is None:
+                    before = slots(shape, node)
+                after = self._slots[(number, node.name)] = slots(shape, node, freed)
+                self.found[number] += after - before
 
 
 # -- stale gangs ---------------------------------------------------------------------------------------------------
@@ -533,11 +546,14 @@ class _Bound:
 def evict_stale(session: Session) -> None:
     """End gangs that have lost part of their minimum and did not get it back within their grace period."""
     world, now = session.world, session.now
-    for gang in [gang for queue in world.queues.values() for _, gang in queue.active]:
-        if gang.error or not _stale(gang):
-            if gang.stale_since is not None:
-                gang.stale_since = None
+    suspects = [*world.stale, *world.changed]
+    world.changed.clear()
+    for gang in dict.fromkeys(suspects):
+        if world.gangs.get(gang.key) is not gang or gang.error or not _stale(gang):
+            gang.stale_since = None
+            world.stale.pop(gang, None)
             continue
+        world.stale[gang] = None
         if gang.stale_since is None:
             gang.stale_since = now
         grace = session.policy.stale_grace if gang.stale_grace is None else gang.stale_grace

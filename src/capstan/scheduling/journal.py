@@ -38,6 +38,8 @@ class Ledger:
         self.moves: list[Entry] = []
         self.touched: list[Node] = []
         """Nodes in the order of their changes; placement indexes read on from where they stopped."""
+        self.changed: dict[Gang, None] = {}
+        """Gangs whose active pods changed since somebody last looked."""
         self.foreign: list[int] = [0, 0, 0]
         """Held by pods that this engine does not own."""
 
@@ -184,6 +186,8 @@ class Ledger:
             gang.pending += 1
             if gang.pending == 1 and queue is not None:
                 insort(queue.pending, (gang.order, gang), key=_first)
+        if was != is_:
+            self.changed[gang] = None
         if was and not is_:
             del group.active[bisect_left(group.active, task.order, key=_first)]
             gang.active -= 1

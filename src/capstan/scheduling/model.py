@@ -369,6 +369,8 @@ class Queue:
     """Sorted; gangs with a pending task."""
     active: list[tuple[tuple[int, float, str], Gang]] = field(default_factory=list)
     """Sorted; gangs with an active task."""
+    elastic: dict[tuple[str, str], Gang] = field(default_factory=dict)
+    """Gangs that have, or could have, more pods than their minimum."""
     fair: list[int] = field(default_factory=lambda: [0, 0, 0])
     """Fair share, set at the start of every cycle."""
     entitled: list[int] = field(default_factory=lambda: [0, 0, 0])

@@ -8,18 +8,23 @@ existing shared device, free now rather than later, CPU pods on nodes without GP
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
+from typing import Generic, TypeVar, cast
 
-from capstan.scheduling import devices, numa
+from capstan.scheduling import devices, numa, verdicts
 from capstan.scheduling.filters import company_score, dynamic_reason, needs_company, node_reason, preference
 from capstan.scheduling.model import CPU_COLUMN, GPU, GPU_COLUMN, Node, Shape, Status, Task
 from capstan.scheduling.policy import Policy
-from capstan.scheduling.topology import slots
+from capstan.scheduling.topology import ANYWHERE, Scope, slots
 from capstan.scheduling.world import World
 
 Rank = tuple[int, int, int, int, int, float, str, int, Node]
 """preference, topology, sharing, availability, kind, density, name, version, node"""
+T = TypeVar("T")
+_MOST_KEPT = 1024
+"""Indexes kept between cycles; beyond that all are made anew."""
 
 
 def fits(shape: Shape, node: Node, *, later: bool) -> bool:
@@ -95,6 +100,9 @@ class ShapeIndex:
                 if rank is not None:
                     heappush(self.heap, rank)
         self.read = len(log)
+        if len(self.heap) > 4 * len(self.members) + 1000:
+            self.heap = [rank for rank in self.heap if rank[7] == rank[8].version]
+            heapify(self.heap)
 
     def best(self) -> Rank | None:
         """The entry of the best node by columns, or None when no node has room."""
@@ -122,23 +130,70 @@ class ShapeIndex:
                 heappush(heap, rank)
 
 
-class SlotCount:
-    """How many pods of a shape all nodes together take later, by columns; kept up to date like a ShapeIndex."""
+class Tally(Generic[T]):
+    """A value for every node, kept up to date by reading on in the log of touched nodes.
 
-    def __init__(self, world: World, shape: Shape) -> None:
-        self.world, self.shape, self.layout = world, shape, world.layout
+    `change` is told of every value that is new or different; the old one is None for a node's first.
+    """
+
+    def __init__(self, world: World, measure: Callable[[Node], T], change: Callable[[T | None, T], None]) -> None:
+        self.world, self.layout, self._measure, self._change = world, world.layout, measure, change
         self.read = len(world.touched)
-        self._slots = {node.name: slots(shape, node) for node in world.nodes.values()}
-        self._total = sum(self._slots.values())
+        self._values = {node.name: measure(node) for node in world.nodes.values()}
+        for value in self._values.values():
+            change(None, value)
+
+    def catch_up(self) -> None:
+        log = self.world.touched
+        if self.read == len(log):
+            return
+        for node in {id(n): n for n in log[self.read :]}.values():
+            if node.name in self._values:
+                value, old = self._measure(node), self._values[node.name]
+                if value != old:
+                    self._change(old, value)
+                    self._values[node.name] = value
+        self.read = len(log)
+
+
+class Sum(Tally[int]):
+    """The sum over all nodes."""
+
+    def __init__(self, world: World, measure: Callable[[Node], int]) -> None:
+        self._total = 0
+        super().__init__(world, measure, self._add)
+
+    def _add(self, old: int | None, new: int) -> None:
+        self._total += new - (old or 0)
 
     def total(self) -> int:
-        log = self.world.touched
-        for node in {id(n): n for n in log[self.read :]}.values():
-            count = slots(self.shape, node)
-            self._total += count - self._slots[node.name]
-            self._slots[node.name] = count
-        self.read = len(log)
+        self.catch_up()
         return self._total
+
+
+class Histogram(Tally[str]):
+    """How many nodes have which value."""
+
+    def __init__(self, world: World, measure: Callable[[Node], str]) -> None:
+        self._counts: Counter[str] = Counter()
+        super().__init__(world, measure, self._recount)
+
+    def _recount(self, old: str | None, new: str) -> None:
+        if old is not None:
+            self._counts[old] -= 1
+        self._counts[new] += 1
+
+    def counts(self) -> dict[str, int]:
+        self.catch_up()
+        return verdicts.by_frequency(self._counts)
+
+
+def _free_gpus(node: Node) -> int:
+    parts = sum(GPU - device.used_later for device in node.devices.values() if device.users_later)
+    return max(0, node.later[GPU_COLUMN]) * GPU + parts
+
+
+K = TypeVar("K", ShapeIndex, Sum, Histogram)
 
 
 class Placer:
@@ -146,42 +201,59 @@ class Placer:
 
     def __init__(self, world: World, policy: Policy) -> None:
         self.world, self.policy = world, policy
-        self._indexes: dict[object, ShapeIndex] = {}
-        self._slots: dict[int, SlotCount] = {}
+        self._kept: dict[object, ShapeIndex | Sum | Histogram] = {}
 
-    def slots(self, shape: Shape) -> SlotCount:
-        found = self._slots.get(shape.number)
-        if found is None or found.layout != self.world.layout or found.read > len(self.world.touched):
-            found = self._slots[shape.number] = SlotCount(self.world, shape)
+    @classmethod
+    def of(cls, world: World, policy: Policy) -> Placer:
+        """The placer of the World, with the indexes of earlier cycles as long as the policy stays the same."""
+        found = world.memo
+        if not isinstance(found, Placer) or found.policy != policy:
+            found = world.memo = cls(world, policy)
         return found
 
-    def index(
-        self,
-        shape: Shape,
-        nodes: Sequence[Node] | None = None,
-        boost: Mapping[str, int] | None = None,
-        key: object = None,
-    ) -> ShapeIndex:
-        """The index of a shape, over the whole cluster or over `nodes` (`key` then names that set)."""
-        name = (shape.number, key)
-        found = self._indexes.get(name)
+    def _keep(self, name: object, make: Callable[[], K]) -> K:
+        """A kept index, made anew when it is missing or older than the layout of the cluster."""
+        found = self._kept.get(name)
         if found is None or found.layout != self.world.layout or found.read > len(self.world.touched):
-            found = self._indexes[name] = ShapeIndex(self.world, self.policy, shape, nodes, boost)
+            if len(self._kept) >= _MOST_KEPT:
+                self._kept.clear()
+            made = make()
+            self._kept[name] = made
+            return made
+        return cast(K, found)
+
+    def slots(self, shape: Shape) -> Sum:
+        """How many pods of a shape every node takes later, by columns."""
+        return self._keep(("slots", shape.number), lambda: Sum(self.world, lambda node: slots(shape, node)))
+
+    @property
+    def free_gpus(self) -> Sum:
+        """Millionths of devices that are free later."""
+        return self._keep("free GPUs", lambda: Sum(self.world, _free_gpus))
+
+    def reasons(self, shape: Shape) -> Histogram:
+        """Why nodes do not take a pod of the shape now, by columns and node rules."""
+
+        def reason(node: Node) -> str:
+            return node_reason(shape, node) or verdicts.short_of(self.world, shape, node) or verdicts.ROOM
+
+        return self._keep(("reasons", shape.number), lambda: Histogram(self.world, reason))
+
+    def index(self, shape: Shape, scope: Scope) -> ShapeIndex:
+        """The nodes of a scope for a shape. Only those over the whole cluster outlive the scope."""
+        if scope.nodes is None and not scope.boost:
+            return self._keep(("index", shape.number), lambda: ShapeIndex(self.world, self.policy, shape))
+        found = scope.indexes.get(shape.number)
+        if not isinstance(found, ShapeIndex):
+            found = ShapeIndex(self.world, self.policy, shape, scope.nodes, scope.boost)
+            scope.indexes[shape.number] = found
         return found
 
-    def place(
-        self,
-        task: Task,
-        *,
-        later: bool,
-        nodes: Sequence[Node] | None = None,
-        boost: Mapping[str, int] | None = None,
-        key: object = None,
-    ) -> Node | None:
+    def place(self, task: Task, *, later: bool, scope: Scope = ANYWHERE) -> Node | None:
         """Put the task on the best node: allocated when it is free, else (or with `later`) pipelined. None: no room."""
         if task.shape.error:
             return None
-        index = self.index(task.shape, nodes, boost, key)
+        index = self.index(task.shape, scope)
         if task.nominated in index.members and self.try_node(task, self.world.nodes[task.nominated], later=later):
             return self.world.nodes[task.nominated]
         plain = not (needs_company(self.world, task) or task.implied is not None or task.shape.numa)

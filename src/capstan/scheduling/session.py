@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from capstan.scheduling import verdicts
+from capstan.scheduling import devices, verdicts
 from capstan.scheduling.filters import dynamic_reason, needs_company, node_reason
 from capstan.scheduling.gangs import next_unit
-from capstan.scheduling.model import ACTIVE, Gang, Group, Node, Queue, Shape, Status, Task
+from capstan.scheduling.model import ACTIVE, Gang, Group, Queue, Shape, Status, Task
 from capstan.scheduling.order import demand_of
 from capstan.scheduling.placement import Placer
 from capstan.scheduling.plan import Verdict
@@ -32,7 +32,7 @@ class Refusal:
 class Session:
     def __init__(self, world: World, policy: Policy, now: float) -> None:
         self.world, self.policy, self.now = world, policy, now
-        self.placer = Placer(world, policy)
+        self.placer = Placer.of(world, policy)
         self.refusals: dict[tuple[str, str], Refusal] = {}
         self.evicted: dict[str, tuple[Task, str, str, str]] = {}
         """uid -> task, action, for which gang, why"""
@@ -125,11 +125,15 @@ class Session:
             return all(self._place_group(child, tasks, scope, later) for child in ordered)
         place = self.placer.place
         for task in tasks.get(id(group), ()):
-            if place(task, later=later, nodes=scope.nodes, boost=scope.boost, key=scope.key) is None:
+            if place(task, later=later, scope=scope) is None:
                 self._stuck = task
                 return False
             self._placed += 1
         return True
+
+    def free_gpus(self) -> int:
+        """Millionths of devices that are free in the whole cluster once terminating pods are gone."""
+        return self.placer.free_gpus.total()
 
     def slot_count(self, shape: Shape) -> int:
         """How many pods of the shape the cluster takes by its columns, terminating pods taken as gone."""
@@ -142,6 +146,22 @@ class Session:
         for task in unit:
             if task.status == Status.ALLOCATED:
                 self.world.move(task, Status.PIPELINED, task.node, task.devices, zones=task.zones)
+
+    def start_now(self, unit: Sequence[Task]) -> bool:
+        """Turn the promises of a unit into starts if all it needs is free already; False when it has to wait."""
+        world = self.world
+        mark = world.mark()
+        for task in unit:
+            node = task.node
+            if task.status != Status.PIPELINED or node is None or task.held or task.leaving is not None:
+                world.rollback(mark)
+                return False
+            free = all(node.idle[column] >= amount for column, amount in task.shape.requests)
+            if not free or not devices.open_now(task, node):
+                world.rollback(mark)
+                return False
+            world.move(task, Status.ALLOCATED, node, task.devices, zones=task.zones)
+        return True
 
     # -- explaining ----------------------------------------------------------------------------------------------------
 
@@ -183,17 +203,14 @@ class Session:
 
     def node_reasons(self, task: Task) -> dict[str, int]:
         """How many nodes refuse the task, by reason, most frequent first."""
+        if not needs_company(self.world, task):
+            return self.placer.reasons(task.shape).counts()
         counts: Counter[str] = Counter()
         for node in self.world.nodes.values():
-            counts[self.node_reason(task, node)] += 1
-        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-    def node_reason(self, task: Task, node: Node) -> str:
-        shape = task.shape
-        reason = node_reason(shape, node) or verdicts.short_of(self.world, shape, node)
-        if not reason and needs_company(self.world, task):
-            reason = dynamic_reason(self.world, task, node, later=False)
-        return reason or "no set of nodes or devices fits all of it together"
+            reason = node_reason(task.shape, node) or verdicts.short_of(self.world, task.shape, node)
+            reason = reason or dynamic_reason(self.world, task, node, later=False)
+            counts[reason or verdicts.ROOM] += 1
+        return verdicts.by_frequency(counts)
 
     def unit_of(self, gang: Gang) -> list[Task]:
         return next_unit(gang)

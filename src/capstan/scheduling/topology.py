@@ -14,11 +14,12 @@ _NONE: Mapping[int, int] = {}
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Where tasks may go: a set of nodes (None: anywhere), ranked by `boost`, known to indexes by `key`."""
+    """Where tasks may go: a set of nodes (None: anywhere), ranked by `boost`."""
 
     nodes: Sequence[Node] | None = None
     boost: dict[str, int] = field(default_factory=dict)
-    key: object = None
+    indexes: dict[int, object] = field(default_factory=dict)
+    """Placement indexes over these nodes, by shape number; they live as long as the scope."""
 
 
 ANYWHERE = Scope()
@@ -42,8 +43,8 @@ def scopes(
 ) -> Iterator[Scope]:
     """The domains that could hold all `tasks`: from the preferred level up to the required one, tightest first.
 
-    Without a required level the last scope is everything that carries the topology's labels. Tasks that are already
-    placed (`active`) pin the required domain.
+    Without a required level the last scopes are everything that carries the topology's labels, and everything else.
+    Tasks that are already placed (`active`) pin the required domain.
     """
     labels = world.topologies.get(levels.topology)
     if labels is None or contradiction(world, levels):
@@ -59,25 +60,22 @@ def scopes(
     lowest = labels.index(levels.preferred) if levels.preferred else required
     room = _Room(tasks, nodes)
     for level in range(lowest, max(required, 0) - 1, -1):
-        yield from _ranked(room, nodes, labels, level, lowest, levels, within)
+        yield from _ranked(room, nodes, labels, level, lowest, within)
     if required < 0:
         boost = _boost(room, nodes, labels, lowest) if lowest >= 0 else {}
         if room.fits(nodes):
-            yield Scope(nodes, _merged(within.boost, boost), (within.key, levels))
+            yield Scope(nodes, _merged(within.boost, boost))
+        yield within
 
 
 def _ranked(
-    room: _Room, nodes: list[Node], labels: Sequence[str], level: int, lowest: int, levels: Levels, within: Scope
+    room: _Room, nodes: list[Node], labels: Sequence[str], level: int, lowest: int, within: Scope
 ) -> Iterator[Scope]:
-    fitting = [
-        (-room.tightness(members), name, members)
-        for name, members in _domains(nodes, labels, level)
-        if room.fits(members)
-    ]
-    fitting.sort(key=lambda item: item[:2])
-    for _, name, members in fitting:
+    fitting = [(members, name) for name, members in _domains(nodes, labels, level) if room.fits(members)]
+    fitting.sort(key=lambda item: (-room.tightness(item[0]), item[1]))
+    for members, _ in fitting:
         boost = _boost(room, members, labels, lowest) if level < lowest else {}
-        yield Scope(members, _merged(within.boost, boost), (within.key, levels, name))
+        yield Scope(members, _merged(within.boost, boost))
 
 
 def _boost(room: _Room, nodes: Sequence[Node], labels: Sequence[str], level: int) -> dict[str, int]:

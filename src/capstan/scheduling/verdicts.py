@@ -115,6 +115,15 @@ def _column(world: World, column: int) -> str:
     )
 
 
+ROOM = "no set of nodes or devices fits all of it together"
+"""Said of a node that could take one pod."""
+
+
+def by_frequency(counts: Mapping[str, int]) -> dict[str, int]:
+    """Most frequent first."""
+    return dict(sorted(((k, n) for k, n in counts.items() if n), key=lambda item: (-item[1], item[0])))
+
+
 def verdict(gang: Gang, reason: str, message: str, details: Mapping[str, object], nodes: Mapping[str, int]) -> Verdict:
     if nodes:
         message += " (" + ", ".join(f"{count} nodes: {text}" for text, count in nodes.items()) + ")"

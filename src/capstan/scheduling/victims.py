@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
-from itertools import groupby
 from typing import Literal
 
 from capstan.scheduling.gangs import shrink
@@ -36,23 +35,21 @@ class Victim:
 
 def victims_of(queue: Queue, allowed: Callable[[Gang], Allowed]) -> Iterator[Victim]:
     """The units of a leaf queue: lowest priority first, there surplus before cores, newest first."""
-    for _, entries in groupby(reversed(queue.active), key=lambda entry: entry[1].priority):
-        group = [gang for _, gang in entries]
-        rest: dict[tuple[str, str], list[Victim]] = {}
-        for gang in group:
-            if (gang.active > gang.root.minimum or gang.root.children) and _settled(gang):
-                verdict = allowed(gang)
-                units = [Victim(gang, tasks, surplus, demand_of(tasks)) for tasks, surplus in shrink(gang)]
-                yield from (unit for unit in units if unit.surplus and verdict != "none")
-                rest[gang.key] = [unit for unit in units if not unit.surplus]
-        for gang in group:
-            if not _settled(gang) or allowed(gang) != "all":
-                continue
-            if gang.key in rest:
-                yield from rest[gang.key]
-            else:
-                tasks = [task for _, task in gang.root.active]
-                yield Victim(gang, tasks, False, demand_of(tasks))
+    elastic = sorted((gang for gang in queue.elastic.values() if gang.active), key=lambda gang: gang.order)
+    rest: dict[tuple[str, str], list[Victim]] = {}
+    # A copy: what the caller does about a victim changes the queue's own list.
+    for _, gang in queue.active[::-1]:
+        while elastic and elastic[-1].priority <= gang.priority:
+            growing = elastic.pop()
+            if _settled(growing) and (verdict := allowed(growing)) != "none":
+                units = [Victim(growing, tasks, surplus, demand_of(tasks)) for tasks, surplus in shrink(growing)]
+                rest[growing.key] = [unit for unit in units if not unit.surplus] if verdict == "all" else []
+                yield from (unit for unit in units if unit.surplus)
+        if gang.key in rest:
+            yield from rest[gang.key]
+        elif gang.key not in queue.elastic and _settled(gang) and allowed(gang) == "all":
+            tasks = [task for _, task in gang.root.active]
+            yield Victim(gang, tasks, False, demand_of(tasks))
 
 
 def _settled(gang: Gang) -> bool:
@@ -150,7 +147,8 @@ def _parent(queue: Queue) -> str:
 # -- protection ----------------------------------------------------------------------------------------------------
 
 
-def _runtime(gang: Gang, now: float) -> float:
+def runtime(gang: Gang, now: float) -> float:
+    """Seconds since the gang's last full start; infinite when that is not known."""
     return float("inf") if gang.last_start is None else now - gang.last_start
 
 
@@ -159,22 +157,24 @@ def preempt_protection(gang: Gang, policy: Policy, now: float) -> bool:
     queue = gang.queue
     while queue is not None:
         if queue.preempt_min_runtime is not None:
-            return _runtime(gang, now) < queue.preempt_min_runtime
+            return runtime(gang, now) < queue.preempt_min_runtime
         queue = queue.parent
-    return _runtime(gang, now) < policy.preempt_min_runtime
+    return runtime(gang, now) < policy.preempt_min_runtime
 
 
-def reclaim_protection(gang: Gang, reclaimer: Queue, policy: Policy, now: float) -> bool:
-    """As `preempt_protection`, for reclaim: from the queue below the lowest common ancestor (or the leaf) upwards."""
-    assert gang.queue is not None
-    queue: Queue | None = gang.queue
+def reclaim_min_runtime(victim: Queue, reclaimer: Queue, policy: Policy) -> float:
+    """The minimum run time that protects gangs of a queue from reclaim.
+
+    The first value found from the queue below the lowest common ancestor (or from the leaf) upwards.
+    """
+    queue: Queue | None = victim
     if policy.reclaim_min_runtime_method == "lca":
-        queue = levelled(reclaimer, gang.queue)[1]
+        queue = levelled(reclaimer, victim)[1]
     while queue is not None:
         if queue.reclaim_min_runtime is not None:
-            return _runtime(gang, now) < queue.reclaim_min_runtime
+            return queue.reclaim_min_runtime
         queue = queue.parent
-    return _runtime(gang, now) < policy.reclaim_min_runtime
+    return policy.reclaim_min_runtime
 
 
 def levelled(left: Queue, right: Queue) -> tuple[Queue, Queue]:
@@ -197,8 +197,11 @@ class Fairness:
         self.reclaimer, self.demand, self.multiplier = reclaimer, demand, multiplier
         self.left: dict[str, list[int]] = {}
         """What the queues that lose something would have left."""
-        self.involved: dict[str, set[int]] = {}
-        self._queues: dict[str, Queue] = {}
+        self.involved: dict[str, list[int]] = {}
+        """How many victims so far give up each resource, by queue."""
+        self._touched: list[Queue] = []
+        self._path = reclaimer.path()
+        self._leaves: dict[str, tuple[Queue, Queue, list[Queue]]] = {}
         self._wanted = {i for i in range(3) if demand[i] > 0}
 
     def may_reclaim(self, *, preemptible: bool) -> bool:
@@ -227,54 +230,72 @@ class Fairness:
         """Count the victim in if its queue may lose it: before it, the queue has more than it is entitled to."""
         leaf = victim.gang.queue
         assert leaf is not None
-        ours, theirs = levelled(self.reclaimer, leaf)
+        known = self._leaves.get(leaf.name)
+        if known is None:
+            known = self._leaves[leaf.name] = (*levelled(self.reclaimer, leaf), leaf.path())
+        ours, theirs, path = known
         left = self.left.get(theirs.name, theirs.allocated)
-        guaranteed = _within(ours.allocated, self.demand, ours.quota) and _exceeds(left, theirs.quota)
-        if not guaranteed and not _exceeds(left, theirs.share):
-            return "exhausted"
-        saved = {q.name: (list(self.left[q.name]) if q.name in self.left else None) for q in leaf.path()}
-        saved_involved = {q.name: set(self.involved.get(q.name, ())) for q in leaf.path()}
-        for queue in leaf.path():
-            self._queues[queue.name] = queue
-            rest = self.left.setdefault(queue.name, list(queue.allocated))
-            for i in range(3):
-                rest[i] -= victim.amounts[i]
-                if victim.amounts[i] > 0:
-                    self.involved.setdefault(queue.name, set()).add(i)
+        if not _exceeds(left, theirs.share):
+            guaranteed = _within(ours.allocated, self.demand, ours.quota) and _exceeds(left, theirs.quota)
+            if not guaranteed:
+                return "exhausted"
+        self._take(path, victim.amounts, -1)
         if self._balanced():
             return "take"
-        for name, rest_before in saved.items():
-            if rest_before is None:
-                del self.left[name]
-            else:
-                self.left[name] = rest_before
-            self.involved[name] = saved_involved[name]
+        self._take(path, victim.amounts, 1)
         return "skip"
+
+    def _take(self, path: list[Queue], amounts: Amounts, sign: int) -> None:
+        for queue in path:
+            rest = self.left.get(queue.name)
+            if rest is None:
+                rest = self.left[queue.name] = list(queue.allocated)
+                self._touched.append(queue)
+                self.involved[queue.name] = [0, 0, 0]
+            involved = self.involved[queue.name]
+            for i, amount in enumerate(amounts):
+                if amount:
+                    rest[i] += sign * amount
+                    involved[i] -= sign
 
     def _balanced(self) -> bool:
         """No queue on the reclaimer's path ends up fuller, relative to its fair share, than a sibling that lost."""
-        queue: Queue | None = self.reclaimer
-        while queue is not None:
+        for queue in self._path:
             have = self.left.get(queue.name, queue.allocated)
-            for name, rest in self.left.items():
-                sibling = self._queues[name]
+            for sibling in self._touched:
                 if sibling.parent is not queue.parent or sibling is queue:
                     continue
-                for i in self.involved[name] | self._wanted:
+                involved = self.involved[sibling.name]
+                rest = self.left[sibling.name]
+                for i in range(3):
+                    if not involved[i] and not self.demand[i]:
+                        continue
                     ratio = _ratio(have[i] + self.demand[i], queue.entitled[i])
-                    saturated = ratio * self.multiplier >= _ratio(rest[i], sibling.entitled[i])
-                    if ratio > 1 and sibling.entitled[i] > 0 and saturated:
+                    if (
+                        ratio > 1
+                        and sibling.entitled[i] > 0
+                        and ratio * self.multiplier >= _ratio(rest[i], sibling.entitled[i])
+                    ):
                         return False
-            queue = queue.parent
         return True
 
 
 def _within(allocated: list[int], demand: Amounts, bound: Amounts) -> bool:
-    return all(bound[i] == UNLIMITED or allocated[i] + demand[i] <= bound[i] for i in range(3))
+    a, b, c = bound
+    return (
+        (a == UNLIMITED or allocated[0] + demand[0] <= a)
+        and (b == UNLIMITED or allocated[1] + demand[1] <= b)
+        and (c == UNLIMITED or allocated[2] + demand[2] <= c)
+    )
 
 
 def _exceeds(allocated: list[int], bound: Amounts | list[int]) -> bool:
-    return any(bound[i] != UNLIMITED and allocated[i] > bound[i] for i in range(3))
+    a, b, c = bound
+    return (
+        (c != UNLIMITED and allocated[2] > c)
+        or (a != UNLIMITED and allocated[0] > a)
+        or (b != UNLIMITED and allocated[1] > b)
+    )
 
 
 def _ratio(allocated: int, fair: int) -> float:

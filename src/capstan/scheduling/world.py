@@ -109,6 +109,10 @@ class World(Ledger):
         self.nowhere = Queue("", "", 0, 0.0, (0, 0, 0), (0, 0, 0), (0, 0, 0), error="does not exist")
         """Stands in for every queue that is named and does not exist."""
         self.gated: dict[str, Task] = {}
+        self.stale: dict[Gang, None] = {}
+        """Gangs that run below their minimum."""
+        self.memo: object = None
+        """Indexes that the placement keeps from cycle to cycle."""
         self.priorities: dict[str, int] = dict(PRIORITY_CLASSES)
         self.topologies: dict[str, tuple[str, ...]] = {}
         self.runtime_classes: dict[str, RuntimeClass] = {}
@@ -315,7 +319,7 @@ class World(Ledger):
                     self.move(task, Status.PENDING, None, charge=self.charge(task, None))
         self._promised.clear()
         self.refresh(now)
-        if len(self.touched) > 4 * len(self.nodes) + 1000:
+        if len(self.touched) > 100_000:
             self.touched.clear()
             self.layout += 1
 
@@ -538,7 +542,12 @@ class World(Ledger):
             return
         gang.tasks.pop(task.uid, None)
         if not gang.tasks and (gang.implicit or ("PodGroup", gang.key) not in self._sources):
-            self.gangs.pop(gang.key, None)
+            self._forget_gang(gang)
+
+    def _forget_gang(self, gang: Gang) -> None:
+        self.gangs.pop(gang.key, None)
+        if gang.queue is not None:
+            gang.queue.elastic.pop(gang.key, None)
 
     def _remove_task(self, uid: str) -> None:
         task = self.tasks.get(uid)
@@ -587,6 +596,8 @@ class World(Ledger):
             leaf = gang.root  # a gang without subgroups takes every pod
         task.gang, task.group = gang, leaf
         gang.tasks[task.uid] = task
+        if gang.queue is not None and (gang.root.children or len(gang.tasks) > gang.root.minimum):
+            gang.queue.elastic[gang.key] = gang
 
     def _placeholder(self, key: Key) -> Gang:
         gang = build_gang(PodGroup(), self.priorities)
@@ -621,12 +632,13 @@ class World(Ledger):
         tasks = sorted(old.tasks.values(), key=lambda task: task.order)
         for task in tasks:
             self._detach(task, keep_gang=True)
+        self._forget_gang(old)
         self._add_gang(new)
         for task in tasks:
             task.gang = task.group = None
             self._attach(task, self._pods[task.uid])
         if not new.tasks and ("PodGroup", new.key) not in self._sources:
-            self.gangs.pop(new.key, None)
+            self._forget_gang(new)
 
     def _regroup(self, concerned: object) -> None:
         """Rebuild the gangs that a changed priority class concerns."""
@@ -650,9 +662,11 @@ class World(Ledger):
         self.roots = link(self.queues)
         for queue in (*self.queues.values(), self.free_queue, self.nowhere):
             queue.allocated, queue.fixed, queue.requested = [0, 0, 0], [0, 0, 0], [0, 0, 0]
-            queue.pending, queue.active = [], []
+            queue.pending, queue.active, queue.elastic = [], [], {}
         for gang in self.gangs.values():
             queue = gang.queue = self._queue_of(gang)
+            if gang.root.children or len(gang.tasks) > gang.root.minimum:
+                queue.elastic[gang.key] = gang
             if gang.pending:
                 queue.pending.append((gang.order, gang))
             if gang.active:
