@@ -21,11 +21,11 @@ def events(wire: Any) -> list[dict[str, Any]]:
 
 
 async def test_repeats_raise_the_count_of_one_event(wire: Any, client: kube.Client) -> None:
-    recorder = kube.EventRecorder(client, "kubelet", host="n1", now=lambda: 0.0)
+    recorder = kube.EventRecorder(client, "kubelet", now=lambda: 0.0)
     for _ in range(3):
-        recorder.emit(POD, "Normal", "Pulled", "the image is there")
+        recorder.emit(POD, "Normal", "Pulled", "the image is there", host="n1")
     await recorder.drain()
-    recorder.emit(POD, "Normal", "Pulled", "the image is there")
+    recorder.emit(POD, "Normal", "Pulled", "the image is there", host="n1")
     recorder.emit(POD, "Warning", "Failed", "it is not")
     await recorder.drain()
     found = {event["reason"]: event for event in events(wire)}

@@ -51,16 +51,27 @@ def reference(obj: Object | Mapping[str, Any]) -> ObjectReference:
 
 
 class EventRecorder:
-    """Writes events in the background, in order. An event that the server refuses is logged and counted, never raised:
-    events inform, nothing depends on them."""
+    """Writes events in the background, in order, at most `rate` a second so that a burst does not hold up real work.
 
-    def __init__(self, client: Client, component: str, *, host: str = "", now: Callable[[], float] = time.time) -> None:
+    An event that the server refuses is logged and counted, never raised: events inform, nothing depends on them.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        component: str,
+        *,
+        host: str = "",
+        now: Callable[[], float] = time.time,
+        rate: float = 500.0,
+    ) -> None:
         self.component = component
         self.host = host
         self.dropped = 0
+        self._pause = 1 / rate
         self._client = client
         self._now = now
-        self._pending: OrderedDict[_Repeat, tuple[ObjectReference, int]] = OrderedDict()
+        self._pending: OrderedDict[_Repeat, tuple[ObjectReference, str, int]] = OrderedDict()
         self._written: OrderedDict[_Repeat, tuple[str, int]] = OrderedDict()
         self._writer: asyncio.Task[None] | None = None
 
@@ -70,12 +81,16 @@ class EventRecorder:
         type: Literal["Normal", "Warning"],
         reason: str,
         message: str,
+        *,
+        host: str = "",
     ) -> None:
+        """`host` is the node the event comes from, if another than the recorder's own."""
+        host = host or self.host
         target = obj if isinstance(obj, ObjectReference) else reference(obj)
         message = message if len(message) <= _LONGEST_MESSAGE else message[: _LONGEST_MESSAGE - 1] + "…"
         same = (target.uid or f"{target.kind}/{target.namespace}/{target.name}", type, reason, message)
-        _, count = self._pending.get(same, (target, 0))
-        self._pending[same] = (target, count + 1)
+        _, _, count = self._pending.get(same, (target, host, 0))
+        self._pending[same] = (target, host, count + 1)
         if self._writer is None:
             self._writer = asyncio.get_running_loop().create_task(self._write_all())
 
@@ -87,9 +102,9 @@ class EventRecorder:
     async def _write_all(self) -> None:
         try:
             while self._pending:
-                same, (target, count) = self._pending.popitem(last=False)
+                same, (target, host, count) = self._pending.popitem(last=False)
                 try:
-                    await self._write(same, target, count)
+                    await self._write(same, target, host, count)
                 except (errors.NotFound, errors.Forbidden) as error:
                     # Normal at the end of a namespace, which takes nothing new.
                     self.dropped += 1
@@ -97,10 +112,12 @@ class EventRecorder:
                 except errors.ApiError as error:
                     self.dropped += 1
                     _log.warning("event %s on %s %s is lost: %s", same[2], target.kind, target.name, error)
+                if self._pending:
+                    await asyncio.sleep(self._pause)
         finally:
             self._writer = None
 
-    async def _write(self, same: _Repeat, target: ObjectReference, count: int) -> None:
+    async def _write(self, same: _Repeat, target: ObjectReference, host: str, count: int) -> None:
         namespace = target.namespace or "default"
         now = clock.render(self._now())
         if same in self._written:
@@ -135,9 +152,9 @@ class EventRecorder:
             "count": count,
             "firstTimestamp": now,
             "lastTimestamp": now,
-            "source": {"component": self.component} | ({"host": self.host} if self.host else {}),
+            "source": {"component": self.component} | ({"host": host} if host else {}),
             "reportingComponent": self.component,
-            "reportingInstance": self.host,
+            "reportingInstance": host,
         }
         await self._client.create(EVENTS, body, namespace)
         self._remember(same, name, count)

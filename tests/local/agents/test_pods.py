@@ -45,7 +45,7 @@ async def test_a_pod_runs_and_reports(house: Any) -> None:
     assert pod["status"]["podIP"].startswith("10.128.0.") and pod["status"]["hostIP"] == "172.16.0.0"
     assert state(pod)["ready"] and "startedAt" in state(pod)["state"]["running"]
     assert state(pod)["containerID"].startswith("simulated://")
-    await house.fleet.agents["node-0"]._recorder.drain()
+    await house.fleet.recorder.drain()
     assert await house.events("Started") == ["Started container main"]
 
 

@@ -13,6 +13,8 @@ from contextlib import suppress
 from itertools import count
 from typing import Any
 
+import msgspec
+
 from capstan import kube
 from capstan.api import clock
 from capstan.api.core import Pod
@@ -32,6 +34,7 @@ _RECONCILE_RETRY_SECONDS = 2.0
 _FOLLOW_SECONDS = 0.25
 _PODS_PER_NODE = 110
 _STARTING_AT_ONCE = 32
+_EVENTS_PER_SECOND = 200.0
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +76,7 @@ class Fleet(kube.Controller[kube.Key]):
         self._owners: dict[kube.Key, tuple[str, str]] = {}
         """(node, pod uid) by pod key, of what an agent has in hand."""
         self.caches = (self._pods,)
-        self.recorder = kube.EventRecorder(client, "kubelet", now=now)
+        self.recorder = kube.EventRecorder(client, "kubelet", now=now, rate=_EVENTS_PER_SECOND)
         self.agents: dict[str, NodeAgent] = {}
         self._specs = {spec.name: spec for spec in specs}
         for number, spec in enumerate(specs):
@@ -81,7 +84,7 @@ class Fleet(kube.Controller[kube.Key]):
                 client,
                 spec.name,
                 directories=directories(spec.name),
-                recorder=kube.EventRecorder(client, "kubelet", host=spec.name, now=now),
+                recorder=self.recorder,
                 now=now,
                 allocatable={
                     "cpu": spec.model.cpus * 1000,
@@ -295,18 +298,20 @@ class Fleet(kube.Controller[kube.Key]):
     # -- logs
 
     async def read_logs(self, pod: Mapping[str, Any], container: str, options: LogOptions) -> AsyncIterator[bytes]:
-        """The embedded server's log provider."""
-        key = (pod["metadata"]["namespace"], pod["metadata"]["name"])
-        agent = self.agents[pod["spec"]["nodeName"]]
+        """The embedded server's log provider; `pod` is the newest state, our cache may be a moment behind."""
+        newest = msgspec.convert(pod, Pod)
+        key, agent = newest.key, self.agents[newest.spec.node_name]
         since = clock.parse(options.since_time or None)
         if options.since_seconds is not None:
             since = max(since, self._now() - options.since_seconds)
         told, left = 0, options.limit_bytes
         first = True
         while True:
-            current = self._pods.objects.get(key)
-            if current is None or current.metadata.uid != pod["metadata"]["uid"]:
+            cached = self._pods.objects.get(key)
+            if not first and (cached is None or cached.metadata.uid != newest.metadata.uid):
                 return
+            behind = cached is None or int(cached.metadata.resource_version) < int(newest.metadata.resource_version)
+            current = newest if behind or cached is None else cached
             lines = [line async for line in agent.log_lines(current, container, previous=options.previous)]
             fresh = lines[told:]
             told = max(told, len(lines))

@@ -11,7 +11,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -99,7 +99,7 @@ class NodeAgent:
         if not run.admitted:
             run.admitted, run.started_at = True, run.started_at or now
             if refusal := self._refusal(run):
-                self._recorder.emit(pod, "Warning", refusal[0], refusal[1])
+                self._emit(pod, "Warning", refusal[0], refusal[1])
                 containers.fail(*refusal, deadline=now)
         if pod.metadata.deletion_timestamp is not None:
             containers.terminate(clock.parse(pod.metadata.deletion_timestamp))
@@ -107,14 +107,14 @@ class NodeAgent:
         if limit is not None and containers.stopping is None and now >= run.started_at + limit:
             message = "Pod was active on the node longer than the specified deadline"
             containers.fail("DeadlineExceeded", message, now + pod.spec.termination_grace_period_seconds)
-            self._recorder.emit(pod, "Normal", "DeadlineExceeded", message)
+            self._emit(pod, "Normal", "DeadlineExceeded", message)
         if containers.stopping is None and not run.prepared:
             retry = await self._prepare(pod, run)
             if retry is not None:
                 await self._report(pod, run)
                 return retry
         for notice in containers.advance(now, self._starter(pod)):
-            self._recorder.emit(pod, notice.type, notice.reason, notice.message)
+            self._emit(pod, notice.type, notice.reason, notice.message)
         if containers.stopped:
             return await self._finish(pod, run)
         await self._report(pod, run)
@@ -156,10 +156,10 @@ class NodeAgent:
                 await self._record(pod)
         except (ClaimNotReady, PluginError, kube.ApiError) as error:
             message = f"Failed to prepare dynamic resources: {error}"
-            self._recorder.emit(pod, "Warning", "FailedPrepareDynamicResources", message)
+            self._emit(pod, "Warning", "FailedPrepareDynamicResources", message)
         except NodeError as error:
             run.waiting_reason = "CreateContainerError"
-            self._recorder.emit(pod, "Warning", "Failed", f"Error: failed to create containerd task: {error}")
+            self._emit(pod, "Warning", "Failed", f"Error: failed to create containerd task: {error}")
         else:
             run.prepared, run.failures, run.waiting_reason = True, 0, "ContainerCreating"
             return None
@@ -187,13 +187,16 @@ class NodeAgent:
                 pass  # gone, or a namesake took its place
         return None
 
+    def _emit(self, pod: Pod, type: Literal["Normal", "Warning"], reason: str, message: str) -> None:
+        self._recorder.emit(pod, type, reason, message, host=self.name)
+
     async def _unprepare(self, pod: Pod, uid: str) -> float | None:
         """Until it works the pod is not let go: its devices are still in use."""
         try:
             await self.claims.unprepare(uid)
         except PluginError as error:
             message = f"Failed to unprepare dynamic resources: {error}"
-            self._recorder.emit(pod, "Warning", "FailedUnprepareDynamicResources", message)
+            self._emit(pod, "Warning", "FailedUnprepareDynamicResources", message)
             return 5.0
         return None
 
