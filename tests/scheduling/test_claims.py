@@ -1,0 +1,181 @@
+"""Devices through claims: extended resources, shares and explicit claims are allocated with the pod, all or nothing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import msgspec
+
+from capstan.allocation import Inventory
+from capstan.api.core import Node, Pod
+from capstan.api.resource import DeviceClass, ResourceClaim, ResourceSlice
+from capstan.scheduling import Policy, World, cycle
+
+sys.path.insert(0, str(Path(__file__).parent))
+from clusters import START, gang, pod, queue
+
+
+def device_class() -> DeviceClass:
+    return msgspec.convert(
+        {
+            "metadata": {"name": "gpu.nvidia.com"},
+            "spec": {
+                "extendedResourceName": "nvidia.com/gpu",
+                "selectors": [{"cel": {"expression": "device.driver == 'gpu.nvidia.com'"}}],
+            },
+        },
+        DeviceClass,
+    )
+
+
+def dra_node(name: str) -> Node:
+    return msgspec.convert(
+        {
+            "metadata": {"name": name},
+            "status": {
+                "allocatable": {"cpu": 64, "memory": "256Gi", "pods": 110},
+                "conditions": [{"type": "Ready", "status": "True"}],
+            },
+        },
+        Node,
+    )
+
+
+def slice_of(name: str, gpus: int) -> ResourceSlice:
+    memory = {"value": "40Gi", "requestPolicy": {"default": "40Gi", "validRange": {"min": "1Mi", "step": "1Mi"}}}
+    return msgspec.convert(
+        {
+            "metadata": {"name": f"{name}-gpu"},
+            "spec": {
+                "driver": "gpu.nvidia.com",
+                "nodeName": name,
+                "pool": {"name": name, "generation": 1, "resourceSliceCount": 1},
+                "devices": [
+                    {"name": f"gpu-{i}", "allowMultipleAllocations": True, "capacity": {"memory": memory}}
+                    for i in range(gpus)
+                ],
+            },
+        },
+        ResourceSlice,
+    )
+
+
+def platform(gpus: int = 4, nodes: int = 2, quota: float = -1) -> World:
+    made = World(Inventory())
+    made.upsert(device_class())
+    for i in range(nodes):
+        made.upsert(dra_node(f"n{i}"))
+        made.upsert(slice_of(f"n{i}", gpus))
+    made.upsert(queue("top"))
+    made.upsert(queue("a", "top", quota=quota, limit=quota))
+    return made
+
+
+def claim(name: str, count: int = 1) -> ResourceClaim:
+    request = {"name": "gpu", "exactly": {"deviceClassName": "gpu.nvidia.com", "count": count}}
+    meta = {"name": name, "namespace": "default", "labels": {"kai.scheduler/queue": "a"}}
+    return msgspec.convert({"metadata": meta, "spec": {"devices": {"requests": [request]}}}, ResourceClaim)
+
+
+def test_whole_gpus_become_an_allocated_claim_with_the_bind() -> None:
+    made = platform()
+    made.upsert(gang("job", "a"))
+    made.upsert(pod("job-0", "job", gpus=3))
+    plan = cycle(made, Policy(), START)
+    (bind,) = plan.binds
+    assert bind.implied is not None
+    assert len(bind.implied.allocation.devices.results) == 3
+    assert bind.implied.mappings[0].resource_name == "nvidia.com/gpu"
+    assert bind.reserve == (bind.implied.claim.key,)
+
+
+def test_a_gang_that_does_not_fit_on_the_devices_starts_nothing() -> None:
+    made = platform(gpus=4, nodes=2)
+    made.upsert(gang("job", "a", minimum=3))
+    for i in range(3):
+        made.upsert(pod(f"job-{i}", "job", gpus=3))
+    plan = cycle(made, Policy(), START)
+    assert plan.binds == []
+    assert "needs 3 pods at once, room was found for 2" in plan.verdicts[0].message
+    assert made.inventory is not None
+    assert made.inventory.free("n0", "gpu.nvidia.com") == 4
+
+
+def test_two_halves_share_one_device_and_a_third_takes_another() -> None:
+    made = platform(gpus=2, nodes=1)
+    for i in range(3):
+        made.upsert(gang(f"share-{i}", "a", rank=i))
+        made.upsert(pod(f"share-{i}-0", f"share-{i}", fraction="0.5", rank=i))
+    plan = cycle(made, Policy(), START)
+    devices = [bind.implied.allocation.devices.results[0].device for bind in plan.binds if bind.implied is not None]
+    assert len(devices) == 3
+    assert len(set(devices)) == 2
+
+
+def test_whole_gpus_and_shares_never_overlap() -> None:
+    made = platform(gpus=1, nodes=1)
+    made.upsert(gang("share", "a", rank=0))
+    made.upsert(pod("share-0", "share", fraction="0.5", rank=0))
+    made.upsert(gang("whole", "a", rank=1))
+    made.upsert(pod("whole-0", "whole", gpus=1, rank=1))
+    plan = cycle(made, Policy(), START)
+    assert [bind.pod for bind in plan.binds] == ["share-0"]
+
+
+def test_an_explicit_claim_is_allocated_and_counted_against_the_quota() -> None:
+    made = platform(quota=2)
+    for i in range(3):
+        made.upsert(claim(f"c{i}"))
+        made.upsert(gang(f"job-{i}", "a", rank=i))
+        made.upsert(
+            pod(f"job-{i}-0", f"job-{i}", rank=i, resourceClaims=[{"name": "gpu", "resourceClaimName": f"c{i}"}])
+        )
+    plan = cycle(made, Policy(), START)
+    assert [bind.pod for bind in plan.binds] == ["job-0-0", "job-1-0"]
+    assert all(list(bind.claims) == [("default", f"c{i}")] for i, bind in enumerate(plan.binds))
+    assert plan.verdicts[0].reason == "OverLimit"
+    assert made.queue_status()["a"].allocated["nvidia.com/gpu"] == "2"
+
+
+def test_a_claim_that_is_not_generated_yet_gates_its_pod() -> None:
+    made = platform()
+    made.upsert(gang("job", "a"))
+    made.upsert(pod("job-0", "job", resourceClaims=[{"name": "gpu", "resourceClaimTemplateName": "t"}]))
+    plan = cycle(made, Policy(), START)
+    assert plan.binds == []
+    assert plan.verdicts[0].reason in ("SchedulingGated", "NotReady")
+
+
+def test_reclaim_takes_devices_back_from_running_claims() -> None:
+    made = platform(gpus=2, nodes=1)
+    made.upsert(queue("b", "top", quota=0, weight=0, rank=2))
+    made.upsert(queue("c", "top", quota=2, rank=3))
+    made.upsert(gang("old", "b"))
+    made.upsert(pod("old-0", "old", gpus=2))
+    (bind,) = cycle(made, Policy(), START).binds
+    confirm(made, bind.uid, bind.node)
+    made.upsert(gang("new", "c", rank=5))
+    made.upsert(pod("new-0", "new", gpus=1, rank=5))
+    plan = cycle(made, Policy(), START + 1)
+    assert [(e.pod, e.action) for e in plan.evictions] == [("old-0", "reclaim")]
+    assert [p.pod for p in plan.promises] == ["new-0"]
+    made.delete("Pod", "default", "old-0")
+    made.delete("ResourceClaim", *bind.implied.claim.key)  # type: ignore[union-attr]
+    assert [b.pod for b in cycle(made, Policy(), START + 2).binds] == ["new-0"]
+
+
+def confirm(made: World, uid: str, node: str) -> None:
+    old: Pod = made.pod(uid)
+    spec = msgspec.structs.replace(old.spec, node_name=node)
+    made.upsert(msgspec.structs.replace(old, spec=spec, status=msgspec.structs.replace(old.status, phase="Running")))
+
+
+def test_a_failed_write_gives_devices_and_room_back() -> None:
+    made = platform(gpus=1, nodes=1)
+    made.upsert(gang("job", "a"))
+    made.upsert(pod("job-0", "job", gpus=1))
+    (bind,) = cycle(made, Policy(), START).binds
+    assert cycle(made, Policy(), START).binds == []
+    made.forget(bind.uid)
+    assert cycle(made, Policy(), START).binds == [bind]
