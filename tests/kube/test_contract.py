@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from capstan import kube
+from capstan.api import crds
 from capstan.api.resources import CONFIG_MAPS, LEASES, PODS, unstructured
 from capstan.local import Server, serving
 from capstan.local.credentials import write_kubeconfig
@@ -129,6 +130,17 @@ async def test_discovery_finds_the_resource_of_a_manifest(api: kube.Client) -> N
     collectable = {resource.group_resource for resource in await discovery.all("list", "delete")}
     assert {"pods", "deployments.apps", "leases.coordination.k8s.io"} <= collectable
     assert not any("/" in name for name in collectable)
+
+
+async def test_discovery_finds_resources_that_the_preferred_version_of_their_group_lacks(api: kube.Client) -> None:
+    definitions = unstructured(
+        "apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False
+    )
+    for definition in crds.load():
+        if definition["spec"]["group"] == "scheduling.run.ai":
+            await api.create(definitions, definition)
+    found = {r.plural: r.version for r in await kube.Discovery(api).all("list") if r.group == "scheduling.run.ai"}
+    assert found == {"queues": "v2", "podgroups": "v2alpha2", "bindrequests": "v1alpha2"}
 
 
 async def test_events_and_leases(api: kube.Client) -> None:

@@ -34,7 +34,8 @@ class _GroupVersion(Struct):
 
 
 class _Group(Struct):
-    preferred_version: _GroupVersion = msgspec.field(default_factory=_GroupVersion)
+    versions: list[_GroupVersion] = []
+    """The preferred one first."""
 
 
 class _Groups(Struct):
@@ -57,17 +58,21 @@ class Discovery:
         raise errors.UnknownKind(api_version, kind)
 
     async def all(self, *verbs: str) -> list[Unstructured]:
-        """Every resource, in its preferred version, that has all the verbs. Always asked anew."""
+        """Every resource that has all the verbs, in the first of its group's versions that serves it.
+
+        Always asked anew. The preferred version of a group need not serve all of its resources: KAI's PodGroups and
+        Queues have different versions.
+        """
         answer = await self._client.request("GET", "/apis")
         groups = msgspec.json.decode(answer.body, type=_Groups).groups
-        versions = ["v1", *(group.preferred_version.group_version for group in groups)]
+        versions = ["v1", *(version.group_version for group in groups for version in group.versions)]
         served = await asyncio.gather(*(self._version(version, fresh=True) for version in versions))
-        return [
-            _unstructured(version, resource)
-            for version, members in zip(versions, served, strict=True)
-            for resource in members
-            if "/" not in resource.name and set(verbs) <= set(resource.verbs)
-        ]
+        found: dict[tuple[str, str], Unstructured] = {}
+        for version, members in zip(versions, served, strict=True):
+            for resource in members:
+                if "/" not in resource.name and set(verbs) <= set(resource.verbs):
+                    found.setdefault((version.rpartition("/")[0], resource.name), _unstructured(version, resource))
+        return list(found.values())
 
     async def _version(self, api_version: str, *, fresh: bool) -> list[_ServedResource]:
         if fresh or api_version not in self._served:
