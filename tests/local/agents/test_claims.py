@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from capstan.api.resources import PODS, RESOURCE_CLAIMS
+from capstan.api.resources import PODS, RESOURCE_CLAIMS, RESOURCE_SLICES
 
 pytestmark = pytest.mark.anyio
 
+DRIVER = "test.example.com"
 SHOW = ("sh", "-c", "nvidia-smi -L; trap 'exit 0' TERM; sleep 9999 & wait")
 
 
@@ -212,6 +213,22 @@ async def test_a_kill_during_the_call_leaves_a_checkpoint_by_which_the_claim_is_
     await house.client.delete(PODS, "p", "default", grace_period=0)
     await house.start_agents()
     await house.until(lambda: ("unprepare", "one") in house.plugin.calls and house.checkpoint() == [])
+
+
+async def test_what_a_lost_driver_offered_is_withdrawn_after_a_while(house: Any) -> None:
+    await house.until(lambda: house.plugin.registered)
+    for name, driver in (("lost", DRIVER), ("other", "other.example.com")):
+        pool = {"name": "node-0", "resourceSliceCount": 1}
+        spec = {"driver": driver, "nodeName": "node-0", "pool": pool, "devices": [{"name": "dev"}]}
+        await house.client.create(RESOURCE_SLICES, {"metadata": {"name": name}, "spec": spec})
+    await house.plugin.stop()
+    await house.until(lambda: house.fleet.agents["node-0"].plugins.lost)
+    house.skip(31)
+
+    async def withdrawn() -> bool:
+        return [s.metadata.name for s in (await house.client.list(RESOURCE_SLICES)).items] == ["other"]
+
+    await house.until(withdrawn)
 
 
 async def test_extended_resources_reach_the_mapped_container_only(house: Any) -> None:

@@ -19,7 +19,7 @@ from capstan import kube
 from capstan.api import clock
 from capstan.api.core import Pod
 from capstan.api.rbac import PolicyRule
-from capstan.api.resources import LEASES, NODES, PODS
+from capstan.api.resources import LEASES, NODES, PODS, RESOURCE_SLICES
 from capstan.local.agents.node import AgentDirectories, NodeAgent
 from capstan.local.agents.plugins import PluginError
 from capstan.local.subresources import LogOptions, LogProvider
@@ -29,6 +29,7 @@ LEASE_NAMESPACE = "kube-node-lease"
 LEASE_SECONDS = 40
 HEARTBEAT_SECONDS = 10.0
 _SCAN_SECONDS = 2.0
+_DRIVER_GRACE_SECONDS = 30.0
 _RECONCILE_SECONDS = 60.0
 _RECONCILE_RETRY_SECONDS = 2.0
 _FOLLOW_SECONDS = 0.25
@@ -50,6 +51,7 @@ class Fleet(kube.Controller[kube.Key]):
         PolicyRule(api_groups=[""], resources=["events"], verbs=["create", "patch"]),
         PolicyRule(api_groups=["coordination.k8s.io"], resources=["leases"], verbs=["get", "create", "patch"]),
         PolicyRule(api_groups=["resource.k8s.io"], resources=["resourceclaims"], verbs=["get"]),
+        PolicyRule(api_groups=["resource.k8s.io"], resources=["resourceslices"], verbs=["deletecollection"]),
     ]
     WORKERS = 64
 
@@ -274,11 +276,26 @@ class Fleet(kube.Controller[kube.Key]):
     # -- claims
 
     async def _scan_plugins(self) -> None:
-        """Finds drivers that start or stop; a look at an unchanged directory is one stat."""
+        """Finds drivers that start or stop; a look at an unchanged directory is one stat.
+
+        What a driver offered is withdrawn when it has been gone for half a minute: nobody could prepare it.
+        """
         while True:
             for agent in self.agents.values():
                 await agent.plugins.scan()
+                for driver, since in list(agent.plugins.lost.items()):
+                    if self._now() - since >= _DRIVER_GRACE_SECONDS:
+                        await self._withdraw(agent, driver)
             await asyncio.sleep(_SCAN_SECONDS)
+
+    async def _withdraw(self, agent: NodeAgent, driver: str) -> None:
+        fields = f"spec.nodeName={agent.name},spec.driver={driver}"
+        try:
+            await self._client.delete_collection(RESOURCE_SLICES, fields=fields)
+        except kube.ApiError as error:
+            _log.warning("node %s: slices of the lost driver %s stay for now: %s", agent.name, driver, error)
+        else:
+            agent.plugins.lost.pop(driver, None)
 
     async def _reconcile_claims(self) -> None:
         """Unprepares claims of pods that vanished while nobody looked, at the start and every minute."""

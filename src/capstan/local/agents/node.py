@@ -73,7 +73,7 @@ class NodeAgent:
     ) -> None:
         self.name = name
         self.node_ip = node_ip
-        self.plugins = Plugins(directories.registrar)
+        self.plugins = Plugins(directories.registrar, now)
         self.claims = NodeClaims(client, self.plugins, directories.state)
         self.runs: dict[str, PodRun] = {}
         self.halted = False

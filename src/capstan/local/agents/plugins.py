@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,13 +66,16 @@ class _Plugin:
 class Plugins:
     """The DRA plugins of one node. `directory` is watched by calling `scan`, which is cheap when nothing changed."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, now: Callable[[], float] = time.time) -> None:
         self._directory = directory
+        self._now = now
         self._changed_at = 0
         self._seen: dict[str, tuple[int, int]] = {}
         self._by_socket: dict[str, _Plugin] = {}
         self._failed = False
         self._scanning = asyncio.Lock()
+        self.lost: dict[str, float] = {}
+        """Drivers without a plugin, by when (POSIX seconds) the last one went."""
 
     @property
     def drivers(self) -> set[str]:
@@ -110,6 +113,7 @@ class Plugins:
                 try:
                     self._by_socket[path] = await self._register(path)
                     self._seen[path] = identity
+                    self.lost.pop(self._by_socket[path].driver, None)
                 except (PluginError, grpc.RpcError, OSError) as error:
                     # The socket may be bound but not served yet: it is looked at again.
                     self._failed = True
@@ -138,6 +142,8 @@ class Plugins:
     async def _forget(self, path: str) -> None:
         del self._seen[path]
         plugin = self._by_socket.pop(path)
+        if plugin.driver not in self.drivers:
+            self.lost[plugin.driver] = self._now()
         await plugin.channel.close()
 
     async def _plugin(self, driver: str) -> _Plugin:
