@@ -57,6 +57,12 @@ expressions = st.sampled_from(
         "l.transformMap(i, e, e > 1, e * i) == {0: 1}",
         "cel.bind(t, s + s, t.startsWith(s) ? size(t) : 0) == l.sum()",
         "l.sort().slice(0, 1) == l.distinct() || has(x.a)",
+        "cel.bind(a, optional.of(s + s).value(), cel.bind(b, [a + a, s].first().value(), b + b == s))",
+        "cel.bind(a, '%s%f'.format([s, 1e300]), cel.bind(b, strings.quote(a + a), b.contains(b)))",
+        "cel.bind(a, [[s, s], [s]].flatten(), (a + a + a).join(s).lowerAscii() == s)",
+        "l.transformMapEntry(i, e, {string(i): s, s + string(i): s}).exists(k, v, v + k == s)",
+        "cel.bind(a, s.replace('', s), a.split('').map(c, c + a).size() > 3)",
+        "s.findAll('a').map(f, f + s) == [s] || x.a.orValue([s])[0] == s",
         "'%s %d'.format([s, size(l)]).size() > 3",
     ]
 )
@@ -70,10 +76,11 @@ def test_no_evaluation_costs_more_than_the_estimate(expression: str, text: str, 
         variables=ENVIRONMENT.variables,
         libraries=ENVIRONMENT.libraries,
         sizes={"string": 20, "list": 10, "map": 10, "dyn": 20},
+        cost_limit=10**12,
         homogeneous=False,
     )
     program = cel.compile(expression, bounded)
-    meter = Meter(10**9)
+    meter = Meter(10**12)
     try:
         program.evaluate_exactly({"s": text, "l": numbers, "x": {}}, meter)
     except cel.EvaluationError:

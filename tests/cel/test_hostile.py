@@ -48,6 +48,11 @@ REFUSED = {
     "a shared tree printed": doubled(FIFTY, "[$, $]", "'%s'.format([$])"),
     "a shared tree flattened": doubled(FIFTY, "[$, $]", "$.flatten(100)"),
     "text doubled forty times": doubled("'x'", "$ + $", "$"),
+    "text doubled inside optionals": doubled("'x'", "optional.of($ + $).value()", "$"),
+    "text doubled inside lists": doubled("'x'", "[$ + $].first().value()", "$"),
+    "text doubled by formatting": doubled("'x'", "'%s%s'.format([$, $])", "$"),
+    "text doubled inside a map": doubled("'x'", "{'k': $ + $}.k", "$"),
+    "text doubled behind dyn": doubled("'x'", "dyn([$ + $])[0]", "$"),
     "a list doubled forty times": doubled(FIFTY, "$ + $", "$"),
     "joined forty times": doubled("'x'", "[$, $].join($)", "$"),
 }

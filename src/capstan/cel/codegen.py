@@ -13,7 +13,7 @@ from collections.abc import Callable
 from keyword import iskeyword
 from typing import TYPE_CHECKING, Any, Final
 
-from capstan.cel import loops, values
+from capstan.cel import loops, optionals, values
 from capstan.cel.cost import SIZED, body_cost, round_cost
 from capstan.cel.errors import EvaluationError
 from capstan.cel.library import Function
@@ -242,7 +242,7 @@ class _Generator:
         if node.optional:
             written = f"{self.use(values.select_optional)}({operand}, {key!r})"
             convert = self.environment.conversions.get(place)
-            return f"{self.use(optional_map)}({written}, {self.use(convert)})" if convert else written
+            return f"{self.use(optionals.optional_map)}({written}, {self.use(convert)})" if convert else written
         if self.exact or node.operand.type.name == "optional_type":
             return self.converted(f"{self.use(values.select)}({operand}, {key!r})", place)
         return self.converted(f"{operand}[{key!r}]", place)
@@ -280,7 +280,9 @@ class _Generator:
 
     def list_literal(self, node: ListLiteral) -> str:
         written = [
-            f"*{self.use(optional_items)}({self.write(item)})" if number in node.optional else self.write(item)
+            f"*{self.use(optionals.optional_items)}({self.write(item)})"
+            if number in node.optional
+            else self.write(item)
             for number, item in enumerate(node.items)
         ]
         return f"[{', '.join(written)}]"
@@ -293,14 +295,14 @@ class _Generator:
         for entry in node.entries:
             key, value = self.write(entry.key), self.write(entry.value)
             if entry.optional:
-                written.append(f"*{self.use(optional_entry)}({key}, {value})")
+                written.append(f"*{self.use(optionals.optional_entry)}({key}, {value})")
             else:
                 written.append(f"({key}, {value})")
         return f"{self.use(values.build_map)}({', '.join(written)})"
 
     def message(self, node: MessageLiteral) -> str:
         written = [
-            f"*{self.use(optional_entry)}({entry.name!r}, {self.write(entry.value)})"
+            f"*{self.use(optionals.optional_entry)}({entry.name!r}, {self.write(entry.value)})"
             if entry.optional
             else f"({entry.name!r}, {self.write(entry.value)})"
             for entry in node.fields
@@ -346,7 +348,7 @@ class _Generator:
         self.scope = {**outer, node.name: name}
         body = self.write(node.body)
         self.scope = outer
-        apply = optional_map if node.kind == "optMap" else optional_flat_map
+        apply = optionals.optional_map if node.kind == "optMap" else optionals.optional_flat_map
         return f"{self.use(apply)}({value}, lambda {name}: {body})"
 
     # calls
@@ -445,7 +447,7 @@ class _Generator:
     def alternative(self, node: Call) -> str:
         """`or` and `orValue` evaluate their argument only when it is needed."""
         assert node.target is not None
-        function = or_lazily if node.function == "or" else or_value_lazily
+        function = optionals.or_lazily if node.function == "or" else optionals.or_value_lazily
         return f"{self.use(function)}({self.write(node.target)}, lambda: {self.write(node.args[0])})"
 
 
@@ -468,46 +470,3 @@ def lazy(compute: Callable[[], Any]) -> Callable[[], Any]:
         return known[0]
 
     return value
-
-
-def or_lazily(optional: Any, other: Callable[[], Any]) -> Any:
-    if type(optional) is not values.Optional:
-        raise values.no_such_overload("or", optional)
-    if optional is not values.NONE:
-        return optional
-    result = other()
-    if type(result) is not values.Optional:
-        raise values.no_such_overload("or", optional, result)
-    return result
-
-
-def or_value_lazily(optional: Any, default: Callable[[], Any]) -> Any:
-    if type(optional) is not values.Optional:
-        raise values.no_such_overload("orValue", optional)
-    return default() if optional is values.NONE else optional.value
-
-
-def optional_map(optional: Any, body: Callable[[Any], Any]) -> Any:
-    if type(optional) is not values.Optional:
-        raise values.no_such_overload("optMap", optional)
-    return values.NONE if optional is values.NONE else values.Optional(body(optional.value))
-
-
-def optional_flat_map(optional: Any, body: Callable[[Any], Any]) -> Any:
-    if type(optional) is not values.Optional:
-        raise values.no_such_overload("optFlatMap", optional)
-    return values.NONE if optional is values.NONE else body(optional.value)
-
-
-def optional_items(optional: Any) -> tuple[Any, ...]:
-    """`[?x]`: nothing, or the value."""
-    if type(optional) is not values.Optional:
-        raise values.no_such_overload("[?]", optional)
-    return () if optional is values.NONE else (optional.value,)
-
-
-def optional_entry(key: Any, optional: Any) -> tuple[tuple[Any, Any], ...]:
-    """`{?k: v}`: nothing, or the entry."""
-    if type(optional) is not values.Optional:
-        raise values.no_such_overload("{?}", optional)
-    return () if optional is values.NONE else ((key, optional.value),)

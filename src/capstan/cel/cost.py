@@ -43,6 +43,8 @@ PATTERN: Final = 0.25
 LIST, MAP, MESSAGE = 10, 30, 40
 # Values share their parts, so that a small one may be huge when it is walked through.
 MOST_VISITED: Final = 1_000_000
+# How many characters one character of a format, or one value, may become: `%f` of a large double.
+_LONGEST_FORMATTED: Final = 400
 # What one round of a comprehension costs beside its bodies.
 _ROUND: Final = {"all": 3, "exists": 4, "exists_one": 3, "existsOne": 3}
 _ROUND_OF_LIST: Final = 13
@@ -393,12 +395,34 @@ class _Estimator:
         if node.kind == "sortBy":
             total += size.range.times(ONE)
         own_size = Size(Range(0, size.range.high), result)
+        if node.kind == "transformMapEntry":
+            own_size = Size(Range(0, _times(size.range.high, result.range.high)), result.element)
         return total, own_size if node.type.name in ("list", "map") else _SCALAR
 
     def element_size(self, node: Loop) -> float:
         params = node.range.type.params
         kind = params[-1].name if params else "dyn"
         return 1.0 if kind in _SCALAR_TYPES else self.environment.sizes.get(kind, math.inf)
+
+    def derived(self, node: Node, sizes: list[Size]) -> Size:
+        """The size of a function's result where no more is known: as large as all that went in, at every depth.
+
+        Text grows at most fourfold (quoting, escaping); scalars print as less than 400 characters.
+        """
+        parts: list[Size] = []
+        for size in sizes:
+            each: Size | None = size
+            while each is not None:
+                parts.append(each)
+                each = each.element
+        if not parts:
+            return self.declared(node)
+        high = 4 * sum(part.range.high for part in parts) + 400
+        element: Size | None = None
+        for part in parts:
+            if part.element is not None:
+                element = part.element if element is None else element.union(part.element)
+        return Size(Range(0, high), element)
 
     def call(self, node: Call) -> tuple[Range, Size]:
         costs, sizes = [], []
@@ -409,21 +433,22 @@ class _Estimator:
         total = sum(costs, ONE)
         name = node.function
         ranges = [size.range for size in sizes]
-        result = self.declared(node)
+        result = _SCALAR if node.type.name in _SCALAR_TYPES else self.derived(node, sizes)
         if name in _SAME_SIZE:
             result = Size(Range(0, ranges[0].high), sizes[0].element, sizes[0].total)
         if name not in SIZED:
             return total, result
         if name == "_+_" and node.type.name not in _SCALAR_TYPES:
-            element = sizes[0].element or sizes[1].element
-            return total + (ranges[0] + ranges[1]).scaled(TRAVERSAL), Size(ranges[0] + ranges[1], element)
+            joined = ranges[0] + ranges[1]
+            return total + joined.scaled(TRAVERSAL), Size(joined, sizes[0].union(sizes[1]).element)
         if name in ("matches", "find", "findAll"):
             own = (ranges[0] + ONE).scaled(TRAVERSAL).times(ranges[1].scaled(PATTERN))
+            if name == "findAll":
+                result = Size(Range(0, ranges[0].high + 1), Size(Range(0, ranges[0].high)))
         elif name in ("contains",):
             own = ranges[0].scaled(TRAVERSAL).times(ranges[1].scaled(TRAVERSAL))
         elif name == "@in":
-            own = ranges[1] if node.args[1].type.name == "list" else ZERO
-            own = Range(0, own.high)
+            own = ZERO if node.args[1].type.name == "map" else Range(0, ranges[1].high)
         elif name in ("_==_", "_!=_", "_<_", "_<=_", "_>_", "_>=_"):
             deep = [self.deep(size, operand.type) for size, operand in zip(sizes, node.operands, strict=True)]
             plain = any(operand.type.name in _PLAIN_TYPES for operand in node.args)
@@ -431,7 +456,7 @@ class _Estimator:
         elif name in ("sets.contains", "sets.equivalent", "sets.intersects", "distinct"):
             own = ranges[0].times(ranges[-1])
         elif name == "replace":
-            grown = Range(ranges[0].low, _times(ranges[0].high, max(ranges[2].high, 1)) + ranges[2].high)
+            grown = Range(ranges[0].low, _times(ranges[0].high, ranges[2].high + 1) + ranges[2].high)
             own, result = grown.scaled(TRAVERSAL), Size(Range(0, grown.high))
         elif name == "join":
             parts = (
@@ -448,6 +473,7 @@ class _Estimator:
             own = ranges[0]
         elif name == "flatten":
             own = Range(0, self.deep(sizes[0], node.operands[0].type))
+            result = Size(own, result.element)
         elif name == "split":
             own, result = (
                 ranges[0].scaled(TRAVERSAL),
@@ -457,6 +483,7 @@ class _Estimator:
             own, result = ranges[0].scaled(TRAVERSAL), Size(Range(0, max(ranges[0].high, 64)))
         elif name == "format":
             own = Range(1, ranges[0].high + self.deep(sizes[1], node.operands[1].type))
+            result = Size(Range(0, _times(own.high, _LONGEST_FORMATTED)))
         else:
             own = ranges[0].scaled(TRAVERSAL)
         return total + own, result

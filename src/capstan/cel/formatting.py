@@ -16,7 +16,7 @@ from capstan.cel.values import Duration, Timestamp, TypeValue, Uint, type_name
 
 FORMATTING: Final = Library("string formatting")
 
-MAX_PRECISION: Final = 1000
+MAX_PRECISION: Final = 100
 
 _CLAUSE = re.compile(r"%(?:\.([0-9]{1,9}))?(.?)", re.DOTALL)
 

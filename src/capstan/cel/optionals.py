@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from capstan.cel.errors import EvaluationError
 from capstan.cel.library import Library
-from capstan.cel.values import NONE, Duration, Optional, Timestamp
+from capstan.cel.values import NONE, Duration, Optional, Timestamp, no_such_overload
 
 OPTIONALS = Library("optional")
 
@@ -59,3 +60,49 @@ def unwrap(optionals: list[Any]) -> list[Any]:
     if not all(isinstance(each, Optional) for each in optionals):
         raise EvaluationError("no such overload: unwrap of a list with elements that are not optional")
     return [each.value for each in optionals if each is not NONE]
+
+
+# What the generator uses: arguments that are evaluated only when they are needed, and optional entries of literals
+
+
+def or_lazily(optional: Any, other: Callable[[], Any]) -> Any:
+    if type(optional) is not Optional:
+        raise no_such_overload("or", optional)
+    if optional is not NONE:
+        return optional
+    result = other()
+    if type(result) is not Optional:
+        raise no_such_overload("or", optional, result)
+    return result
+
+
+def or_value_lazily(optional: Any, default: Callable[[], Any]) -> Any:
+    if type(optional) is not Optional:
+        raise no_such_overload("orValue", optional)
+    return default() if optional is NONE else optional.value
+
+
+def optional_map(optional: Any, body: Callable[[Any], Any]) -> Any:
+    if type(optional) is not Optional:
+        raise no_such_overload("optMap", optional)
+    return NONE if optional is NONE else Optional(body(optional.value))
+
+
+def optional_flat_map(optional: Any, body: Callable[[Any], Any]) -> Any:
+    if type(optional) is not Optional:
+        raise no_such_overload("optFlatMap", optional)
+    return NONE if optional is NONE else body(optional.value)
+
+
+def optional_items(optional: Any) -> tuple[Any, ...]:
+    """`[?x]`: nothing, or the value."""
+    if type(optional) is not Optional:
+        raise no_such_overload("[?]", optional)
+    return () if optional is NONE else (optional.value,)
+
+
+def optional_entry(key: Any, optional: Any) -> tuple[tuple[Any, Any], ...]:
+    """`{?k: v}`: nothing, or the entry."""
+    if type(optional) is not Optional:
+        raise no_such_overload("{?}", optional)
+    return () if optional is NONE else ((key, optional.value),)
