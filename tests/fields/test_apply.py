@@ -366,6 +366,13 @@ def test_malformed_managed_fields_are_refused(entry: dict[str, Any]) -> None:
         update(None, deployment(managedFields=[entry]))
 
 
+@pytest.mark.parametrize("containers", [[{"image": "x"}], ["x"], [{"name": None}]])
+def test_tracking_never_stands_in_for_validation(containers: list[Any]) -> None:
+    assert "managedFields" not in update(None, deployment({"containers": containers}))["metadata"]
+    live = update(None, deployment({"containers": [{"name": "a"}]}))
+    assert "managedFields" not in update(live, deployment({"containers": containers}))["metadata"]
+
+
 def test_kubectl_moves_from_client_side_to_server_side_apply_without_conflict() -> None:
     import json
 

@@ -217,3 +217,36 @@ def test_a_three_way_patch_leaves_foreign_fields(
     for name in last["spec"].keys() - new["spec"].keys():
         assert name not in result["spec"]
     assert not fields.three_way_merge_patch(new, new, result)
+
+
+FIELD = st.sampled_from(
+    ["a", "b", "map", "atom", "args", "set", "items", "name", "v", "below", "$patch", "$retainKeys"]
+)
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(0, 2), TEXT, st.sampled_from(["delete", "replace"])),
+    lambda below: st.one_of(st.lists(below, max_size=3), st.dictionaries(FIELD, below, max_size=3)),
+    max_leaves=10,
+)
+ANY_OBJECT = JSON.map(lambda spec: {"metadata": {"name": "n"}, "spec": spec})
+
+
+@given(ANY_OBJECT, ANY_OBJECT, ANY_OBJECT)
+@settings(deadline=None, max_examples=300)
+def test_objects_of_any_shape_are_tracked_and_refused_only_with_errors_of_this_room(
+    first: dict[str, Any], second: dict[str, Any], third: dict[str, Any]
+) -> None:
+    before = copy.deepcopy((first, second, third))
+    obj = update(update(None, first, "u"), second, "v")
+    assert content(obj) == second
+    fields.diff(first, first, SCHEMA)
+    for act in (
+        lambda: apply(obj, third, "m"),
+        lambda: fields.strategic_merge_patch(obj, third, SCHEMA),
+        lambda: fields.diff(first, second, SCHEMA),
+    ):
+        try:
+            act()
+        except fields.FieldsError as error:
+            assert str(error)
+    fields.merge_patch(obj, third)
+    assert (first, second, third) == before

@@ -155,10 +155,15 @@ def track_update(
     else:
         return _with_managed(new, [])
     before = _decode(raw)
-    if old is None:
-        comparison = Comparison(added_fields(new, schema), FieldSet(), FieldSet())
-    else:
-        comparison = compare(old, new, schema)
+    try:
+        comparison = (
+            compare(old, new, schema)
+            if old is not None
+            else Comparison(added_fields(new, schema), FieldSet(), FieldSet())
+        )
+    except InvalidApply:
+        # A list item that cannot be told apart is for validation to refuse, with a better message than ours.
+        return _with_managed(new, [])
     changed, gone = _strip(comparison.changed, ignored), comparison.removed
     key = _key(manager, UPDATE, api_version, subresource)
     after = _disown(before, changed, gone, keep=key)
