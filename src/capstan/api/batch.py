@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from capstan.api.base import Condition, Object, Struct
+from capstan.api.base import Condition, Object, ObjectMeta, ObjectReference, Struct
 from capstan.api.selectors import LabelSelector
 
 
@@ -85,3 +85,30 @@ class JobStatus(Struct):
 class Job(Object):
     spec: JobSpec = msgspec.field(default_factory=JobSpec)
     status: JobStatus = msgspec.field(default_factory=JobStatus)
+
+
+class JobTemplate(Struct):
+    metadata: ObjectMeta = msgspec.field(default_factory=ObjectMeta)
+    spec: dict[str, Any] = {}
+
+
+class CronJobSpec(Struct):
+    schedule: str = ""
+    time_zone: str | None = None
+    starting_deadline_seconds: int | None = None
+    concurrency_policy: str = "Allow"
+    suspend: bool = False
+    job_template: JobTemplate = msgspec.field(default_factory=JobTemplate)
+    successful_jobs_history_limit: int = 3
+    failed_jobs_history_limit: int = 1
+
+
+class CronJobStatus(Struct):
+    active: list[ObjectReference] = []
+    last_schedule_time: str | None = None
+    last_successful_time: str | None = None
+
+
+class CronJob(Object):
+    spec: CronJobSpec = msgspec.field(default_factory=CronJobSpec)
+    status: CronJobStatus = msgspec.field(default_factory=CronJobStatus)

@@ -15,6 +15,7 @@ from capstan import kube
 from capstan.api.rbac import PolicyRule
 from capstan.local.workloads.caches import Caches
 from capstan.local.workloads.claims import ClaimController
+from capstan.local.workloads.cronjobs import CronJobController
 from capstan.local.workloads.daemonsets import DaemonSetController
 from capstan.local.workloads.deployments import DeploymentController
 from capstan.local.workloads.disruption import DisruptionController
@@ -57,6 +58,7 @@ class WorkloadControllers:
             StatefulSetController(self._caches),
             DaemonSetController(self._caches),
             JobController(self._caches),
+            CronJobController(self._caches),
             ClaimController(self._caches),
             NamespaceController(self._caches),
             DisruptionController(self._caches),

@@ -16,7 +16,6 @@ T = TypeVar("T")
 
 CONTROLLER_REVISIONS = unstructured("apps", "v1", "controllerrevisions", "ControllerRevision", namespaced=True)
 SERVICE_ACCOUNTS = unstructured("", "v1", "serviceaccounts", "ServiceAccount", namespaced=True)
-CRON_JOBS = unstructured("batch", "v1", "cronjobs", "CronJob", namespaced=True)
 NAMESPACES = unstructured("", "v1", "namespaces", "Namespace", namespaced=False)
 """As plain objects: their finalizers live in the spec, which the typed struct does not read."""
 
