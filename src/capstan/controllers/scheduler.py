@@ -19,6 +19,7 @@ from capstan.allocation import Inventory
 from capstan.api import resource, resources
 from capstan.api.base import ObjectReference
 from capstan.api.rbac import PolicyRule
+from capstan.controllers.pool_problems import PoolProblems
 from capstan.controllers.verdicts import VerdictWriter
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,8 @@ class Scheduler:
         now: Callable[[], float] = time.time,
     ) -> None:
         self.policy = policy or scheduling.Policy()
-        self.world = scheduling.World(Inventory(), self.policy)
+        inventory = Inventory()
+        self.world = scheduling.World(inventory, self.policy)
         self.cycles = 0
         self._client = client
         self._now = now
@@ -82,6 +84,8 @@ class Scheduler:
         for cache in self._caches:
             cache.on_change(self._observe)
         self._verdicts = VerdictWriter(client, self._events, self._caches[-1])
+        slices = self._caches[OBSERVED.index(resources.RESOURCE_SLICES)]
+        self._problems = PoolProblems(self._events, inventory, slices)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -89,6 +93,7 @@ class Scheduler:
                 group.create_task(cache.run())
             group.create_task(self._loop())
             group.create_task(self._verdicts.run())
+            group.create_task(self._problems.run())
 
     async def _loop(self) -> None:
         for cache in self._caches:

@@ -42,9 +42,13 @@ class Stage:
 @asynccontextmanager
 async def stage(scratch: Path) -> AsyncIterator[Stage]:
     """Two clusters that last as long as the context; their files are under `scratch`."""
-    confidential = {"dgx-h100-0": isolation.node_labels(gpu=True, tee="snp")}
     training = Platform(
-        parse_fleet("1xdgx-h100"), data_dir=scratch / "training", port=None, name="training", labels=confidential
+        parse_fleet("1xdgx-h100"),
+        data_dir=scratch / "training",
+        port=None,
+        name="training",
+        labels={"dgx-h100-0": isolation.node_labels(gpu=True, tee="snp")},
+        extended={"dgx-h100-0": {"sev-snp.amd.com/esids": 509}},
     )
     edge = Platform(parse_fleet("1xl4x4"), data_dir=scratch / "edge", port=None, name="edge")
     async with training, edge:

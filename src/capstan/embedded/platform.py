@@ -39,7 +39,8 @@ class PlatformError(Exception):
 class Platform:
     """An embedded cluster; an async context manager. `port` 0 takes a free one, None serves no socket at all.
 
-    `name` is the cluster's name in its kubeconfig and its Cluster object; `labels` are extra labels by node name.
+    `name` is the cluster's name in its kubeconfig and its Cluster object; `labels` and `extended`
+    are extra labels and extra resources by node name.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Platform:
         demo_queues: bool = True,
         name: str = "local",
         labels: Mapping[str, Mapping[str, str]] | None = None,
+        extended: Mapping[str, Mapping[str, int]] | None = None,
     ) -> None:
         self.fleet = fleet
         self.data_dir = data_dir
@@ -58,6 +60,7 @@ class Platform:
         self.name = name
         self.url = ""
         self._labels = labels or {}
+        self._extended = extended or {}
         self._port = port
         self._demo_queues = demo_queues
         self._stack = AsyncExitStack()
@@ -119,7 +122,14 @@ class Platform:
             await Drivers(client, self.fleet, directories).run()
 
         async def run_pods(client: kube.Client) -> None:
-            await Fleet(client, self.fleet, directories.agent, logs=self.server.logs, labels=self._labels).run()
+            await Fleet(
+                client,
+                self.fleet,
+                directories.agent,
+                logs=self.server.logs,
+                labels=self._labels,
+                extended=self._extended,
+            ).run()
 
         async def keep_blueprint(client: kube.Client) -> None:
             await BlueprintAgent(client, self.name).run()
