@@ -152,7 +152,7 @@ def _retain(result: Map, patch: Map, path: str) -> None:
     for name, value in patch.items():
         if value is not None and name.split("/")[0] not in _DIRECTIVES and name not in keys:
             raise InvalidPatch(f"{path}.{name} is patched but is not in $retainKeys")
-    for name in result.keys() - set(keys):
+    for name in [name for name in result if name not in keys]:
         del result[name]
 
 
