@@ -1,7 +1,7 @@
 """Which pods start where, who must make room, and why: a pure function from a World to a Plan."""
 
 from capstan.scheduling.cycle import UnknownAction, cycle
-from capstan.scheduling.plan import Bind, Eviction, ImpliedClaim, Plan, Promise, Verdict
+from capstan.scheduling.plan import Bind, Eviction, ImpliedClaim, Plan, Promise, Stamp, Verdict
 from capstan.scheduling.policy import Policy
 from capstan.scheduling.queues import QueueStatus
 from capstan.scheduling.report import Explanation, explain
@@ -16,6 +16,7 @@ __all__ = [
     "Policy",
     "Promise",
     "QueueStatus",
+    "Stamp",
     "UnknownAction",
     "Verdict",
     "World",

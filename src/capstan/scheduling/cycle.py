@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from capstan.allocation import request_mappings, resolved
+from capstan.api import clock
 from capstan.scheduling.allocate import allocate
 from capstan.scheduling.evict import consolidate, evict_stale, preempt, reclaim
-from capstan.scheduling.model import Status, Task
-from capstan.scheduling.plan import Bind, Eviction, ImpliedClaim, Plan, Promise
+from capstan.scheduling.gangs import LAST_START, STALE_SINCE
+from capstan.scheduling.model import Gang, Group, Status, Task
+from capstan.scheduling.plan import Bind, Eviction, ImpliedClaim, Plan, Promise, Stamp
 from capstan.scheduling.policy import Policy
 from capstan.scheduling.session import Session
 from capstan.scheduling.world import World
@@ -71,7 +73,32 @@ def _plan(session: Session) -> Plan:
         elif task.status == Status.PIPELINED and task.node is not None:
             plan.promises.append(Promise(task.namespace, task.name, task.uid, task.node.name, group))
     plan.verdicts.extend(session.verdicts())
+    plan.stamps.extend(_stamps(session, plan))
     return plan
+
+
+def _stamps(session: Session, plan: Plan) -> Iterator[Stamp]:
+    """When gangs started as a whole (minimum run times count from there) and since when they are stale."""
+    gangs: dict[Gang, None] = {}
+    for bind in plan.binds:
+        found = session.world.tasks[bind.uid].gang
+        if found is not None:
+            gangs[found] = None
+    for gang in gangs:
+        bound = sum(task.status == Status.ALLOCATED for leaf in gang.root.leaves() for _, task in leaf.active)
+        if gang.root.satisfied and gang.active - bound < _smallest_start(gang.root):
+            gang.last_start = session.now
+            if not gang.implicit:
+                yield Stamp(gang.namespace, gang.name, LAST_START, clock.render(session.now))
+    for gang, since in session.stale.items():
+        yield Stamp(gang.namespace, gang.name, STALE_SINCE, clock.render(since) if since is not None else None)
+
+
+def _smallest_start(group: Group) -> int:
+    """The fewest pods with which the gang could have run already."""
+    if not group.children:
+        return max(group.minimum, 1)
+    return max(sum(sorted(_smallest_start(child) for child in group.children)[: group.minimum]), 1)
 
 
 def _plan_order(task: Task) -> tuple[str, str, tuple[int, int, float, str]]:

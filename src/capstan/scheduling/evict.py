@@ -202,41 +202,44 @@ def _movable(session: Session, gang: Gang, unit: Sequence[Task]) -> Iterator[lis
         return "none" if fresh else "all"  # what was placed a moment ago is not worth moving
 
     by_node: dict[str, list[Victim]] = {}
-    ready: list[str] = []
-    tries = 0
+    ready: dict[str, list[Victim]] = {}
+    tries, stage = 0, len(unit) - session.slot_count(shape)
     for victim in VictimOrder(world, _leaves(world.queues.values()), allowed, lambda victim: "take"):
         for name in sorted({task.node.name for task in victim.tasks if task.node is not None}):
-            chosen = by_node.setdefault(name, [])
             if name in ready:
                 continue
+            chosen = by_node.setdefault(name, [])
             chosen.append(victim)
-            if not shape.share and slots(shape, world.nodes[name], _given_back(chosen, name)) <= _slots_now(
-                world, shape, name
-            ):
+            node = world.nodes[name]
+            if not shape.share and slots(shape, node, _given_back(chosen, name)) <= slots(shape, node):
                 continue
-            ready.append(name)
+            ready[name] = chosen
             if len(unit) == 1 and _pods(chosen) <= most % _ANY and tries < _NODE_TRIES:
                 tries += 1
                 yield chosen
-    joined: dict[int, Victim] = {}
-    for name in sorted(ready, key=lambda name: (_pods(by_node[name]), ready.index(name))):
-        joined |= {id(victim): victim for victim in by_node[name]}
+        if len(unit) > 1 and len(ready) >= stage:
+            yield _cheapest(ready, most)
+            stage = 2 * len(ready)
     if len(ready) > 1:
-        limited, pods = [], 0
-        for victim in joined.values():
-            pods += len(victim.tasks)
-            if pods > most % _ANY:
-                break
-            limited.append(victim)
-        yield limited
+        yield _cheapest(ready, most)
+
+
+def _cheapest(ready: dict[str, list[Victim]], most: int) -> list[Victim]:
+    """The victims of several nodes, those of nodes with the fewest pods to move first; no more than `most` pods."""
+    joined: dict[int, Victim] = {}
+    for chosen in sorted(ready.values(), key=_pods):
+        joined |= {id(victim): victim for victim in chosen}
+    limited, pods = [], 0
+    for victim in joined.values():
+        pods += len(victim.tasks)
+        if pods > most % _ANY:
+            break
+        limited.append(victim)
+    return limited
 
 
 def _pods(victims: Iterable[Victim]) -> int:
     return sum(len(victim.tasks) for victim in victims)
-
-
-def _slots_now(world: World, shape: Shape, name: str) -> int:
-    return slots(shape, world.nodes[name])
 
 
 def _given_back(victims: Iterable[Victim], name: str) -> dict[int, int]:
@@ -550,12 +553,13 @@ def evict_stale(session: Session) -> None:
     world.changed.clear()
     for gang in dict.fromkeys(suspects):
         if world.gangs.get(gang.key) is not gang or gang.error or not _stale(gang):
-            gang.stale_since = None
+            if gang.stale_since is not None:
+                gang.stale_since = session.stale[gang] = None
             world.stale.pop(gang, None)
             continue
         world.stale[gang] = None
         if gang.stale_since is None:
-            gang.stale_since = now
+            gang.stale_since = session.stale[gang] = now
         grace = session.policy.stale_grace if gang.stale_grace is None else gang.stale_grace
         if grace < 0 or now - gang.stale_since < grace:
             continue

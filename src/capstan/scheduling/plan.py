@@ -78,8 +78,18 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
     """Names of the pods that wait."""
 
 
+class Stamp(msgspec.Struct, frozen=True, gc=False):
+    """An annotation to set on a PodGroup, so that the engine knows it again after a restart; None removes it."""
+
+    namespace: str
+    group: str
+    annotation: str
+    value: str | None
+
+
 class Plan(msgspec.Struct, frozen=True, gc=False):
     binds: list[Bind] = []
     evictions: list[Eviction] = []
     promises: list[Promise] = []
     verdicts: list[Verdict] = []
+    stamps: list[Stamp] = []

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 
 from capstan.scheduling import devices, verdicts
 from capstan.scheduling.filters import dynamic_reason, needs_company, node_reason
-from capstan.scheduling.gangs import next_unit
-from capstan.scheduling.model import ACTIVE, Gang, Group, Queue, Shape, Status, Task
+from capstan.scheduling.model import Gang, Group, Queue, Shape, Status, Task
 from capstan.scheduling.order import demand_of
 from capstan.scheduling.placement import Placer
 from capstan.scheduling.plan import Verdict
@@ -36,6 +35,8 @@ class Session:
         self.refusals: dict[tuple[str, str], Refusal] = {}
         self.evicted: dict[str, tuple[Task, str, str, str]] = {}
         """uid -> task, action, for which gang, why"""
+        self.stale: dict[Gang, float | None] = {}
+        """Gangs that became stale in this cycle, with the time, or are no longer (None)."""
         self.won: list[Gang] = []
         """Gangs that wait for room which was, or is being, cleared for them."""
         self._stuck: Task | None = None
@@ -212,9 +213,6 @@ class Session:
             counts[reason or verdicts.ROOM] += 1
         return verdicts.by_frequency(counts)
 
-    def unit_of(self, gang: Gang) -> list[Task]:
-        return next_unit(gang)
-
 
 def _all_groups(group: Group) -> Iterator[Group]:
     yield group
@@ -227,13 +225,3 @@ def _satisfied_now(group: Group) -> bool:
     if group.children:
         return sum(_satisfied_now(child) for child in group.children) >= group.minimum
     return sum(task.status != Status.PIPELINED for _, task in group.active) >= group.minimum
-
-
-def is_active(task: Task) -> bool:
-    return ACTIVE[task.status]
-
-
-def same_shape(tasks: Sequence[Task]) -> Shape | None:
-    """The shape of all tasks when they share one."""
-    first = tasks[0].shape
-    return first if all(task.shape is first for task in tasks) else None
