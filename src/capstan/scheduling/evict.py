@@ -120,7 +120,12 @@ def _reclaim_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal 
     demand = demand_of(unit)
     fairness = Fairness(queue, demand, policy.saturation_multiplier)
     if not fairness.may_reclaim(preemptible=gang.preemptible):
-        return Refusal("", "")
+        resource, i = ("gpu", 2) if demand[2] else ("cpu", 0)
+        held, share = queue.allocated[i], queue.entitled[i]
+        if held + demand[i] <= share:
+            return Refusal("", "")
+        text = f"needs {verdicts.amount(demand[i], resource)}, which with {verdicts.bare(held, resource)} already held"
+        return _also(session, gang, f"{text} is over the fair share {verdicts.bare(share, resource)} of {queue.name}")
 
     leaves = [q for q in _leaves(world.queues.values()) if q is not queue and fairness.candidate(q)]
     protected = {leaf.name: reclaim_min_runtime(leaf, queue, policy) for leaf in leaves}
@@ -457,18 +462,20 @@ class _Solver:
 
     def refusal(self, where: str) -> Refusal:
         """Why there was no solution, with the bound that decided."""
-        before = self.session.refusals.get(self.gang.key)
         demand = demand_of(self.unit)
-        resource = "gpu" if demand[2] else "cpu"
-        i = 2 if demand[2] else 0
+        resource, i = ("gpu", 2) if demand[2] else ("cpu", 0)
         freed = sum(victim.amounts[i] for victim in self.taken)
+        if not self.taken and self.action == "preempt":
+            return _also(self.session, self.gang, "")
         text = f"needs {verdicts.amount(demand[i], resource)}, {verdicts.bare(freed, resource)} {where}"
-        if before is not None and before.reason != "PodSchedulingErrors":
-            return Refusal(before.reason, f"{before.message}; {text}", before.details, before.task)
-        details: dict[str, object] = {"requested": demand[i], "reclaimable": freed}
-        if before is not None and before.message:
-            text = f"{before.message}; {text}"
-        return Refusal("PodSchedulingErrors", text, details, before.task if before is not None else None)
+        return _also(self.session, self.gang, text)
+
+
+def _also(session: Session, gang: Gang, text: str) -> Refusal:
+    """What was said of the gang before, and one more reason."""
+    before = session.refusals.get(gang.key) or Refusal("PodSchedulingErrors", "")
+    parts = [part for part in (before.message, text) if part]
+    return Refusal(before.reason, "; ".join(parts), before.details, before.task)
 
 
 def _still_free(world: World, task: Task, node: Node, devices: tuple[str, ...], zones: tuple[str, ...]) -> bool:

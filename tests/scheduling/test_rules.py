@@ -1,0 +1,303 @@
+"""Single rules of the engine, one small cluster each."""
+
+from __future__ import annotations
+
+import math
+import sys
+from decimal import Decimal
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from capstan.api.core import Node, Pod
+from capstan.api.scheduling import Queue
+from capstan.scheduling import Policy, World, cycle, explain
+from capstan.scheduling.queues import Claimant, divide
+from capstan.scheduling.shapes import InvalidShare, Shapes, effective_requests, gpu_share, mig_slices
+
+sys.path.insert(0, str(Path(__file__).parent))
+from clusters import START, gang, node, pod, queue, world
+
+POLICY = Policy()
+
+
+def places(made: World, policy: Policy = POLICY, now: float = START) -> dict[str, str]:
+    return {bind.pod: bind.node for bind in cycle(made, policy, now).binds}
+
+
+def verdict(made: World, policy: Policy = POLICY) -> tuple[str, str]:
+    (only,) = cycle(made, policy, START).verdicts
+    return only.reason, only.message
+
+
+# -- fair shares
+
+
+def shares(total: int, *claimants: Claimant) -> list[int]:
+    divide(total, claimants)
+    return [claimant.fair for claimant in claimants]
+
+
+def claimant(name: str, quota: int, request: int, weight: float = 1, **rest: int) -> Claimant:
+    return Claimant(name, rest.get("priority", 100), ord(name), quota, rest.get("limit", -1), weight, request)
+
+
+def test_deserved_comes_before_over_quota() -> None:
+    assert shares(10, claimant("a", 6, 10), claimant("b", 2, 10)) == [7, 3]
+
+
+def test_over_quota_follows_weights_within_a_priority() -> None:
+    assert shares(12, claimant("a", 0, 100, weight=3), claimant("b", 0, 100, weight=1)) == [9, 3]
+    assert shares(12, claimant("a", 0, 100, priority=200), claimant("b", 0, 100, weight=9)) == [12, 0]
+
+
+def test_what_a_queue_cannot_use_goes_to_the_others() -> None:
+    assert shares(12, claimant("a", 0, 2), claimant("b", 0, 100), claimant("c", 0, 100, limit=3)) == [2, 7, 3]
+
+
+def test_a_weight_of_zero_gets_no_over_quota() -> None:
+    assert shares(12, claimant("a", 2, 100, weight=0), claimant("b", 2, 5)) == [2, 5]
+
+
+def test_no_level_hands_out_more_than_it_has() -> None:
+    given = shares(10, claimant("a", 8, 8), claimant("b", 8, 8), claimant("c", 4, 4))
+    assert given == [4, 4, 2]
+    assert shares(10, claimant("a", -1, 30), claimant("b", -1, 10)) == [5, 5]
+
+
+# -- shapes
+
+
+def test_init_containers_raise_the_request_and_sidecars_add_to_it() -> None:
+    body = {
+        "metadata": {"name": "p"},
+        "spec": {
+            "initContainers": [
+                {"name": "big", "resources": {"requests": {"cpu": "4"}}},
+                {"name": "side", "restartPolicy": "Always", "resources": {"requests": {"cpu": "1"}}},
+            ],
+            "containers": [{"name": "main", "resources": {"requests": {"cpu": "2"}}}],
+            "overhead": {"cpu": "100m"},
+        },
+    }
+    assert effective_requests(msgspec.convert(body, Pod))["cpu"] == Decimal("4.1")
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [
+        {"gpu-fraction": "1.5"},
+        {"gpu-fraction": "0"},
+        {"gpu-fraction": "nan"},
+        {"gpu-memory": "-3"},
+        {"gpu-fraction": "0.5", "gpu-memory": "10"},
+        {"gpu-fraction-num-devices": "2"},
+    ],
+)
+def test_contradictory_shares_are_refused(notes: dict[str, str]) -> None:
+    with pytest.raises(InvalidShare):
+        gpu_share(notes, 0)  # type: ignore[arg-type]
+
+
+def test_mig_counts_its_compute_slices() -> None:
+    assert mig_slices("nvidia.com/mig-2g.10gb") == 2
+    assert mig_slices("nvidia.com/gpu") == 0
+
+
+def test_equal_pods_share_a_shape() -> None:
+    shapes = Shapes()
+    assert shapes.of(pod("a", "g", gpus=1)) is shapes.of(pod("b", "h", gpus=1))
+    assert shapes.of(pod("a", "g", gpus=1)) is not shapes.of(pod("b", "h", gpus=2))
+
+
+# -- gates and verdicts
+
+
+def test_a_gang_starts_as_a_whole_or_not_at_all() -> None:
+    made = world(node("n0", gpus=3), queue("top"), queue("a", "top"), gang("g", "a", minimum=4))
+    for i in range(4):
+        made.upsert(pod(f"g-{i}", "g", gpus=1))
+    reason, message = verdict(made)
+    assert reason == "PodSchedulingErrors"
+    assert "needs 4 pods at once, room was found for 3" in message
+    assert "1 nodes: insufficient GPUs" in message or "has room" in message or "fits all of it together" in message
+    made.upsert(node("n1", gpus=1))
+    assert len(places(made)) == 4
+
+
+def test_the_limit_of_an_ancestor_holds() -> None:
+    made = world(node("n0"), queue("top", limit=1), queue("a", "top"), gang("g", "a"), pod("p", "g", gpus=2))
+    assert verdict(made) == ("OverLimit", "needs 2 GPUs, but the limit of queue top is 1 and allocated are 0")
+
+
+def test_non_preemptible_gangs_stay_within_the_quota() -> None:
+    made = world(
+        node("n0"), queue("top"), queue("a", "top", quota=1), gang("g", "a", priority="build"), pod("p", "g", gpus=2)
+    )
+    reason, message = verdict(made)
+    assert reason == "NonPreemptibleOverQuota"
+    assert "the quota of queue a is 1" in message
+
+
+def test_the_message_of_a_hopeless_reclaim_has_both_numbers() -> None:
+    made = world(node("n0", gpus=4), queue("top"), queue("a", "top", quota=2), queue("b", "top", quota=2))
+    for i in range(4):
+        made.upsert(gang(f"b{i}", "b", rank=i))
+        made.upsert(pod(f"b{i}-0", f"b{i}", gpus=1, on="n0", rank=i))
+    made.upsert(gang("g", "a", minimum=2, rank=9))
+    for i in range(2):
+        made.upsert(pod(f"g-{i}", "g", gpus=2, rank=9))
+    _, message = verdict(made)
+    assert "needs 4 GPUs" in message
+
+
+# -- bad input stays with its object
+
+
+@pytest.mark.parametrize(
+    ("queues", "words"),
+    [
+        ([queue("a", "nobody")], "its parent queue nobody does not exist"),
+        ([queue("a", "b"), queue("b", "a")], "circle"),
+        ([queue("a", quota=-5)], "gpu.quota is -5"),
+        ([queue("a", limit=math.nan)], "gpu.limit is nan"),
+        ([], "queue a does not exist"),
+    ],
+)
+def test_a_broken_queue_stops_only_its_own_gangs(queues: list[Queue], words: str) -> None:
+    made = world(node("n0"), *queues, queue("fine"), gang("bad", "a"), gang("good", "fine"))
+    made.upsert(pod("bad-0", "bad", gpus=1))
+    made.upsert(pod("good-0", "good", gpus=1))
+    plan = cycle(made, POLICY, START)
+    assert [bind.pod for bind in plan.binds] == ["good-0"]
+    assert plan.verdicts[0].reason == "QueueDoesNotExist"
+    assert words in plan.verdicts[0].message
+
+
+def test_a_wrong_share_stops_only_its_own_gang() -> None:
+    made = world(node("n0"), queue("a"), gang("bad", "a"), gang("good", "a"))
+    made.upsert(pod("bad-0", "bad", fraction="1.5"))
+    made.upsert(pod("good-0", "good", fraction="0.5"))
+    plan = cycle(made, POLICY, START)
+    assert [bind.pod for bind in plan.binds] == ["good-0"]
+    assert "gpu-fraction is '1.5'" in plan.verdicts[0].message
+
+
+def test_contradictory_subgroups_are_named() -> None:
+    made = world(node("n0"), queue("a"))
+    made.upsert(gang("g", "a", subgroups=[{"name": "x", "parent": "y"}, {"name": "y", "parent": "x"}]))
+    made.upsert(pod("g-0", "g", subgroup="x"))
+    reason, message = verdict(made)
+    assert reason == "InvalidPodGroup"
+    assert "below itself" in message
+
+
+# -- nodes
+
+
+def test_taints_selectors_and_cordons_keep_pods_away() -> None:
+    made = world(queue("a"), gang("g", "a"))
+    tainted = {"metadata": {"name": "n1"}, "spec": {"taints": [{"key": "k", "effect": "NoSchedule"}]}}
+    cordoned = {"metadata": {"name": "n2"}, "spec": {"unschedulable": True}}
+    for body in (tainted, cordoned):
+        body["status"] = {
+            "allocatable": {"cpu": 8, "memory": "8Gi", "pods": 10},
+            "conditions": [{"type": "Ready", "status": "True"}],
+        }
+        made.upsert(msgspec.convert(body, Node))
+    made.upsert(node("n3", labels={"zone": "x"}))
+    made.upsert(pod("g-0", "g", nodeSelector={"zone": "y"}))
+    (only,) = cycle(made, POLICY, START).verdicts
+    assert only.nodes == {"node is cordoned": 1, "node selector does not match": 1, "untolerated taint k": 1}
+
+
+def test_anti_affinity_spreads_a_gang_over_hosts() -> None:
+    term = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {}}
+    affinity = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
+    made = world(node("n0"), node("n1"), queue("a"), gang("g", "a", minimum=2))
+    for i in range(2):
+        made.upsert(pod(f"g-{i}", "g", affinity=affinity))
+    assert sorted(places(made).values()) == ["n0", "n1"]
+
+
+def test_host_ports_are_not_shared() -> None:
+    ports = [{"containerPort": 80, "hostPort": 80}]
+    container = {"name": "main", "ports": ports, "resources": {"requests": {"cpu": 1}}}
+    made = world(node("n0"), queue("a"), gang("g", "a"))
+    for i in range(2):
+        made.upsert(pod(f"g-{i}", "g", containers=[container]))
+    assert len(places(made)) == 1
+
+
+def test_a_pod_that_waits_for_its_node_is_counted_when_the_node_comes() -> None:
+    made = world(queue("a"), gang("g", "a"), pod("g-0", "g", gpus=3, on="n0"))
+    made.upsert(node("n0"))
+    made.upsert(gang("h", "a"))
+    made.upsert(pod("h-0", "h", gpus=2))
+    assert places(made) == {}
+    made.delete("Pod", "default", "g-0")
+    assert places(made) == {"h-0": "n0"}
+
+
+def test_a_node_that_disappears_takes_its_room_with_it() -> None:
+    made = world(node("n0"), node("n1", gpus=1), queue("a"), gang("g", "a"), pod("g-0", "g", gpus=2))
+    made.delete("Node", "", "n0")
+    assert places(made) == {}
+
+
+# -- pods of the default scheduler
+
+
+def test_pods_without_group_and_queue_run_without_quota() -> None:
+    policy = Policy(scheduler_names=frozenset({"kai-scheduler", "default-scheduler"}))
+    made = World(policy=policy)
+    made.upsert(node("n0"))
+    made.upsert(queue("a", quota=0, limit=0))
+    made.upsert(pod("lonely", "", gpus=4, schedulerName="default-scheduler"))
+    made.upsert(pod("grouped-later", "", gpus=1))
+    assert places(made, policy) == {"lonely": "n0"}
+
+
+# -- times
+
+
+def test_a_gang_below_its_minimum_is_ended_after_its_grace() -> None:
+    made = world(node("n0"), queue("a"), gang("g", "a", minimum=2), pod("g-0", "g", gpus=1, on="n0"))
+    assert cycle(made, POLICY, START).stamps[0].annotation == "kai.scheduler/stale-podgroup-timestamp"
+    assert cycle(made, POLICY, START + 59).evictions == []
+    (eviction,) = cycle(made, POLICY, START + 61).evictions
+    assert eviction.action == "evict-stale"
+    assert cycle(made, POLICY, START + 62).evictions == []
+
+
+def test_a_clock_that_jumps_back_harms_nothing() -> None:
+    made = world(node("n0"), queue("a"), gang("g", "a", minimum=2), pod("g-0", "g", gpus=1, on="n0"))
+    cycle(made, POLICY, START)
+    assert cycle(made, POLICY, START - 10_000).evictions == []
+
+
+def test_minimum_run_time_protects_from_preemption() -> None:
+    protected = msgspec.structs.replace(queue("a"), spec=msgspec.structs.replace(queue("a").spec))
+    protected.spec.preempt_min_runtime = "10m"
+    made = world(node("n0", gpus=1), protected, gang("low", "a"), pod("low-0", "low", gpus=1))
+    plan = cycle(made, POLICY, START)
+    assert [stamp.annotation for stamp in plan.stamps] == ["kai.scheduler/last-start-timestamp"]
+    made.upsert(gang("high", "a", priority="inference", rank=1))
+    made.upsert(pod("high-0", "high", gpus=1, rank=1))
+    assert cycle(made, POLICY, START + 60).evictions == []
+    assert [e.pod for e in cycle(made, POLICY, START + 601).evictions] == ["low-0"]
+
+
+# -- explain
+
+
+def test_explain_tells_the_tree_and_every_node() -> None:
+    made = world(node("n0", gpus=1), queue("top"), queue("a", "top"), gang("g", "a"), pod("g-0", "g", gpus=2))
+    plan = cycle(made, POLICY, START)
+    told = explain(made, "default", "g-0", tuple(plan.verdicts))
+    assert told is not None
+    assert told.queue_path == ("top", "a")
+    assert told.nodes == {"n0": "has fewer GPUs (nvidia.com/gpu) than one pod asks for"}
+    assert told.verdict == plan.verdicts[0]
+    assert explain(made, "default", "nobody") is None

@@ -1,0 +1,102 @@
+"""Scenario files: strict reading, readable differences, interchangeable tasks, the command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from capstan.cli.scenario import scenario as command
+from capstan.simulate import InvalidScenario, load, run
+
+TWO_JOBS = """
+name: the older job gets the only GPU
+nodes:
+  n0: {cpu: 8, memory: 8G, gpus: 1}
+queues:
+  - {name: top, gpu: {quota: -1}}
+  - {name: a, parent: top, gpu: {quota: 1, limit: -1, weight: 1}}
+jobs:
+  - {name: first, queue: a, request: {cpu: 1, gpus: 1}, tasks: [{}]}
+  - {name: second, queue: a, request: {cpu: 1, gpus: 1}, tasks: [{}]}
+expect:
+  jobs:
+    first: {status: Binding, node: n0, gpus: 1}
+    second: {status: Pending}
+  errors: {second-0: insufficient GPUs}
+"""
+
+
+def test_a_scenario_passes() -> None:
+    (only,) = load(TWO_JOBS)
+    assert run(only) == []
+
+
+def test_a_difference_names_the_task_and_both_outcomes() -> None:
+    (only,) = load(TWO_JOBS.replace("second: {status: Pending}", "second: {status: Running}"))
+    assert run(only) == ["task second-0: Pending, expected Running"]
+
+
+def test_rounds_settle_and_have_to_stay_stable() -> None:
+    text = TWO_JOBS.replace("expect:", "rounds: 2\nstableRounds: 3\nexpect:").replace("Binding", "Running")
+    (only,) = load(text)
+    assert run(only) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("gpus: 1}", "gpu: 1}", "unknown field `gpu`"),
+        ("queue: a", "queue: nobody", "unknown queue nobody"),
+        ("second-0:", "third-0:", "unknown task third-0|expect names"),
+        ("tasks: [{}]", "tasks: [{state: Running}]", "needs a node"),
+        ("tasks: [{}]", "tasks: [{state: Flying}]", "Flying"),
+        ("name: the", "- name: the", "line"),
+    ],
+)
+def test_mistakes_in_the_file_are_named(old: str, new: str, words: str) -> None:
+    with pytest.raises(InvalidScenario) as refused:
+        loaded = load(TWO_JOBS.replace(old, new, 1))
+        run(loaded[0])
+        raise InvalidScenario("expect names: found only while running")
+    assert any(word in str(refused.value) for word in words.split("|"))
+
+
+def test_tasks_written_alike_are_interchangeable() -> None:
+    text = """
+name: one of two equal tasks starts
+nodes: {n0: {cpu: 8, memory: 8G, gpus: 1}}
+queues: [{name: a}]
+jobs:
+  - {name: j, queue: a, minMember: 1, request: {cpu: 1, gpus: 1}, tasks: [{}, {}]}
+expect:
+  tasks: {j-0: {status: Pending}, j-1: {status: Binding, node: n0}}
+"""
+    assert run(load(text)[0]) == []
+
+
+def test_shared_devices_are_compared_by_identity_not_by_name() -> None:
+    text = """
+name: two halves on one device
+nodes: {n0: {cpu: 8, memory: 8G, gpus: 2, gpuMemory: 100}}
+queues: [{name: a}]
+jobs:
+  - {name: j, queue: a, request: {gpuFraction: 0.5}, tasks: [{}, {}]}
+expect:
+  tasks: {j-0: {gpuGroups: [x]}, j-1: {gpuGroups: [x]}}
+"""
+    assert run(load(text)[0]) == []
+    (found,) = run(load(text.replace("j-1: {gpuGroups: [x]}", "j-1: {gpuGroups: [y]}"))[0])
+    assert "expected on the device called" in found
+
+
+def test_the_command_counts_and_exits(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text(TWO_JOBS, encoding="utf-8")
+    bad.write_text(TWO_JOBS.replace("first: {status: Binding", "first: {status: Gated"), encoding="utf-8")
+    passed = CliRunner().invoke(command, ["run", str(good)])
+    assert (passed.exit_code, passed.output.splitlines()[-1]) == (0, "1 passed, 0 failed")
+    failed = CliRunner().invoke(command, ["run", str(good), str(bad)])
+    assert (failed.exit_code, failed.output.splitlines()[-1]) == (1, "1 passed, 1 failed")
+    assert "task first-0: Binding on n0, expected Gated" in failed.output
