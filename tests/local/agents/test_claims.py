@@ -125,6 +125,20 @@ async def test_a_claim_left_out_of_the_answer_is_an_error(house: Any) -> None:
     await house.reach("p", "Running")
 
 
+async def test_a_call_that_hangs_is_given_up_and_repeated(house: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("capstan.local.agents.plugins.CALL_SECONDS", 0.1)
+    house.plugin.gate.clear()
+    await house.claim("one")
+    await run(house, "p", "one")
+
+    async def told() -> bool:
+        return any("DEADLINE_EXCEEDED" in m for m in await house.events("FailedPrepareDynamicResources"))
+
+    await house.until(told)
+    house.plugin.gate.set()
+    await house.reach("p", "Running")
+
+
 async def test_a_pod_waits_for_a_plugin_that_comes_later(house: Any) -> None:
     await house.plugin.stop()
     await house.claim("one")

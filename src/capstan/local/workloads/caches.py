@@ -1,4 +1,4 @@
-"""What all workload controllers share: one client, one cache per resource, one event recorder, one clock."""
+"""What all workload controllers share: one client, one cache per resource, one clock."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ class Caches:
     def __init__(self, client: kube.Client, now: Callable[[], float] = time.time) -> None:
         self.client = client
         self.now = now
-        self.recorder = kube.EventRecorder(client, "workload-controllers", now=now)
         self._caches: dict[Resource[Any], kube.Cache[Any]] = {}
         self.pods = self.of(resources.PODS)
         self.pods_by_owner = self.pods.index(lambda pod: [o.uid] if (o := pod.metadata.controller()) else [])
@@ -36,6 +35,10 @@ class Caches:
         if resource not in self._caches:
             self._caches[resource] = kube.Cache(self.client, resource)
         return self._caches[resource]
+
+    def recorder(self, component: str) -> kube.EventRecorder:
+        """Events under the name that a controller has in kube-controller-manager."""
+        return kube.EventRecorder(self.client, component, now=self.now)
 
     async def run(self) -> None:
         """Keeps all caches that were asked for so far current, until cancelled."""

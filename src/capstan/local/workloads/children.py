@@ -23,14 +23,17 @@ T = TypeVar("T", bound=Object)
 
 
 class Children(Generic[T]):
-    """The `resource` objects that belong to objects of `owner_resource`."""
+    """The `resource` objects that belong to objects of `owner_resource`; with a recorder, owners tell what is made."""
 
     def __init__(
-        self, caches: Caches, resource: Resource[T], owner_resource: Resource[Any], *, announce: bool = True
+        self,
+        caches: Caches,
+        resource: Resource[T],
+        owner_resource: Resource[Any],
+        recorder: kube.EventRecorder | None = None,
     ) -> None:
-        self._announce = announce
         self._client = caches.client
-        self._recorder = caches.recorder
+        self._recorder = recorder
         self._cache = caches.of(resource)
         self._resource = resource
         self._owner_resource = owner_resource
@@ -104,7 +107,7 @@ class Children(Generic[T]):
     async def create(self, owner: Object, bodies: Sequence[kube.Body]) -> None:
         """Creates in batches of 1, 2, 4, …: a refusal that would meet all of them costs few calls.
 
-        Each success becomes an event of the owner if those are announced. Raises the first refusal after its batch. A
+        With a recorder each success becomes an event of the owner. Raises the first refusal after its batch. A
         body with a fixed name that is there already counts as created if the owner has it.
         """
         done, size = 0, 1
@@ -155,7 +158,7 @@ class Children(Generic[T]):
         self._tell(owner, "SuccessfulDelete", f"Deleted {self._resource.kind.lower()}: {metadata.name}")
 
     def _tell(self, owner: Object, reason: str, message: str) -> None:
-        if self._announce:
+        if self._recorder is not None:
             self._recorder.emit(owner, "Normal", reason, message)
 
 

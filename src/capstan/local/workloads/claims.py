@@ -30,6 +30,7 @@ class ClaimController(kube.Controller[_Key]):
     def __init__(self, caches: Caches) -> None:
         super().__init__()
         self._caches = caches
+        self._recorder = caches.recorder("resource_claim")
         self._client = caches.client
         self._claims = caches.of(RESOURCE_CLAIMS)
         self._templates = caches.of(RESOURCE_CLAIM_TEMPLATES)
@@ -93,10 +94,10 @@ class ClaimController(kube.Controller[_Key]):
                 except kube.NotFound:
                     template = use.resource_claim_template_name
                     message = f"cannot create claim {use.name!r}: there is no ResourceClaimTemplate {template!r}"
-                    self._caches.recorder.emit(pod, "Warning", "FailedResourceClaimCreation", message)
+                    self._recorder.emit(pod, "Warning", "FailedResourceClaimCreation", message)
                     return _RETRY_SECONDS
                 except (kube.Invalid, kube.Forbidden) as error:
-                    self._caches.recorder.emit(pod, "Warning", "FailedResourceClaimCreation", str(error))
+                    self._recorder.emit(pod, "Warning", "FailedResourceClaimCreation", str(error))
                     raise
             names[use.name] = made
         known = {status.name: status.resource_claim_name for status in pod.status.resource_claim_statuses}

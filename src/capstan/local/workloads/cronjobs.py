@@ -25,8 +25,9 @@ class CronJobController(kube.Controller[kube.Key]):
     def __init__(self, caches: Caches) -> None:
         super().__init__()
         self._caches = caches
+        self._recorder = caches.recorder("cronjob-controller")
         self._cron_jobs = caches.of(CRON_JOBS)
-        self._jobs = Children(caches, JOBS, CRON_JOBS)
+        self._jobs = Children(caches, JOBS, CRON_JOBS, self._recorder)
         self.caches = (self._cron_jobs, caches.of(JOBS))
         self._cron_jobs.on_change(lambda change: self.queue.add(change.object.key))
         caches.of(JOBS).on_change(self._job_changed)
@@ -46,7 +47,7 @@ class CronJobController(kube.Controller[kube.Key]):
             try:
                 schedule = Schedule(owner.spec.schedule, owner.spec.time_zone)
             except InvalidSchedule as error:
-                self._caches.recorder.emit(owner, "Warning", "UnparseableSchedule", str(error))
+                self._recorder.emit(owner, "Warning", "UnparseableSchedule", str(error))
             else:
                 scheduled, again = await self._start_due(owner, schedule)
         await self._report(owner, scheduled)
@@ -70,7 +71,7 @@ class CronJobController(kube.Controller[kube.Key]):
         active = [job for job in self._jobs.of(owner) if finished_condition(job) is None]
         if active and owner.spec.concurrency_policy == "Forbid":
             message = "Not starting job because prior execution is running and concurrency policy is Forbid"
-            self._caches.recorder.emit(owner, "Normal", "JobAlreadyActive", message)
+            self._recorder.emit(owner, "Normal", "JobAlreadyActive", message)
             return last, again
         if owner.spec.concurrency_policy == "Replace":
             await self._jobs.delete(owner, active)

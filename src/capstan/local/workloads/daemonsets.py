@@ -34,9 +34,10 @@ class DaemonSetController(kube.Controller[kube.Key]):
     def __init__(self, caches: Caches) -> None:
         super().__init__()
         self._caches = caches
+        self._recorder = caches.recorder("daemonset-controller")
         self._sets = caches.of(DAEMON_SETS)
         self._nodes = caches.of(NODES)
-        self._pods = Children(caches, PODS, DAEMON_SETS)
+        self._pods = Children(caches, PODS, DAEMON_SETS, self._recorder)
         self._revisions = Revisions(caches, DAEMON_SETS)
         self.caches = (self._sets, self._nodes, caches.pods, self._revisions.cache)
         self._sets.on_change(lambda change: self.queue.add(change.object.key))

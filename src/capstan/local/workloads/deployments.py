@@ -32,8 +32,9 @@ class DeploymentController(kube.Controller[kube.Key]):
     def __init__(self, caches: Caches) -> None:
         super().__init__()
         self._caches = caches
+        self._recorder = caches.recorder("deployment-controller")
         self._deployments = caches.of(DEPLOYMENTS)
-        self._sets = Children(caches, REPLICA_SETS, DEPLOYMENTS, announce=False)
+        self._sets = Children(caches, REPLICA_SETS, DEPLOYMENTS)
         self.caches = (self._deployments, caches.of(REPLICA_SETS), caches.pods)
         self._deployments.on_change(lambda change: self.queue.add(change.object.key))
         self._sets.enqueue(self.queue, self._deployments)
@@ -87,7 +88,7 @@ class DeploymentController(kube.Controller[kube.Key]):
             body = self._new_set(deployment, old, annotations)
             await self._sets.create(deployment, [body])
             message = f"Scaled up replica set {body['metadata']['name']} from 0 to {body['spec']['replicas']}"
-            self._caches.recorder.emit(deployment, "Normal", "ScalingReplicaSet", message)
+            self._recorder.emit(deployment, "Normal", "ScalingReplicaSet", message)
             new = next(one for one in self._sets.of(deployment) if one.metadata.name == body["metadata"]["name"])
         elif not annotations.items() <= new.metadata.annotations.items():
             patch = {"metadata": {"annotations": annotations}}
@@ -143,7 +144,7 @@ class DeploymentController(kube.Controller[kube.Key]):
                 direction = "up" if size > one.spec.replicas else "down"
                 message = f"Scaled {direction} replica set {one.metadata.name} from {one.spec.replicas} to {size}"
                 await self._write(one, {"metadata": {"annotations": annotations}, "spec": {"replicas": size}})
-                self._caches.recorder.emit(deployment, "Normal", "ScalingReplicaSet", message)
+                self._recorder.emit(deployment, "Normal", "ScalingReplicaSet", message)
             elif annotate_all and size and not annotations.items() <= one.metadata.annotations.items():
                 await self._write(one, {"metadata": {"annotations": annotations}})
 

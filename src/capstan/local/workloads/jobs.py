@@ -114,8 +114,9 @@ class JobController(kube.Controller[kube.Key]):
     def __init__(self, caches: Caches) -> None:
         super().__init__()
         self._caches = caches
+        self._recorder = caches.recorder("job-controller")
         self._jobs = caches.of(JOBS)
-        self._pods = Children(caches, PODS, JOBS)
+        self._pods = Children(caches, PODS, JOBS, self._recorder)
         self._tracked = caches.pods.index(
             lambda pod: (
                 [(pod.metadata.namespace, owner.name)]
@@ -170,9 +171,10 @@ class JobController(kube.Controller[kube.Key]):
         elif verdict is not None and not (tally.active or tally.tracked or tally.terminating):
             final = "Complete" if verdict.type == "SuccessCriteriaMet" else "Failed"
             conditions[final] = condition(final, verdict.reason, verdict.message, now)
-            event = ("Normal", "Completed", "Job completed") if final == "Complete" else None
-            kind, reason, message = event or ("Warning", verdict.reason, verdict.message)
-            self._caches.recorder.emit(job, "Normal" if kind == "Normal" else "Warning", reason, message)
+            if final == "Complete":
+                self._recorder.emit(job, "Normal", "Completed", "Job completed")
+            else:
+                self._recorder.emit(job, "Warning", verdict.reason, verdict.message)
         await self._write(job, tally, conditions, started)
         return again
 

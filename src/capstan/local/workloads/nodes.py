@@ -32,6 +32,7 @@ class NodeLifecycleController(kube.Controller[str]):
     def __init__(self, caches: Caches, grace_seconds: float = GRACE_SECONDS) -> None:
         super().__init__()
         self._caches = caches
+        self._recorder = caches.recorder("node-controller")
         self._grace = grace_seconds
         self._nodes = caches.of(NODES)
         self._leases = caches.of(LEASES)
@@ -98,9 +99,7 @@ class NodeLifecycleController(kube.Controller[str]):
         ]
         patch = {"status": {"conditions": conditions}}
         written = await self._caches.client.patch(NODES, node.metadata.name, patch=patch, subresource="status")
-        self._caches.recorder.emit(
-            node, "Normal", "NodeNotReady", f"Node {node.metadata.name} status is now: NodeNotReady"
-        )
+        self._recorder.emit(node, "Normal", "NodeNotReady", f"Node {node.metadata.name} status is now: NodeNotReady")
         await self._nodes.reached(written["metadata"]["resourceVersion"])
 
     async def _taint(self, node: Node) -> None:
@@ -132,7 +131,7 @@ class NodeLifecycleController(kube.Controller[str]):
                 continue
             left = min(_tolerated_for(pod, taint, now) for taint in hostile)
             if left <= 0:
-                self._caches.recorder.emit(
+                self._recorder.emit(
                     pod, "Normal", "TaintManagerEviction", f"Marking for deletion Pod {pod.metadata.name}"
                 )
                 await self._delete(pod)

@@ -24,8 +24,9 @@ class ReplicaSetController(kube.Controller[kube.Key]):
     def __init__(self, caches: Caches) -> None:
         super().__init__()
         self._caches = caches
+        self._recorder = caches.recorder("replicaset-controller")
         self._sets = caches.of(REPLICA_SETS)
-        self.pods = Children(caches, PODS, REPLICA_SETS)
+        self.pods = Children(caches, PODS, REPLICA_SETS, self._recorder)
         self.caches = (self._sets, caches.pods)
         self._sets.on_change(lambda change: self.queue.add(change.object.key))
         self.pods.enqueue(self.queue, self._sets)
@@ -43,7 +44,7 @@ class ReplicaSetController(kube.Controller[kube.Key]):
             except (kube.Forbidden, kube.Invalid, kube.BadRequest) as error:
                 # The server refuses until the template or a quota changes: say so on the object, retry slowly.
                 failure = str(error)
-                self._caches.recorder.emit(owner, "Warning", "FailedCreate", f"Error creating: {failure}")
+                self._recorder.emit(owner, "Warning", "FailedCreate", f"Error creating: {failure}")
             pods = self.pods.of(owner)
         again = await self._report(owner, [pod for pod in pods if pod_state.is_active(pod)], failure)
         return 10.0 if failure else again

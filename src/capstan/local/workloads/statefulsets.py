@@ -27,8 +27,9 @@ class StatefulSetController(kube.Controller[kube.Key]):
     def __init__(self, caches: Caches) -> None:
         super().__init__()
         self._caches = caches
+        self._recorder = caches.recorder("statefulset-controller")
         self._sets = caches.of(STATEFUL_SETS)
-        self._pods = Children(caches, PODS, STATEFUL_SETS)
+        self._pods = Children(caches, PODS, STATEFUL_SETS, self._recorder)
         self._revisions = Revisions(caches, STATEFUL_SETS)
         self._volume_claims = caches.of(PERSISTENT_VOLUME_CLAIMS)
         self.caches = (self._sets, caches.pods, self._volume_claims, self._revisions.cache)
