@@ -38,6 +38,12 @@ def test_a_key_twice_names_its_line():
         manifests.load_all("a: 1\na: 2", "pod.yaml")
 
 
+@pytest.mark.parametrize("number", [".nan", ".inf", "-.Inf", "1e400"])
+def test_numbers_that_json_cannot_carry_are_refused(number):
+    with pytest.raises(InvalidManifest, match=r"q.yaml: line 2, column 8: .* is no number that JSON can carry"):
+        manifests.load_all(f"a: 1\nquota: {number}", "q.yaml")
+
+
 def test_lists_are_unfolded_and_empty_documents_skipped():
     text = "---\n---\nkind: List\napiVersion: v1\nitems: [{apiVersion: v1, kind: Pod}, {apiVersion: v1, kind: Node}]"
     assert [m["kind"] for m in manifests.load_manifests(text)] == ["Pod", "Node"]

@@ -101,16 +101,13 @@ def test_tokens_decide_who_it_is(tmp_path: Path) -> None:
     serve(tmp_path, work)
 
 
-def test_a_body_above_the_limit_is_not_read_to_its_end(tmp_path: Path) -> None:
+def test_a_body_above_the_limit_is_refused_in_an_answer_that_arrives(tmp_path: Path) -> None:
     async def work(server: Server, url: str) -> None:
         async with aiohttp.ClientSession() as session:
             body = b'{"metadata":{"name":"a"},"data":{"x":"' + b"y" * (4 << 20) + b'"}}'
-            try:
-                async with session.post(url + MAPS, data=body, headers=headers(server)) as answer:
-                    assert answer.status == 413
-                    assert (await answer.json())["reason"] == "RequestEntityTooLarge"
-            except aiohttp.ClientError:
-                pass  # the server may close before the client has sent everything
+            async with session.post(url + MAPS, data=body, headers=headers(server)) as answer:
+                assert answer.status == 413
+                assert (await answer.json())["reason"] == "RequestEntityTooLarge"
             async with session.get(f"{url}{MAPS}/a", headers=headers(server)) as answer:
                 assert answer.status == 404
 

@@ -6,6 +6,7 @@ Mapping keys are strings, a key that occurs twice is an error, and aliases may n
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Hashable
 from typing import Any
@@ -71,11 +72,19 @@ def _check_size(text: str | bytes) -> None:
             raise _refusal(f"more than {_MOST_NODES} values", event)
 
 
+def _construct_float(loader: _Loader, node: Any) -> float:
+    value: float = loader.construct_yaml_float(node)
+    if not math.isfinite(value):
+        raise _refusal(f"{node.value} is no number that JSON can carry; write a finite one", node)
+    return value
+
+
 def _construct_map(loader: _Loader, node: Any) -> dict[Hashable, Any]:
     return loader.construct_mapping(node, deep=True)
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _construct_map)
+_Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":int", ":float"))]
     for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()

@@ -72,7 +72,7 @@ async def _apply(
         before = await client.get(resource, metadata["name"], metadata.get("namespace", ""))
     except kube.NotFound:
         before = None
-    after = await client.apply(resource, manifest | {"metadata": metadata}, force=force, dry_run=dry_run)
+    after = await client.apply(resource, manifest | {"metadata": metadata}, force=force, dry_run=dry_run, strict=True)
     label = f"{resource.group_resource}/{metadata['name']}"
     if before is None:
         return f"{label} created"

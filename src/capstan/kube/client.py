@@ -215,11 +215,17 @@ class Client:
         subresource: str = "",
         field_manager: str | None = None,
         dry_run: bool = False,
+        strict: bool = False,
     ) -> Body:
-        """Server-side apply: `body` is all that the manager wants to own. Raises Conflict unless forced."""
+        """Server-side apply: `body` is all that the manager wants to own. Raises Conflict unless forced.
+
+        `strict`: fields that the server does not know are refused (BadRequest) instead of dropped.
+        """
         options = self._options(dry_run) | {"fieldManager": field_manager or self.field_manager}
         if force:
             options["force"] = "true"
+        if strict:
+            options["fieldValidation"] = "Strict"
         stated = {"apiVersion": resource.api_version, "kind": resource.kind} | body
         path = resource.path(_metadata(body, "namespace"), _metadata(body, "name"), subresource)
         return await self._write("PATCH", path, stated, options, _APPLY_TYPE)

@@ -26,8 +26,13 @@ Send = Callable[[Message], Awaitable[None]]
 _KEEP_ALIVE_SECONDS = 120
 
 
+_DRAIN_LIMIT = 64 << 20
+"""Bytes of a refused body that are still taken off the wire: a client that is cut off while it sends sees a broken
+connection instead of the answer."""
+
+
 class _BodyTooLarge(Exception):
-    """The body exceeds the limit; the rest of it is not read."""
+    """The body exceeds the limit."""
 
 
 async def _body(receive: Receive) -> bytes:
@@ -39,10 +44,13 @@ async def _body(receive: Receive) -> bytes:
     while message.get("more_body"):
         message = await receive()
         part = message.get("body", b"")
-        parts.append(part)
         size += len(part)
-        if size > BODY_LIMIT:
-            raise _BodyTooLarge
+        if size <= BODY_LIMIT:
+            parts.append(part)
+        elif size > _DRAIN_LIMIT:
+            break
+    if size > BODY_LIMIT:
+        raise _BodyTooLarge
     return b"".join(parts)
 
 
