@@ -472,8 +472,10 @@ class _Solver:
 
 
 def _also(session: Session, gang: Gang, text: str) -> Refusal:
-    """What was said of the gang before, and one more reason."""
+    """What was said of the gang before, and one more reason; a queue bound that was broken says enough by itself."""
     before = session.refusals.get(gang.key) or Refusal("PodSchedulingErrors", "")
+    if before.reason != "PodSchedulingErrors":
+        return before
     parts = [part for part in (before.message, text) if part]
     return Refusal(before.reason, "; ".join(parts), before.details, before.task)
 
