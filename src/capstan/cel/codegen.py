@@ -1,9 +1,9 @@
 """Checked tree to Python source.
 
-Every expression can be written in two ways. The *fast* form trusts the static types, uses Python's own operators and
-does not meter; it is right whenever it returns. When it raises, the *exact* form decides: it looks at the values only,
-absorbs errors as the language demands, charges its costs to a meter and words the errors. Expressions that might cost
-more than their budget have no fast form.
+Every expression is written in two ways. The *fast* form trusts the static types and uses Python's own operators; it is
+right whenever it returns. When it raises, the *exact* form decides: it looks at the values only, absorbs errors as the
+language demands, and words the errors. The exact form always charges a meter; the fast one does when the expression
+might cost more than its budget.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ _ABSENT: Final = object()
 
 
 class Generated:
-    """Python source of one form, and the function it compiles to: `evaluate(v)`, or `evaluate(v, meter)` when exact."""
+    """Python source of one form and its function: `evaluate(v)`, or `evaluate(v, meter)` when metered."""
 
     def __init__(self, source: str, namespace: dict[str, Any]) -> None:
         self.source = source
@@ -106,18 +106,19 @@ class Generated:
         self.function: Callable[..., Any] = namespace["evaluate"]
 
 
-def generate(root: Node, environment: Environment, *, exact: bool) -> Generated:
-    """Write and compile one form of a checked expression."""
-    generator = _Generator(environment, exact)
+def generate(root: Node, environment: Environment, *, exact: bool, metered: bool) -> Generated:
+    """Write and compile one form of a checked expression; metered ones charge a meter in loops and sized calls."""
+    generator = _Generator(environment, exact, metered)
     body = generator.write(root)
-    header = "def evaluate(v, meter):" if exact else "def evaluate(v):"
+    header = "def evaluate(v, meter):" if metered else "def evaluate(v):"
     return Generated(f"{header}\n    return {body}\n", generator.namespace)
 
 
 class _Generator:
-    def __init__(self, environment: Environment, exact: bool) -> None:
+    def __init__(self, environment: Environment, exact: bool, metered: bool) -> None:
         self.environment = environment
         self.exact = exact
+        self.metered = metered
         self.namespace: dict[str, Any] = {"__builtins__": {"type": type, "frozenset": frozenset}}
         self.names: dict[int, str] = {}
         self.scope: dict[str, str] = {}
@@ -316,7 +317,7 @@ class _Generator:
         self.scope = {**outer, **dict(zip(node.variables, names, strict=True))}
         written = self.write(body)
         self.scope = outer
-        if self.exact:
+        if self.metered:
             cost = body_cost(body) + (round_cost(node.kind) if body is node.bodies[0] else 0)
             written = f"(meter.charge({cost}), {written})[1]"
         return f"lambda {', '.join(names)}: {written}"
@@ -365,9 +366,9 @@ class _Generator:
         if function is None:  # only where the environment does not check
             return f"{self.use(unknown_function)}({name!r})"
         arguments = [self.write(operand) for operand in operands]
-        if self.exact and name in SIZED:
-            return f"meter.call({', '.join([self.use(SIZED[name]), self.use(function), *arguments])})"
         implementation: Any = function if self.exact else self.implementation(function, operands)
+        if self.metered and name in SIZED:
+            return f"meter.call({', '.join([self.use(SIZED[name]), self.use(implementation), *arguments])})"
         return f"{self.use(implementation)}({', '.join(arguments)})"
 
     def implementation(self, function: Function, operands: list[Node]) -> Any:
@@ -391,6 +392,8 @@ class _Generator:
             native = True  # text equals nothing but text, in CEL and in Python
         if comparison := self.compare_to_zero(node):
             return comparison
+        if self.metered and not native:
+            return ""
         written = self.write(left), self.write(right)
         if native:
             return f"({written[0]} {'!=' if negated else operator} {written[1]})"

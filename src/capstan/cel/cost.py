@@ -45,6 +45,7 @@ LIST, MAP, MESSAGE = 10, 30, 40
 MOST_VISITED: Final = 1_000_000
 # How many characters one character of a format, or one value, may become: `%f` of a large double.
 _LONGEST_FORMATTED: Final = 400
+_GROWTH: Final = {"bytes": 4, "strings.quote": 2, "base64.encode": 2, "getEscapedPath": 3}
 # What one round of a comprehension costs beside its bodies.
 _ROUND: Final = {"all": 3, "exists": 4, "exists_one": 3, "existsOne": 3}
 _ROUND_OF_LIST: Final = 13
@@ -404,10 +405,10 @@ class _Estimator:
         kind = params[-1].name if params else "dyn"
         return 1.0 if kind in _SCALAR_TYPES else self.environment.sizes.get(kind, math.inf)
 
-    def derived(self, node: Node, sizes: list[Size]) -> Size:
+    def derived(self, node: Call, sizes: list[Size]) -> Size:
         """The size of a function's result where no more is known: as large as all that went in, at every depth.
 
-        Text grows at most fourfold (quoting, escaping); scalars print as less than 400 characters.
+        A few functions make text grow, and what is wrong with a text takes some words.
         """
         parts: list[Size] = []
         for size in sizes:
@@ -417,7 +418,8 @@ class _Estimator:
                 each = each.element
         if not parts:
             return self.declared(node)
-        high = 4 * sum(part.range.high for part in parts) + 400
+        high = _GROWTH.get(node.function, 1) * sum(part.range.high for part in parts)
+        high += 400 if node.function == "validate" else 1
         element: Size | None = None
         for part in parts:
             if part.element is not None:
@@ -463,7 +465,8 @@ class _Estimator:
                 sizes[0].element.range if sizes[0].element else Range(0, self.environment.sizes.get("string", math.inf))
             )
             separator = ranges[1] if len(ranges) > 1 else ZERO
-            joined = ranges[0].times(parts + separator)
+            text = Range(0, min(_times(ranges[0].high, parts.high), sizes[0].total))
+            joined = text + ranges[0].times(separator)
             own, result = joined.scaled(TRAVERSAL), Size(Range(0, joined.high))
         elif name == "lists.range":
             bound = getattr(node.args[0], "value", math.inf)
@@ -477,7 +480,7 @@ class _Estimator:
         elif name == "split":
             own, result = (
                 ranges[0].scaled(TRAVERSAL),
-                Size(Range(0, ranges[0].high + 1), Size(Range(0, ranges[0].high))),
+                Size(Range(0, ranges[0].high + 1), Size(Range(0, ranges[0].high)), 2 * ranges[0].high + 1),
             )
         elif name == "string":
             own, result = ranges[0].scaled(TRAVERSAL), Size(Range(0, max(ranges[0].high, 64)))

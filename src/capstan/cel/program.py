@@ -11,7 +11,7 @@ from capstan.cel.checker import check
 from capstan.cel.codegen import Generated, generate
 from capstan.cel.cost import Meter, Range, body_cost, estimate
 from capstan.cel.environments import Environment
-from capstan.cel.errors import CelError, CompileError, EvaluationError, Issue
+from capstan.cel.errors import CelError, CompileError, CostExceeded, EvaluationError, Issue
 from capstan.cel.parser import parse
 from capstan.cel.syntax import Ident, Node, Select, children
 from capstan.cel.types import Type
@@ -30,18 +30,19 @@ class Program:
         self.result: Type = tree.type
         self.estimate = cost
         self._fixed_cost = body_cost(tree)
-        self._fast = None if cost.high > environment.cost_limit else generate(tree, environment, exact=False)
-        if self._fast is not None:
-            self._function = self._fast.function
+        # What cannot exceed the budget need not be metered.
+        self._metered = cost.high > environment.cost_limit
+        self._fast = generate(tree, environment, exact=False, metered=self._metered)
+        self._function = self._fast.function
 
     @property
     def source(self) -> str:
-        """The Python source that runs first: the fast form where there is one."""
-        return (self._fast or self._exact).source
+        """The Python source that runs first, the fast form."""
+        return self._fast.source
 
     @cached_property
     def _exact(self) -> Generated:
-        return generate(self.tree, self.environment, exact=True)
+        return generate(self.tree, self.environment, exact=True, metered=True)
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -50,11 +51,16 @@ class Program:
 
     def evaluate(self, bindings: Mapping[str, Any]) -> Any:
         """The value for these variables. Raises EvaluationError, CostExceeded when the budget is used up."""
-        if self._fast is not None:
-            try:
+        try:
+            if not self._metered:
                 return self._function(bindings)
-            except Exception:  # whatever it was, the exact form finds out
-                pass
+            meter = Meter(self.environment.cost_limit)
+            meter.charge(self._fixed_cost)
+            return self._function(bindings, meter)
+        except CostExceeded:
+            raise
+        except Exception:
+            pass  # whatever it was, the exact form finds out; it starts over with the whole budget
         return self.evaluate_exactly(bindings, Meter(self.environment.cost_limit))
 
     def evaluate_exactly(self, bindings: Mapping[str, Any], meter: Meter) -> Any:
@@ -98,7 +104,7 @@ def compile(expression: str, environment: Environment) -> Program:
     cost = estimate(tree, environment)
     limit = environment.estimate_limit
     if limit is None and cost.high < math.inf:
-        limit = environment.cost_limit  # the text alone costs this much, whatever the input
+        limit = 10 * environment.cost_limit  # the text alone costs this much, whatever the input
     if limit is not None and cost.high > limit:
         message = f"too complex, exceeds cost limit: estimated cost {cost.high:.0f} of at most {limit}"
         raise CompileError(expression, [Issue(0, message)])
