@@ -11,9 +11,9 @@ import msgspec
 from capstan import kube
 from capstan.api import resources
 from capstan.api.core import Pod
-from capstan.api.scheduling import POD_GROUP_ANNOTATION, PodGroup, UnschedulableExplanation
+from capstan.api.scheduling import POD_GROUP_ANNOTATION, QUEUE_LABEL, PodGroup, UnschedulableExplanation
 from capstan.cli.connection import asynchronous, cluster_options, connect, output_option
-from capstan.cli.output import machine, show, table
+from capstan.cli.output import escape, hanging, machine, show, table
 
 
 class HeldDevice(msgspec.Struct, rename="camel"):
@@ -88,9 +88,34 @@ async def _explain(client: kube.Client, target: str, namespace: str) -> PodExpla
             return await _explain_gang(client, group)
         if any(owner.name == name and kind in ("", owner.kind.lower()) for owner in group.metadata.owner_references):
             return await _explain_gang(client, group)
+    made = [pod for pod in (await client.list(resources.PODS, namespace)).items if _made_by(pod, kind, name)]
+    if made:
+        return await _explain_ungrouped(client, made, target, namespace)
     raise click.ClickException(
         f"no pod, PodGroup or workload {target!r} in namespace {namespace!r}; "
         f"`kubectl get pods,podgroups -n {namespace}` lists them"
+    )
+
+
+def _made_by(pod: Pod, kind: str, name: str) -> bool:
+    return any(owner.name == name and kind in ("", owner.kind.lower()) for owner in pod.metadata.owner_references)
+
+
+async def _explain_ungrouped(client: kube.Client, pods: list[Pod], target: str, namespace: str) -> GangExplanation:
+    """A workload whose pods have no PodGroup, because they are not KAI's or because the grouper refused it."""
+    members = [await _explain_pod(client, pod) for pod in sorted(pods, key=lambda pod: pod.metadata.name)]
+    return GangExplanation(
+        namespace=namespace,
+        name=target,
+        queue=pods[0].metadata.labels.get(QUEUE_LABEL, ""),
+        priority_class=pods[0].spec.priority_class_name,
+        min_member=None,
+        pods=dict(Counter(pod.phase for pod in members)),
+        reasons=[
+            UnschedulableExplanation(reason=reason, message=message)
+            for reason, message in dict.fromkeys((pod.reason, pod.message) for pod in members if pod.message)
+        ],
+        members=members,
     )
 
 
@@ -156,9 +181,10 @@ async def _explain_gang(client: kube.Client, group: PodGroup) -> GangExplanation
 def _lines(explained: PodExplanation | GangExplanation) -> list[object]:
     if isinstance(explained, GangExplanation):
         needs = f", needs {explained.min_member} together" if explained.min_member else ""
-        head = f"[bold]{explained.namespace}/{explained.name}[/] in queue {explained.queue}{needs}"
+        queue = f" in queue {explained.queue}" if explained.queue else ""
+        head = f"[bold]{explained.namespace}/{explained.name}[/]{queue}{needs}"
         counts = ", ".join(f"{count} {phase}" for phase, count in sorted(explained.pods.items())) or "no pods"
-        verdicts: list[object] = [f"  waits: [bold]{r.reason}[/]: {r.message}" for r in explained.reasons]
+        verdicts = [hanging(f"waits: [bold]{r.reason}[/]: {escape(r.message)}") for r in explained.reasons]
         members = table(
             "",
             ("POD", "PHASE", "NODE", "DEVICES"),
@@ -171,10 +197,11 @@ def _lines(explained: PodExplanation | GangExplanation) -> list[object]:
     where = f" on node {explained.node}" if explained.node else ""
     lines: list[object] = [f"[bold]{explained.namespace}/{explained.name}[/] is {explained.phase}{where}"]
     if explained.gang:
-        lines.append(f"  gang: {explained.gang}")
+        lines.append(hanging(f"gang: {explained.gang}"))
     if explained.reason or explained.message:
-        lines.append(f"  waits: [bold]{explained.reason}[/]: {explained.message}")
+        verb = "waits" if explained.phase == "Pending" else "ended"
+        lines.append(hanging(f"{verb}: [bold]{explained.reason}[/]: {escape(explained.message)}"))
     for device in explained.devices:
         share = ", ".join(f"{name} {amount}" for name, amount in device.consumed.items())
-        lines.append(f"  holds {device.device} (request {device.request}{'; ' + share if share else ''})")
+        lines.append(hanging(f"holds {device.device} (request {device.request}{'; ' + share if share else ''})"))
     return lines

@@ -11,6 +11,7 @@ import msgspec
 from capstan.api import manifests
 
 if TYPE_CHECKING:
+    from rich.padding import Padding
     from rich.table import Table
 
 
@@ -25,6 +26,7 @@ def machine(value: Any, output: str) -> None:
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
     """A table whose columns are right-aligned where every cell is a number."""
+    from rich.markup import escape as escaped
     from rich.table import Table
 
     cells = [[str(cell) for cell in row] for row in rows]
@@ -33,8 +35,22 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) 
         numeric = bool(cells) and all(row[index].replace(".", "").replace("/", "").isdigit() for row in cells)
         built.add_column(column, justify="right" if numeric else "left", no_wrap=index == 0)
     for row in cells:
-        built.add_row(*row)
+        built.add_row(*map(escaped, row))
     return built
+
+
+def escape(text: str) -> str:
+    """Text of others, whose brackets are no markup of ours."""
+    from rich.markup import escape as escaped
+
+    return escaped(text)
+
+
+def hanging(markup: str) -> Padding:
+    """An indented paragraph."""
+    from rich.padding import Padding
+
+    return Padding(markup, (0, 0, 0, 4), expand=False)
 
 
 def show(*renderables: Any) -> None:

@@ -13,7 +13,12 @@ from capstan.simulate import run as play
 
 @click.group()
 def scenario() -> None:
-    """Check scheduling scenarios offline: a small cluster, what waits in it, what must come of it."""
+    """Check scheduling scenarios offline: a small cluster, what waits in it, what must come of it.
+
+    \b
+    Example:
+      capstan scenario run scenarios.yaml
+    """
 
 
 @scenario.command()
@@ -26,7 +31,7 @@ def run(files: tuple[Path, ...], verbose: bool) -> None:
 
     \b
     Example:
-      capstan scenario run examples/scenarios/*.yaml
+      capstan scenario run -v scenarios.yaml
     """
     passed = failed = 0
     for path in files:

@@ -10,11 +10,11 @@ import msgspec
 
 from capstan import kube
 from capstan.api import quantity, resources
-from capstan.api.core import Node
+from capstan.api.core import Node, Pod
 from capstan.api.resource import ResourceClaim, ResourceSlice
-from capstan.api.scheduling import PodGroup, Queue
+from capstan.api.scheduling import POD_GROUP_ANNOTATION, QUEUE_LABEL, PodGroup, Queue
 from capstan.cli.connection import asynchronous, cluster_options, connect, output_option
-from capstan.cli.output import machine, show, table
+from capstan.cli.output import escape, hanging, machine, show, table
 
 _GPU_DRIVER = "gpu.nvidia.com"
 _PRODUCT_LABEL = "nvidia.com/gpu.product"
@@ -32,18 +32,22 @@ class NodeStatus(msgspec.Struct, rename="camel"):
 
 
 class QueueStatus(msgspec.Struct, rename="camel"):
-    """GPUs; a quota of -1 is unlimited."""
+    """GPUs; a quota of -1 is unlimited. `problem` says why the queue cannot be used."""
 
     name: str
     parent: str
     quota: float
     allocated: float
     requested: float
+    problem: str
 
 
 class WaitingGang(msgspec.Struct, rename="camel"):
+    """A gang, or a pod without one. `workload` is who made it, as `capstan explain` takes it: `job/train`."""
+
     namespace: str
     name: str
+    workload: str
     queue: str
     reason: str
     message: str
@@ -96,18 +100,16 @@ async def status(output: str, kubeconfig: Path | None, context: str | None) -> N
                 for q in found.queues
             ],
         ),
+        *(hanging(f"[red]queue {q.name}[/]: {escape(q.problem)}") for q in found.queues if q.problem),
         "",
     )
-    if found.waiting:
-        show(
-            table(
-                "Waiting",
-                ("GANG", "QUEUE", "REASON", "WHY"),
-                [(f"{w.namespace}/{w.name}", w.queue, w.reason, w.message) for w in found.waiting],
-            )
-        )
-    else:
+    if not found.waiting:
         show("Nothing waits.")
+        return
+    show("[bold]Waiting[/]")
+    for w in found.waiting:
+        queue = f" in queue {w.queue}" if w.queue else ""
+        show(f"[bold]{w.workload}[/] -n {w.namespace}{queue}: {w.reason}", hanging(f"[dim]{escape(w.message)}[/]"))
 
 
 async def _read(client: kube.Client) -> PlatformStatus:
@@ -117,6 +119,9 @@ async def _read(client: kube.Client) -> PlatformStatus:
     pods = (await client.list(resources.PODS)).items
     queues = (await client.list(resources.QUEUES)).items
     groups = (await client.list(resources.POD_GROUPS)).items
+    grouped = {group.key for group in groups}
+    alone = [pod for pod in pods if (pod.metadata.namespace, _group_name(pod)) not in grouped]
+    waiting = [*map(_waiting, groups), *map(_waiting_alone, alone)]
     running: dict[str, int] = defaultdict(int)
     for pod in pods:
         if pod.spec.node_name and pod.status.phase not in ("Succeeded", "Failed"):
@@ -125,7 +130,7 @@ async def _read(client: kube.Client) -> PlatformStatus:
     return PlatformStatus(
         nodes=[_node(node, gpus, used, running) for node in sorted(nodes, key=lambda node: node.metadata.name)],
         queues=[_queue(queue) for queue in sorted(queues, key=lambda queue: queue.metadata.name)],
-        waiting=[waiting for group in groups if (waiting := _waiting(group)) is not None],
+        waiting=[entry for entry in waiting if entry is not None],
     )
 
 
@@ -165,12 +170,14 @@ def _node(node: Node, gpus: dict[str, set[str]], used: dict[str, set[str]], runn
 
 def _queue(queue: Queue) -> QueueStatus:
     bounds = queue.spec.resources
+    problem = next((c.message for c in queue.status.conditions if c.type == "Orphan" and c.status == "True"), "")
     return QueueStatus(
         name=queue.metadata.name,
         parent=queue.spec.parent_queue,
         quota=bounds.gpu.quota if bounds else 0,
         allocated=float(quantity.parse(queue.status.allocated.get("nvidia.com/gpu"))),
         requested=float(quantity.parse(queue.status.requested.get("nvidia.com/gpu"))),
+        problem=problem,
     )
 
 
@@ -178,10 +185,31 @@ def _waiting(group: PodGroup) -> WaitingGang | None:
     condition = next((c for c in group.status.scheduling_conditions if c.status == "True"), None)
     if condition is None:
         return None
+    owners = group.metadata.owner_references
     return WaitingGang(
         namespace=group.metadata.namespace,
         name=group.metadata.name,
+        workload=f"{owners[0].kind.lower()}/{owners[0].name}" if owners else f"podgroup/{group.metadata.name}",
         queue=group.spec.queue,
         reason=condition.reason or (condition.reasons[0].reason if condition.reasons else ""),
         message=condition.message or (condition.reasons[0].message if condition.reasons else ""),
     )
+
+
+def _waiting_alone(pod: Pod) -> WaitingGang | None:
+    """A pod that no PodGroup speaks for."""
+    condition = next((c for c in pod.status.conditions if c.type == "PodScheduled" and c.status == "False"), None)
+    if condition is None or pod.status.phase != "Pending":
+        return None
+    return WaitingGang(
+        namespace=pod.metadata.namespace,
+        name=pod.metadata.name,
+        workload=f"pod/{pod.metadata.name}",
+        queue=pod.metadata.labels.get(QUEUE_LABEL, ""),
+        reason=condition.reason,
+        message=condition.message,
+    )
+
+
+def _group_name(pod: Pod) -> str:
+    return pod.metadata.annotations.get(POD_GROUP_ANNOTATION, "")

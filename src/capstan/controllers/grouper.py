@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from typing import Any
 
 import msgspec
 
 from capstan import grouping, kube
-from capstan.api import resources
+from capstan.api import clock, resources
 from capstan.api.base import OwnerReference
 from capstan.api.core import Pod
 from capstan.api.rbac import PolicyRule
@@ -26,6 +27,8 @@ _DEEPEST = 8
 _REMEMBERED_OWNERS = 2048
 _OWNER_SECONDS = 5.0
 """How long a chain of owners is believed: a thousand pods of one Job ask once, an edited annotation still arrives."""
+_REFUSED = "InvalidWorkload"
+"""Reason of the condition and the Event on a pod whose workload contradicts itself."""
 
 Manifest = dict[str, Any]
 
@@ -35,6 +38,7 @@ class Grouper(kube.Controller[kube.Key]):
 
     RULES = [
         PolicyRule(api_groups=[""], resources=["pods"], verbs=["get", "list", "watch", "patch"]),
+        PolicyRule(api_groups=[""], resources=["pods/status"], verbs=["patch"]),
         PolicyRule(
             api_groups=["scheduling.run.ai"],
             resources=["podgroups"],
@@ -60,19 +64,19 @@ class Grouper(kube.Controller[kube.Key]):
         if pod is not None and pod.spec.scheduler_name == SCHEDULER_NAME and not _is_settled(pod):
             self.queue.add(pod.key)
 
-    async def reconcile(self, key: kube.Key) -> None:
+    async def reconcile(self, key: kube.Key) -> float | None:
         pod = self._pods.objects.get(key)
         if pod is None or _is_settled(pod):
-            return
+            return None
         manifest: Manifest = msgspec.to_builtins(pod) | {"apiVersion": "v1", "kind": "Pod"}
         owners = await self._owners_of(pod)
         if owners is None:
-            return  # the owner is gone, and the pod with it
+            return None  # the owner is gone, and the pod with it
         try:
             decided = grouping.group(manifest, owners)
         except grouping.InvalidWorkload as error:
-            self._events.emit(pod, "Warning", "InvalidWorkload", str(error))
-            return
+            await self._refuse(pod, str(error))
+            return _OWNER_SECONDS  # its owner may be corrected, which no change of the pod tells
         if decided.pod_group is not None:
             await self._write_group(decided.pod_group)
         marks: dict[str, Any] = {}
@@ -86,6 +90,31 @@ class Grouper(kube.Controller[kube.Key]):
                 await self._client.patch(resources.PODS, key[1], key[0], patch={"metadata": marks})
             except (kube.NotFound, kube.Conflict):
                 log.debug("pod %s/%s was deleted or replaced while it was grouped", *key)
+        return None
+
+    async def _refuse(self, pod: Pod, message: str) -> None:
+        """Tell the pod's user once what to correct."""
+        if any(c.reason == _REFUSED and c.message == message for c in pod.status.conditions):
+            return
+        condition = {
+            "type": "PodScheduled",
+            "status": "False",
+            "reason": _REFUSED,
+            "message": message,
+            "lastTransitionTime": clock.render(time.time()),
+        }
+        try:
+            await self._client.patch(
+                resources.PODS,
+                pod.metadata.name,
+                pod.metadata.namespace,
+                patch={"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}},
+                kind="strategic",
+                subresource="status",
+            )
+        except (kube.NotFound, kube.Conflict):
+            return  # deleted or replaced meanwhile
+        self._events.emit(pod, "Warning", _REFUSED, message)
 
     async def _write_group(self, wanted: Manifest) -> None:
         """Create the PodGroup, or bring an existing one in line where the workload changed."""

@@ -28,6 +28,7 @@ class QueueStatus:
         self._client = client
         self._world = world
         self._written: dict[str, dict[str, Any]] = {}
+        self._failed: dict[str, str] = {}
 
     async def run(self) -> None:
         """Write differences until cancelled."""
@@ -40,6 +41,7 @@ class QueueStatus:
         wanted = {name: _wire(status) for name, status in self._world.queue_status().items()}
         for name in self._written.keys() - wanted.keys():
             del self._written[name]
+            self._failed.pop(name, None)
         for name, status in wanted.items():
             if self._written.get(name) == status:
                 continue
@@ -48,9 +50,12 @@ class QueueStatus:
             except kube.NotFound:
                 continue
             except kube.ApiError as error:
-                log.warning("Queue %s: its status is not written, trying again: %s", name, error)
+                if self._failed.get(name) != str(error):
+                    log.warning("Queue %s: its status is not written, trying again: %s", name, error)
+                self._failed[name] = str(error)
                 continue
             self._written[name] = status
+            self._failed.pop(name, None)
 
 
 def _wire(status: scheduling.QueueStatus) -> dict[str, Any]:
