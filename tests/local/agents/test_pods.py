@@ -151,6 +151,17 @@ async def test_the_active_deadline_ends_a_pod(house: Any) -> None:
     assert pod["status"]["reason"] == "DeadlineExceeded"
 
 
+async def test_a_pod_past_its_deadline_that_ignores_signals_is_left_in_peace_until_it_is_killed(house: Any) -> None:
+    await house.run("p", "sleep", "infinity", activeDeadlineSeconds=60, terminationGracePeriodSeconds=20)
+    await house.reach("p", "Running")
+    house.ahead += 61
+    agent, pod = house.fleet.agents["node-0"], await house.client.get(PODS, "p", "default")
+    assert 15 < await agent.sync(pod) <= 20
+    house.skip(21)
+    pod = await house.reach("p", "Failed")
+    assert state(pod)["state"]["terminated"]["exitCode"] == 137
+
+
 async def test_a_pod_that_does_not_fit_is_refused_by_the_node(house: Any) -> None:
     cpu = {"resources": {"requests": {"cpu": "20"}}}
     await house.run("first", "server", container=cpu)

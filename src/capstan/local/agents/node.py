@@ -118,7 +118,8 @@ class NodeAgent:
         if containers.stopped:
             return await self._finish(pod, run)
         await self._report(pod, run)
-        times = [containers.next_change(), run.started_at + limit if limit is not None else None]
+        deadline = run.started_at + limit if limit is not None and containers.stopping is None else None
+        times = [containers.next_change(), deadline]
         due = min((time for time in times if time is not None), default=None)
         return None if due is None else max(0.0, due - self._now())
 

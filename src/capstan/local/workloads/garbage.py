@@ -56,7 +56,8 @@ class GarbageCollector(kube.Controller[_Key]):
     async def _changed(self) -> None:
         """Waits until CRDs change (and have settled for a moment), or half a minute."""
         try:
-            await asyncio.wait_for(self._rediscover.wait(), _REDISCOVER_SECONDS)
+            async with asyncio.timeout(_REDISCOVER_SECONDS):
+                await self._rediscover.wait()
             await asyncio.sleep(0.2)
         except TimeoutError:
             pass

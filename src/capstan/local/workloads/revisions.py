@@ -19,9 +19,9 @@ class Revisions:
 
     def __init__(self, caches: Caches, owner_resource: Resource[Any]) -> None:
         self._client = caches.client
-        self.cache = self._cache = caches.of(CONTROLLER_REVISIONS)
+        self.cache = caches.of(CONTROLLER_REVISIONS)
         self._owner_resource = owner_resource
-        self._by_owner = self._cache.index(
+        self._by_owner = self.cache.index(
             lambda one: [r["uid"] for r in one["metadata"].get("ownerReferences", []) if r.get("controller")]
         )
 
@@ -49,7 +49,7 @@ class Revisions:
             written = await self._client.patch(CONTROLLER_REVISIONS, name, owner.metadata.namespace, patch=patch)
         else:
             return name
-        await self._cache.reached(written["metadata"]["resourceVersion"])
+        await self.cache.reached(written["metadata"]["resourceVersion"])
         return name
 
     async def _create(self, owner: StatefulSet | DaemonSet, name: str, digest: str, number: int) -> kube.Body:
