@@ -35,6 +35,7 @@ def _node(node: Node, names: dict[int, str]) -> Dump:
             name: (device.used_now, device.users_now, device.used_later, device.users_later)
             for name, device in sorted(node.devices.items())
         },
+        "lent": (node.lent_now, node.lent_later),
         "tasks": sorted(node.tasks),
         "zones": [(zone.name, sorted((r, n) for r, n in zone.used.items() if n)) for zone in node.zones],
     }

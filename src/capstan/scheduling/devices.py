@@ -8,7 +8,7 @@ from capstan.allocation import Allocation, NodeView
 from capstan.allocation import allocate as allocate_claims
 from capstan.api.resource import MAX_RESERVED_FOR, ResourceClaim
 from capstan.api.scheduling import QUEUE_LABEL
-from capstan.scheduling.model import GPU, GPU_COLUMN, Node, Share, Task
+from capstan.scheduling.model import GPU, GPU_COLUMN, Node, Shape, Share, Task
 from capstan.scheduling.policy import Policy
 from capstan.scheduling.world import World
 
@@ -39,6 +39,18 @@ def pick(share: Share, node: Node, *, later: bool, pack: bool) -> tuple[str, ...
         fresh += _new_names(node, min(opened, share.devices - len(fresh)))
     names = [name for _, name in used] + fresh if pack else fresh + [name for _, name in used]
     return tuple(names[: share.devices]) if len(names) >= share.devices else None
+
+
+def claimable(shape: Shape, node: Node, *, later: bool) -> bool:
+    """A quick no for nodes whose GPUs go by claims: what shares and whole devices leave, all devices taken together."""
+    share = shape.share
+    wanted = shape.gpus * GPU if share is None else share.on(node.gpu_memory) * share.devices
+    if not wanted:
+        return True
+    free = node.later[GPU_COLUMN] * GPU - node.lent_later
+    if not later:
+        free = min(free, node.idle[GPU_COLUMN] * GPU - node.lent_now)
+    return wanted <= free
 
 
 def open_now(task: Task, node: Node) -> bool:
@@ -139,10 +151,12 @@ def allocate(world: World, policy: Policy, task: Task, node: Node, *, later: boo
         if isinstance(result, Allocation):
             world.grant(task, result.results)
             return Granted(later or drained)
+    mark = world.mark()
     if drained or not world.drain(node):
         return None
     result = allocate_claims(inventory, open_claims, view, policy=policy.allocation_policy)
     if isinstance(result, Allocation):
         world.grant(task, result.results)
         return Granted(True)
+    world.rollback(mark)
     return None

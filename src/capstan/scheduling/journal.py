@@ -122,12 +122,15 @@ class Ledger:
             columns = node.idle if now else node.later
             for column, amount in task.shape.requests:
                 columns[column] -= amount * sign
+        share = task.shape.share
         if devices:
-            share = task.shape.share
             assert share is not None, "only shares hold named devices"
             portion = share.on(node.gpu_memory)
             for name in devices:
                 _use(node, name, portion, now, later, sign)
+        elif share is not None:
+            node.lent_now += task.charge[2] * sign if now else 0
+            node.lent_later += task.charge[2] * sign if later else 0
         if sign > 0:
             node.tasks[task.uid] = task
         else:

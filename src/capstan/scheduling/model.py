@@ -188,6 +188,9 @@ class Node:
     offers_memory: int = 0
     claim_columns: set[int] = field(default_factory=set)
     """Columns whose capacity comes from ResourceSlices."""
+    lent_now: int = 0
+    """Millionths of devices that shares hold through claims at this moment."""
+    lent_later: int = 0
     devices: dict[str, SharedDevice] = field(default_factory=dict)
     tasks: dict[str, Task] = field(default_factory=dict)
     version: int = 0

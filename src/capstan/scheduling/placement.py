@@ -33,9 +33,9 @@ def fits(shape: Shape, node: Node, *, later: bool) -> bool:
     for column, amount in shape.requests:
         if after[column] < amount or idle[column] < amount:
             return False
-    if shape.share is not None and not node.by_claims:
-        return devices.pick(shape.share, node, later=later, pack=True) is not None
-    return True
+    if node.by_claims:
+        return devices.claimable(shape, node, later=later)
+    return shape.share is None or devices.pick(shape.share, node, later=later, pack=True) is not None
 
 
 class ShapeIndex:
@@ -57,6 +57,8 @@ class ShapeIndex:
         self.read = len(world.touched)
         self.heap: list[Rank] = [rank for node in suited if (rank := self._rank(node)) is not None]
         heapify(self.heap)
+        self.refused: dict[str, tuple[int, bool]] = {}
+        """Nodes whose devices or zones did not do for the shape, with their version at that time."""
 
     def _rank(self, node: Node) -> Rank | None:
         shape = self.shape
@@ -67,7 +69,8 @@ class ShapeIndex:
         sharing = kind = 0
         if shape.on_gpu:
             whole = node.later[GPU_COLUMN]
-            free = whole * GPU + sum(GPU - d.used_later for d in node.devices.values() if d.users_later)
+            free = whole * GPU - node.lent_later
+            free += sum(GPU - d.used_later for d in node.devices.values() if d.users_later)
             if not node.capacity[GPU_COLUMN]:
                 density = 0.0
             elif policy.gpu_placement == "binpack":
@@ -190,7 +193,7 @@ class Histogram(Tally[str]):
 
 def _free_gpus(node: Node) -> int:
     parts = sum(GPU - device.used_later for device in node.devices.values() if device.users_later)
-    return max(0, node.later[GPU_COLUMN]) * GPU + parts
+    return max(0, node.later[GPU_COLUMN] * GPU - node.lent_later) + parts
 
 
 K = TypeVar("K", ShapeIndex, Sum, Histogram)
@@ -263,9 +266,14 @@ class Placer:
                 return None
             self._put(task, top[8], wait=later or top[3] > 0)
             return top[8]
+        alike = not task.claims and not needs_company(self.world, task)
         for node in self._in_company(task, index.candidates(), later):
+            if alike and index.refused.get(node.name) == (node.version, later):
+                continue
             if self.try_node(task, node, later=later):
                 return node
+            if alike:
+                index.refused[node.name] = (node.version, later)
         return None
 
     def _in_company(self, task: Task, candidates: Iterable[Node], later: bool) -> Iterable[Node]:
