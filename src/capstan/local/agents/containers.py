@@ -240,10 +240,14 @@ class PodContainers:
                 return
 
     def _run_init(self, now: float, start: StartProcess, notices: list[Notice]) -> bool:
-        """Whether the main containers may run."""
+        """Whether the main containers may run. Once they have begun, a sidecar that fails no longer holds them up."""
+        begun = any(run.state != "waiting" for run in self.main)
         for run in self.init:
+            if begun and not is_sidecar(run):
+                continue
             self._keep_running(run, now, start, notices)
-            if run.state != "running" if is_sidecar(run) else run.state != "terminated" or run.exit_code:
+            passed = run.state == "running" if is_sidecar(run) else run.state == "terminated" and not run.exit_code
+            if not begun and not passed:
                 return False
         return True
 
