@@ -46,6 +46,7 @@ def cycle(world: World, policy: Policy, now: float) -> Plan:
     start = world.mark()
     for name in policy.actions:
         _STEPS[name](session)
+    session.finish()
     plan = _plan(session)
     world.adopt(plan, start, session.won)
     return plan

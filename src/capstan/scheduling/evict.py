@@ -441,7 +441,11 @@ class _Solver:
         if exceeded(victim.gang, victim.amounts) is not None:
             return False
         by_order = sorted(victim.tasks, key=lambda task: task.order)
-        return session.place(victim.gang, by_order, later=True)
+        if not session.place(victim.gang, by_order, later=True):
+            return False
+        if all(self._was[task.uid][0] == Status.ALLOCATED for task in by_order):
+            session.start_now(by_order)  # nothing of it runs yet, so nothing has to end first
+        return True
 
     def _reason(self) -> str:
         gang = self.gang

@@ -164,6 +164,13 @@ class Session:
             world.move(task, Status.ALLOCATED, node, task.devices, zones=task.zones)
         return True
 
+    def finish(self) -> None:
+        """No pod starts whose gang still waits for the rest of its minimum."""
+        gangs = {task.gang: None for task, *_ in self.world.moves if task.status == Status.ALLOCATED}
+        for gang in gangs:
+            if gang is not None:
+                self._wait_together(gang, [task for leaf in gang.root.leaves() for _, task in leaf.active])
+
     # -- explaining ----------------------------------------------------------------------------------------------------
 
     def refuse(self, gang: Gang, refusal: Refusal) -> None:
