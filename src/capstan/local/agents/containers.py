@@ -240,16 +240,16 @@ class PodContainers:
                 return
 
     def _run_init(self, now: float, start: StartProcess, notices: list[Notice]) -> bool:
-        """Whether the main containers may run. Once they have begun, a sidecar that fails no longer holds them up."""
+        """Whether the main containers may run. What has begun is kept running even if something before it fails."""
         begun = any(run.state != "waiting" for run in self.main)
+        blocked = False
         for run in self.init:
-            if begun and not is_sidecar(run):
+            if (begun and not is_sidecar(run)) or (blocked and run.state == "waiting"):
                 continue
             self._keep_running(run, now, start, notices)
             passed = run.state == "running" if is_sidecar(run) else run.state == "terminated" and not run.exit_code
-            if not begun and not passed:
-                return False
-        return True
+            blocked = blocked or not (begun or passed)
+        return not blocked
 
     def _keep_running(self, run: ContainerRun, now: float, start: StartProcess, notices: list[Notice]) -> None:
         """Starts what is due, again if it ends at once; the second restart has a pause, so that this ends."""
