@@ -7,17 +7,13 @@ until the cluster confirms them (`upsert` of the pod) or `forget` takes them bac
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
-
-import msgspec
+from collections.abc import Iterable
 
 from capstan.allocation import InvalidPodRequest, Inventory, claim_for_pod
-from capstan.api import clock, quantity
+from capstan.api import clock
 from capstan.api.core import Node as ApiNode
 from capstan.api.core import PersistentVolume, PersistentVolumeClaim, Pod
 from capstan.api.resource import (
-    AllocationResult,
     DeviceClass,
     DeviceTaintRule,
     ResourceClaim,
@@ -36,31 +32,23 @@ from capstan.api.scheduling import (
     Topology,
 )
 from capstan.api.scheduling import Queue as ApiQueue
+from capstan.scheduling.facts import NUMA_ANNOTATION, claim_names, encode, numa_zones, role, shared_devices
 from capstan.scheduling.gangs import build_gang, implicit_gang
-from capstan.scheduling.journal import Ledger
+from capstan.scheduling.holdings import Holdings, Key, Mark
 from capstan.scheduling.model import (
     ACTIVE,
-    GPU,
-    GPU_COLUMN,
-    GPU_RESOURCE,
     HOLDS_NOW,
     NOTHING,
-    PODS_COLUMN,
-    Amounts,
     Gang,
     Node,
-    NodeClass,
     Queue,
     Status,
     Task,
-    Zone,
 )
 from capstan.scheduling.plan import Bind, Eviction, Plan
 from capstan.scheduling.policy import STUCK_AFTER, Policy
 from capstan.scheduling.queues import QueueStatus, link, parse_queue, set_fair_shares, status_of
-from capstan.scheduling.shapes import Shapes, mig_slices
 
-Key = tuple[str, str]
 Object = (
     ApiNode
     | Pod
@@ -77,16 +65,9 @@ Object = (
     | DeviceClass
     | DeviceTaintRule
 )
-GPU_MEMORY_LABEL = "nvidia.com/gpu.memory"
-GPU_PRODUCT_LABEL = "nvidia.com/gpu.product"
-HOST_LABEL = "kubernetes.io/hostname"
-GPU_GROUP_LABEL = "runai-gpu-group"
-UNLIMITED_PODS = 1 << 40
-Mark = tuple[int, int, int]
-"""Positions in the three journals: moves, inventory, grants."""
 
 
-class World(Ledger):
+class World(Holdings):
     """Nodes, tasks, gangs and queues, with every sum over them.
 
     `inventory` holds the devices that are allocated by claims; without one, claims cannot be satisfied. `policy` says
@@ -94,13 +75,7 @@ class World(Ledger):
     """
 
     def __init__(self, inventory: Inventory | None = None, policy: Policy | None = None) -> None:
-        super().__init__()
-        self.inventory = inventory
-        self.policy = policy or Policy()
-        self.shapes = Shapes()
-        self.nodes: dict[str, Node] = {}
-        self.node_classes: dict[object, NodeClass] = {}
-        self.tasks: dict[str, Task] = {}
+        super().__init__(inventory, policy or Policy())
         self.gangs: dict[Key, Gang] = {}
         self.queues: dict[str, Queue] = {}
         self.roots: list[Queue] = []
@@ -118,18 +93,11 @@ class World(Ledger):
         self.runtime_classes: dict[str, RuntimeClass] = {}
         self.volumes: dict[str, PersistentVolume] = {}
         self.volume_claims: dict[Key, PersistentVolumeClaim] = {}
-        self.claims: dict[Key, ResourceClaim] = {}
-        self.claim_users: dict[Key, list[str]] = {}
-        """ResourceClaim -> uids of the tasks that use it, oldest first."""
         self.binds: dict[str, Bind] = {}
         """uid -> decided and not yet confirmed by the cluster."""
         self.evictions: dict[str, Eviction] = {}
         self.guards: dict[str, Task] = {}
         """Tasks whose required anti-affinity keeps others away."""
-        self.total: list[int] = [0, 0, 0]
-        """Allocatable of all ready nodes."""
-        self.layout = 0
-        """Raised when nodes come, go or change what they are; placement indexes of an older layout are void."""
         self.generation = 0
         """Raised by every change that came from outside."""
         self._uids: dict[Key, str] = {}
@@ -137,15 +105,8 @@ class World(Ledger):
         self._sources: dict[object, bytes] = {}
         self._waiting_for_node: dict[str, set[str]] = {}
         self._relink = False
-        self._width = 0
         self._terminating: dict[str, Task] = {}
-        self._min_gpu_memory = 0
-        self._memories: Counter[int] = Counter()
         self._memory_shares: set[str] = set()
-        self._slice_memory: dict[str, int] = {}
-        self._grants: list[tuple[Task | Node, tuple[Key, ...]]] = []
-        """Journal of what tasks held before a grant, and of drained nodes."""
-        self._drained: set[str] = set()
         self._promised: list[str] = []
         self.standing: dict[Key, dict[str, str]] = {}
         """Gang -> pod uid -> node: promises for which others were evicted."""
@@ -226,7 +187,7 @@ class World(Ledger):
             case "ResourceSlice" | "DeviceClass" | "DeviceTaintRule":
                 if self.inventory is not None:
                     self.inventory.delete(kind, namespace, name)
-                    self._refresh_claim_columns()
+                    self.slices_changed()
 
     # -- in-flight decisions -----------------------------------------------------------------------------------------
 
@@ -244,84 +205,29 @@ class World(Ledger):
             self._upsert_pod(pod)
         self.settle()
 
-    def release_claims(self, task: Task) -> None:
-        """Give up the allocations this engine assumed for a task."""
-        if self.inventory is not None:
-            for key in task.held:
-                self.inventory.release(key)
-        task.held = ()
-
-    # -- speculation -------------------------------------------------------------------------------------------------
-
-    def mark(self) -> Mark:
-        """A point to come back to; void once an object arrives."""
-        return (self.position(), self.inventory.mark() if self.inventory is not None else 0, len(self._grants))
-
-    def rollback(self, mark: Mark) -> None:
-        """Restore the World as it was at `mark`: moves, claims and drained nodes."""
-        self.undo(mark[0])
-        if self.inventory is not None:
-            self.inventory.rollback(mark[1])
-        while len(self._grants) > mark[2]:
-            subject, held = self._grants.pop()
-            if isinstance(subject, Task):
-                subject.held = held
-            else:
-                self._drained.discard(subject.name)
-
-    def grant(self, task: Task, results: Mapping[Key, AllocationResult]) -> None:
-        """Allocate claims to a task in the inventory."""
-        assert self.inventory is not None
-        self._grants.append((task, task.held))
-        for key, result in results.items():
-            self.inventory.assume(key, result)
-        task.held = (*task.held, *results)
-
-    def is_drained(self, node: Node) -> bool:
-        """Whether the inventory shows the node without the claims of its terminating pods."""
-        return node.name in self._drained
-
-    def drain(self, node: Node) -> bool:
-        """Release the claims that only terminating pods of the node use; False when there are none."""
-        leaving = [t for t in node.tasks.values() if t.status == Status.RELEASING or t.leaving is not None]
-        keys = []
-        for task in leaving:
-            for key in self.claims_held(task):
-                users = (self.tasks[uid] for uid in self.claim_users.get(key, ()))
-                if not any(ACTIVE[user.status] and user.leaving is None for user in users):
-                    keys.append(key)
-        if not keys or self.inventory is None:
-            return False
-        self._grants.append((node, ()))
-        self._drained.add(node.name)
-        for key in keys:
-            self.inventory.release(key)
-        return True
-
-    def claims_held(self, task: Task) -> list[Key]:
-        """The claims a placed task uses: by name, and the one made for its extended resources or share."""
-        keys = [(task.namespace, name) for _, name in task.claims if name is not None]
-        if task.implied is not None:
-            keys.append(task.implied.key)
-        return keys
-
     # -- the cycle's two ends ------------------------------------------------------------------------------------------
 
     def begin(self, now: float) -> None:
         """Drop the promises of the last cycle and bring everything up to date."""
         for uid in self._promised:
             task = self.tasks.get(uid)
-            if task is not None and task.status == Status.PIPELINED:
-                place = task.leaving
-                if place is not None:
-                    self.move(task, Status.RELEASING, place[0], place[1], charge=self.charge(task, place[0]))
-                else:
-                    self.move(task, Status.PENDING, None, charge=self.charge(task, None))
+            if task is not None:
+                self._break_promise(task)
         self._promised.clear()
         self.refresh(now)
         if len(self.touched) > 100_000:
             self.touched.clear()
             self.layout += 1
+
+    def _break_promise(self, task: Task) -> None:
+        """A promised task waits again, or terminates where it still is."""
+        if task.status != Status.PIPELINED:
+            return
+        place = task.leaving
+        if place is not None:
+            self.move(task, Status.RELEASING, place[0], place[1], charge=self.charge(task, place[0]))
+        else:
+            self.move(task, Status.PENDING, None, charge=self.charge(task, None))
 
     def adopt(self, plan: Plan, start: Mark, won: Iterable[Gang]) -> None:
         """Keep a plan as assumed: claims stay allocated for binds only, promises live until the next cycle.
@@ -386,20 +292,6 @@ class World(Ledger):
         self.share_out(self.policy)
         return {name: status_of(queue) for name, queue in sorted(self.queues.items())}
 
-    def min_gpu_memory(self) -> int:
-        """MiB of the smallest GPU in the cluster: shares in MiB are counted against it until they have a node."""
-        return self._min_gpu_memory or 100
-
-    def charge(self, task: Task, node: Node | None) -> Amounts:
-        """What a task costs its queue, on a node or (None) while it waits."""
-        cpu, memory, gpu = task.shape.quota
-        share = task.shape.share
-        if share is not None and share.memory:
-            gpu += share.on(node.gpu_memory if node is not None else self.min_gpu_memory()) * share.devices
-        if task.claims:
-            gpu += self._claimed_gpus(task)
-        return (cpu, memory, gpu)
-
     # -- pods --------------------------------------------------------------------------------------------------------
 
     def _upsert_pod(self, pod: Pod) -> None:
@@ -434,9 +326,9 @@ class World(Ledger):
             namespace=meta.namespace,
             name=meta.name,
             shape=self.shapes.of(pod),
-            order=(-priority, _role(labels), clock.parse(meta.creation_timestamp), uid),
+            order=(-priority, role(labels), clock.parse(meta.creation_timestamp), uid),
             labels=labels,
-            claims=_claim_names(pod),
+            claims=claim_names(pod),
             volumes=tuple(
                 v.persistent_volume_claim.claim_name if v.persistent_volume_claim else f"{meta.name}-{v.name}"
                 for v in spec.volumes
@@ -484,11 +376,11 @@ class World(Ledger):
             self._waiting_for_node.setdefault(node_name, set()).add(uid)
         devices: tuple[str, ...] = ()
         if node is not None and task.shape.share is not None and not node.by_claims and HOLDS_NOW[status]:
-            devices = bind.gpu_groups if bind is not None else _shared_devices(pod, task.shape.share.devices)
+            devices = bind.gpu_groups if bind is not None else shared_devices(pod, task.shape.share.devices)
         if status == Status.GATED and task.gang is not None:
             self.gated[uid] = task
         task.status = Status.FAILED  # counted nowhere: the move below is the first
-        self.move(task, status, node, devices, charge=self.charge(task, node), zones=_numa_zones(pod))
+        self.move(task, status, node, devices, charge=self.charge(task, node), zones=numa_zones(pod))
         self.settle()
 
     def _phase(self, task: Task, pod: Pod) -> tuple[Status, str]:
@@ -606,7 +498,7 @@ class World(Ledger):
         return gang
 
     def _upsert_gang(self, obj: PodGroup) -> None:
-        source = _encode((obj.spec, obj.metadata.annotations, obj.metadata.uid, obj.metadata.creation_timestamp))
+        source = encode((obj.spec, obj.metadata.annotations, obj.metadata.uid, obj.metadata.creation_timestamp))
         if self._sources.get(("PodGroup", obj.key)) == source:
             return
         self._sources[("PodGroup", obj.key)] = source
@@ -689,7 +581,7 @@ class World(Ledger):
 
     def _upsert_node(self, obj: ApiNode) -> None:
         name = obj.metadata.name
-        source = _encode(
+        source = encode(
             (
                 obj.metadata.labels,
                 obj.metadata.annotations.get(NUMA_ANNOTATION, ""),
@@ -703,45 +595,19 @@ class World(Ledger):
             return
         tasks = self._lift(name)
         self._sources[("Node", name)] = source
-        labels = {HOST_LABEL: name, **obj.metadata.labels}
-        node = Node(
-            name=name,
-            labels=labels,
-            node_class=self._node_class(labels, obj),
-            capacity=[],
-            idle=[],
-            later=[],
-            gpu_memory=_memory(labels),
-            product=labels.get(GPU_PRODUCT_LABEL, ""),
-        )
-        columns = self.shapes.columns
-        for resource, amount in obj.status.allocatable.items():
-            column = self.shapes.column(resource)
-            try:
-                value = quantity.milli(amount) if resource == "cpu" else quantity.whole(amount)
-            except quantity.InvalidQuantity:
-                value = 0
-            node.capacity.extend([0] * (len(columns) - len(node.capacity)))
-            node.capacity[column] = max(0, value)
-        node.capacity.extend([0] * (len(columns) - len(node.capacity)))
-        self.widen()
-        if "pods" not in obj.status.allocatable:
-            node.capacity[PODS_COLUMN] = UNLIMITED_PODS
-        node.idle, node.later = list(node.capacity), list(node.capacity)
-        _read_numa(node, obj.metadata.annotations.get(NUMA_ANNOTATION, ""))
-        self.nodes[name] = node
-        if self.inventory is not None:
-            self.inventory.upsert(obj)
-        self._size_claim_columns(node)
-        self._offer(node, self._quota_capacity(node))
+        before = self.min_gpu_memory()
+        node = self.put_node(obj)
+        if before != self.min_gpu_memory():
+            self._recharge(self._memory_shares)
         self._settle_on(node, tasks)
 
     def _lift(self, name: str) -> list[tuple[Task, Status, tuple[str, ...], tuple[str, ...]]]:
         """Take a node out, with the tasks on it."""
-        node = self.nodes.pop(name, None)
+        node = self.take_node(name)
         if node is None:
             return []
-        self._offer(node, NOTHING)
+        for task in list(node.tasks.values()):
+            self._break_promise(task)
         lifted = []
         for task in list(node.tasks.values()):
             lifted.append((task, task.status, task.devices, task.zones))
@@ -770,127 +636,17 @@ class World(Ledger):
         self.layout += 1
         self.touched.clear()
 
-    def _node_class(self, labels: dict[str, str], obj: ApiNode) -> NodeClass:
-        shared = {key: value for key, value in labels.items() if key != HOST_LABEL}
-        key = (tuple(sorted(shared.items())), _encode(obj.spec.taints), obj.spec.unschedulable, obj.ready)
-        found = self.node_classes.get(key)
-        if found is None:
-            found = NodeClass(shared, obj.spec.taints, obj.spec.unschedulable, obj.ready)
-            self.node_classes[key] = found
-        return found
-
-    def _offer(self, node: Node, amounts: Amounts) -> None:
-        """Count what a node contributes to the cluster's total and which GPU memory sizes there are."""
-        for i in range(3):
-            self.total[i] += amounts[i] - node.offers[i]
-        if node.offers[2]:
-            self._memories[node.offers_memory] -= 1
-        if amounts[2]:
-            self._memories[node.gpu_memory] += 1
-        node.offers, node.offers_memory = amounts, node.gpu_memory
-        smallest = min((size for size, count in self._memories.items() if count and size), default=0)
-        if smallest != self._min_gpu_memory:
-            self._min_gpu_memory = smallest
-            self._recharge(self._memory_shares)
-
-    def _quota_capacity(self, node: Node) -> Amounts:
-        if not node.node_class.ready:
-            return NOTHING
-        gpu = (node.capacity[GPU_COLUMN] or self._claimable_gpus(node)) * GPU
-        for resource, column in self.shapes.columns.items():
-            if column > GPU_COLUMN and column < len(node.capacity):
-                gpu += mig_slices(resource) * node.capacity[column] * GPU
-        return (node.capacity[0], node.capacity[1], gpu)
-
-    def _claimable_gpus(self, node: Node) -> int:
-        """Devices that only claims can reach."""
-        if self.inventory is None:
-            return 0
-        names = sorted(name for name in self._gpu_classes() if name in self.inventory.classes)
-        return max((self.inventory.capacity(node.name, name) for name in names), default=0)
-
-    def widen(self) -> None:
-        """Give every node all columns that shapes know; new ones are empty unless claims back the resource."""
-        width = len(self.shapes.columns)
-        if width == self._width:
-            return
-        self._width = width
-        for node in self.nodes.values():
-            missing = width - len(node.capacity)
-            for columns in (node.capacity, node.idle, node.later):
-                columns.extend([0] * missing)
-        self._refresh_claim_columns()
-
     # -- claims ------------------------------------------------------------------------------------------------------
 
     def _inventory_upsert(self, obj: ResourceClaim | ResourceSlice | DeviceClass | DeviceTaintRule) -> None:
         if self.inventory is None:
             return
         self.inventory.upsert(obj)
-        if isinstance(obj, ResourceSlice):
-            if obj.spec.node_name:
-                self._slice_memory[obj.spec.node_name] = _largest_memory(obj)
-                self._refresh_claim_columns(obj.spec.node_name)
-            else:
-                self._refresh_claim_columns()
-        elif isinstance(obj, DeviceClass | DeviceTaintRule):
-            self._refresh_claim_columns()
-
-    def _refresh_claim_columns(self, only: str | None = None) -> None:
-        concerned = self.nodes.values() if only is None else [self.nodes[only]] if only in self.nodes else []
-        for node in concerned:
-            self._size_claim_columns(node)
-            self._offer(node, self._quota_capacity(node))
-        self.layout += 1
-
-    def _size_claim_columns(self, node: Node) -> None:
-        """Extended resources that no device plugin offers on the node are those of its ResourceSlices."""
-        if self.inventory is None:
-            return
-        for resource, column in self.shapes.columns.items():
-            if column < GPU_COLUMN or column >= len(node.capacity):
-                continue
-            if node.capacity[column] and column not in node.claim_columns:
-                continue
-            device_class = self.inventory.class_for_extended_resource(resource)
-            capacity = self.inventory.capacity(node.name, device_class) if device_class else 0
-            difference = capacity - node.capacity[column]
-            if difference or capacity:
-                node.claim_columns.add(column)
-            for columns in (node.capacity, node.idle, node.later):
-                columns[column] += difference
-        node.by_claims = GPU_COLUMN in node.claim_columns
-        if node.by_claims and not node.labels.get(GPU_MEMORY_LABEL):
-            node.gpu_memory = self._slice_memory.get(node.name, 0)
-
-    def _claimed_gpus(self, task: Task) -> int:
-        """GPU quota of the claims a task uses by name; a shared claim is charged to its oldest user only."""
-        total = 0
-        for _, name in task.claims:
-            key = (task.namespace, name or "")
-            claim = self.claims.get(key)
-            if claim is None or self.claim_users.get(key, [task.uid])[0] != task.uid:
-                continue
-            total += self.claims_gpus(claim)
-        return total * GPU
-
-    def claims_gpus(self, claim: ResourceClaim) -> int:
-        """GPUs that a claim holds, or asks for while it is not allocated."""
-        allocation = claim.status.allocation
-        if allocation is not None:
-            results = allocation.devices.results
-            return sum(r.driver in self.policy.gpu_drivers and not r.admin_access for r in results)
-        total = 0
-        for request in claim.spec.devices.requests:
-            exact = request.exactly or (request.first_available[0] if request.first_available else None)
-            if exact is not None and exact.device_class_name in self._gpu_classes():
-                total += exact.count if exact.allocation_mode == "ExactCount" else 1
-        return total
-
-    def _gpu_classes(self) -> set[str]:
-        """Device classes that offer GPUs: the one behind nvidia.com/gpu, and those named like a GPU driver."""
-        backs = self.inventory.class_for_extended_resource(GPU_RESOURCE) if self.inventory is not None else None
-        return {*self.policy.gpu_drivers, *([backs] if backs else [])}
+        if not isinstance(obj, ResourceClaim):
+            before = self.min_gpu_memory()
+            self.slices_changed(obj if isinstance(obj, ResourceSlice) else None)
+            if before != self.min_gpu_memory():
+                self._recharge(self._memory_shares)
 
     def _recharge(self, uids: Iterable[str]) -> None:
         """Charge tasks anew after something their cost depends on has changed."""
@@ -900,80 +656,3 @@ class World(Ledger):
             if charge != task.charge:
                 self.move(task, task.status, task.node, task.devices, leaving=task.leaving, charge=charge)
         self.settle()
-
-
-NUMA_ANNOTATION = "platform.capstan.dev/numa"
-
-
-class _NumaReport(msgspec.Struct):
-    policy: str = "none"
-    scope: str = "container"
-    zones: dict[str, dict[str, str]] = {}
-
-
-def _read_numa(node: Node, text: str) -> None:
-    if not text:
-        return
-    try:
-        report = msgspec.json.decode(text, type=_NumaReport)
-    except msgspec.MsgspecError:
-        return  # an unreadable report is no report: the node then aligns nothing, as before it was written
-    node.numa_policy, node.numa_scope = report.policy, report.scope
-    node.zones = [
-        Zone(
-            name,
-            {
-                resource: quantity.milli(amount) if resource == "cpu" else quantity.whole(amount)
-                for resource, amount in amounts.items()
-            },
-        )
-        for name, amounts in sorted(report.zones.items())
-    ]
-
-
-def _numa_zones(pod: Pod) -> tuple[str, ...]:
-    text = pod.metadata.annotations.get(NUMA_ANNOTATION, "")
-    return tuple(text.split(",")) if text else ()
-
-
-def _shared_devices(pod: Pod, count: int) -> tuple[str, ...]:
-    """The shared devices a pod runs on: KAI's group labels (`runai-gpu-group`, or one label a group)."""
-    labels = pod.metadata.labels
-    several = sorted(key.partition("/")[2] for key in labels if key.startswith(GPU_GROUP_LABEL + "/"))
-    if several:
-        return tuple(several[:count])
-    single = labels.get(GPU_GROUP_LABEL) or pod.metadata.annotations.get(GPU_GROUP_LABEL)
-    return (single,) if single else tuple(f"{pod.metadata.name}-{i}" for i in range(count))
-
-
-def _claim_names(pod: Pod) -> tuple[tuple[str, str | None], ...]:
-    generated = {status.name: status.resource_claim_name for status in pod.status.resource_claim_statuses}
-    return tuple(
-        (claim.name, claim.resource_claim_name or generated.get(claim.name)) for claim in pod.spec.resource_claims
-    )
-
-
-def _role(labels: dict[str, str]) -> int:
-    """Leaders of a distributed job are placed before its workers."""
-    role = labels.get("training.kubeflow.org/job-role") or labels.get("training.kubeflow.org/replica-type", "")
-    leads = role.lower() in ("master", "launcher") or labels.get("ray.io/node-type") == "head"
-    return 0 if leads else 1
-
-
-def _memory(labels: dict[str, str]) -> int:
-    text = labels.get(GPU_MEMORY_LABEL, "")
-    return int(text) if text.isascii() and text.isdigit() and int(text) > 0 else 0
-
-
-def _largest_memory(slice_: ResourceSlice) -> int:
-    """MiB of the largest device of a slice."""
-    amounts = [
-        quantity.whole(capacity.value)
-        for device in slice_.spec.devices
-        for name, capacity in device.capacity.items()
-        if name.rpartition("/")[2] == "memory"
-    ]
-    return max(amounts, default=0) >> 20
-
-
-_encode = msgspec.msgpack.Encoder(order="deterministic").encode

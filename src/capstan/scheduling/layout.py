@@ -1,0 +1,172 @@
+"""The nodes of the cluster: their columns, classes and what they offer, from device plugins and from ResourceSlices."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from capstan.allocation import Inventory
+from capstan.api import quantity
+from capstan.api.core import Node as ApiNode
+from capstan.api.resource import ResourceSlice
+from capstan.scheduling.facts import GPU_MEMORY_LABEL, NUMA_ANNOTATION, encode, gpu_memory, largest_memory, read_numa
+from capstan.scheduling.journal import Ledger
+from capstan.scheduling.model import GPU, GPU_COLUMN, GPU_RESOURCE, NOTHING, PODS_COLUMN, Amounts, Node, NodeClass
+from capstan.scheduling.policy import Policy
+from capstan.scheduling.shapes import Shapes, mig_slices
+
+GPU_PRODUCT_LABEL = "nvidia.com/gpu.product"
+HOST_LABEL = "kubernetes.io/hostname"
+UNLIMITED_PODS = 1 << 40
+_SMALLEST_GPU = 100
+"""MiB assumed for shares in MiB while no GPU says its size."""
+
+
+class Layout(Ledger):
+    """Nodes by name, and the sum of what the ready ones offer."""
+
+    def __init__(self, inventory: Inventory | None, policy: Policy) -> None:
+        super().__init__()
+        self.inventory, self.policy = inventory, policy
+        self.shapes = Shapes()
+        self.nodes: dict[str, Node] = {}
+        self.node_classes: dict[object, NodeClass] = {}
+        self.total: list[int] = [0, 0, 0]
+        """Allocatable of all ready nodes."""
+        self.layout = 0
+        """Raised when nodes come, go or change what they are; placement indexes of an older layout are void."""
+        self._width = 0
+        self._memories: Counter[int] = Counter()
+        self._slice_memory: dict[str, int] = {}
+
+    def put_node(self, obj: ApiNode) -> Node:
+        """Make a node of the object, without the tasks on it. A quantity that is none counts as 0."""
+        name = obj.metadata.name
+        labels = {HOST_LABEL: name, **obj.metadata.labels}
+        node = Node(
+            name=name,
+            labels=labels,
+            node_class=self._node_class(labels, obj),
+            capacity=[],
+            idle=[],
+            later=[],
+            gpu_memory=gpu_memory(labels),
+            product=labels.get(GPU_PRODUCT_LABEL, ""),
+        )
+        for resource, amount in obj.status.allocatable.items():
+            column = self.shapes.column(resource)
+            try:
+                value = quantity.milli(amount) if resource == "cpu" else quantity.whole(amount)
+            except quantity.InvalidQuantity:
+                value = 0
+            node.capacity.extend([0] * (len(self.shapes.columns) - len(node.capacity)))
+            node.capacity[column] = max(0, value)
+        node.capacity.extend([0] * (len(self.shapes.columns) - len(node.capacity)))
+        if "pods" not in obj.status.allocatable:
+            node.capacity[PODS_COLUMN] = UNLIMITED_PODS
+        node.idle, node.later = list(node.capacity), list(node.capacity)
+        read_numa(node, obj.metadata.annotations.get(NUMA_ANNOTATION, ""))
+        if self.inventory is not None:
+            self.inventory.upsert(obj)
+        self.nodes[name] = node
+        self.widen()
+        self._size_claim_columns(node)
+        self._offer(node, self._quota_capacity(node))
+        return node
+
+    def take_node(self, name: str) -> Node | None:
+        """Remove a node; its tasks still point to it."""
+        node = self.nodes.pop(name, None)
+        if node is not None:
+            self._offer(node, NOTHING)
+        return node
+
+    def slices_changed(self, obj: ResourceSlice | None = None) -> None:
+        """Bring what claims can reach up to date: on the node of a slice, or everywhere."""
+        if obj is not None and obj.spec.node_name:
+            self._slice_memory[obj.spec.node_name] = largest_memory(obj)
+            self._refresh_claim_columns(obj.spec.node_name)
+        else:
+            self._refresh_claim_columns()
+
+    def min_gpu_memory(self) -> int:
+        """MiB of the smallest GPU in the cluster: shares in MiB are counted against it until they have a node."""
+        return min((size for size, count in self._memories.items() if count and size), default=_SMALLEST_GPU)
+
+    def gpu_classes(self) -> set[str]:
+        """Device classes that offer GPUs: the one behind nvidia.com/gpu, and those named like a GPU driver."""
+        backs = self.inventory.class_for_extended_resource(GPU_RESOURCE) if self.inventory is not None else None
+        return {*self.policy.gpu_drivers, *([backs] if backs else [])}
+
+    def widen(self) -> None:
+        """Give every node all columns that shapes know; new ones are empty unless claims back the resource."""
+        width = len(self.shapes.columns)
+        if width == self._width:
+            return
+        self._width = width
+        for node in self.nodes.values():
+            missing = width - len(node.capacity)
+            for columns in (node.capacity, node.idle, node.later):
+                columns.extend([0] * missing)
+        self._refresh_claim_columns()
+
+    def _node_class(self, labels: dict[str, str], obj: ApiNode) -> NodeClass:
+        shared = {key: value for key, value in labels.items() if key != HOST_LABEL}
+        key = (tuple(sorted(shared.items())), encode(obj.spec.taints), obj.spec.unschedulable, obj.ready)
+        found = self.node_classes.get(key)
+        if found is None:
+            found = NodeClass(shared, obj.spec.taints, obj.spec.unschedulable, obj.ready)
+            self.node_classes[key] = found
+        return found
+
+    def _offer(self, node: Node, amounts: Amounts) -> None:
+        """Count what a node contributes to the cluster's total and which GPU memory sizes there are."""
+        for i in range(3):
+            self.total[i] += amounts[i] - node.offers[i]
+        if node.offers[2]:
+            self._memories[node.offers_memory] -= 1
+        if amounts[2]:
+            self._memories[node.gpu_memory] += 1
+        node.offers, node.offers_memory = amounts, node.gpu_memory
+
+    def _quota_capacity(self, node: Node) -> Amounts:
+        if not node.node_class.ready:
+            return NOTHING
+        gpu = (node.capacity[GPU_COLUMN] or self._claimable_gpus(node)) * GPU
+        for resource, column in self.shapes.columns.items():
+            if column > GPU_COLUMN and column < len(node.capacity):
+                gpu += mig_slices(resource) * node.capacity[column] * GPU
+        return (node.capacity[0], node.capacity[1], gpu)
+
+    def _claimable_gpus(self, node: Node) -> int:
+        """Devices that only claims can reach."""
+        if self.inventory is None:
+            return 0
+        names = sorted(name for name in self.gpu_classes() if name in self.inventory.classes)
+        return max((self.inventory.capacity(node.name, name) for name in names), default=0)
+
+    def _refresh_claim_columns(self, only: str | None = None) -> None:
+        concerned = self.nodes.values() if only is None else [self.nodes[only]] if only in self.nodes else []
+        for node in concerned:
+            self._size_claim_columns(node)
+            self._offer(node, self._quota_capacity(node))
+        self.layout += 1
+
+    def _size_claim_columns(self, node: Node) -> None:
+        """Extended resources that no device plugin offers on the node are those of its ResourceSlices."""
+        if self.inventory is None:
+            return
+        for resource, column in self.shapes.columns.items():
+            if column < GPU_COLUMN or column >= len(node.capacity):
+                continue
+            if node.capacity[column] and column not in node.claim_columns:
+                continue
+            device_class = self.inventory.class_for_extended_resource(resource)
+            capacity = self.inventory.capacity(node.name, device_class) if device_class else 0
+            difference = capacity - node.capacity[column]
+            if difference or capacity:
+                node.claim_columns.add(column)
+            for columns in (node.capacity, node.idle, node.later):
+                columns[column] += difference
+        node.by_claims = GPU_COLUMN in node.claim_columns
+        if node.by_claims and not node.labels.get(GPU_MEMORY_LABEL):
+            node.gpu_memory = self._slice_memory.get(node.name, 0)
