@@ -1,9 +1,6 @@
 """The actions that make room: consolidate, reclaim, preempt, and the eviction of stale gangs.
 
-One solver serves all three. It takes victims in order until a counting bound says that the unit could fit, then
-simulates on the journal: evict, place, and only if everything is placed keep going. The number of victims gallops up
-and is then halved down to the smallest that works. Victims that turn out not to be needed get their places back, the
-most important first; the others are placed elsewhere if there is room. Nothing is evicted unless the winner was placed.
+One solver serves the first three: nothing is evicted unless the simulation has placed the winner.
 """
 
 from __future__ import annotations
@@ -11,22 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from capstan.scheduling import verdicts
-from capstan.scheduling.filters import dynamic_reason, needs_company
 from capstan.scheduling.gangs import next_unit
 from capstan.scheduling.model import (
-    GPU,
     GPU_COLUMN,
     HOLDS_NOW,
     Gang,
-    Node,
     Queue,
-    Shape,
     Status,
     Task,
 )
 from capstan.scheduling.order import JobOrder, demand_of
 from capstan.scheduling.queues import exceeded
 from capstan.scheduling.session import Refusal, Session
+from capstan.scheduling.solver import Solver, also
 from capstan.scheduling.topology import slots
 from capstan.scheduling.victims import (
     Allowed,
@@ -38,7 +32,6 @@ from capstan.scheduling.victims import (
     runtime,
     victims_of,
 )
-from capstan.scheduling.world import World
 
 _NODE_TRIES = 64
 """Consolidation tries so many single nodes to empty for a pod before it combines several."""
@@ -125,7 +118,7 @@ def _reclaim_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal 
         if held + demand[i] <= share:
             return Refusal("", "")
         text = f"needs {verdicts.amount(demand[i], resource)}, which with {verdicts.bare(held, resource)} already held"
-        return _also(session, gang, f"{text} is over the fair share {verdicts.bare(share, resource)} of {queue.name}")
+        return also(session, gang, f"{text} is over the fair share {verdicts.bare(share, resource)} of {queue.name}")
 
     leaves = [q for q in _leaves(world.queues.values()) if q is not queue and fairness.candidate(q)]
     protected = {leaf.name: reclaim_min_runtime(leaf, queue, policy) for leaf in leaves}
@@ -136,13 +129,13 @@ def _reclaim_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal 
         return "surplus" if runtime(victim, session.now) < protected[victim.queue_name] else "all"
 
     order = VictimOrder(world, leaves, allowed, fairness.admit)
-    solver = _Solver(session, gang, unit, "reclaim", replace=policy.reclaim_may_consolidate)
+    solver = Solver(session, gang, unit, "reclaim", replace=policy.reclaim_may_consolidate)
     if solver.solve(order):
         return None
     if policy.reclaim_may_consolidate and leaves and solver.conceivable():
         # Victims that get another place are not taken from anybody: look again, and judge only what is really lost.
         everyone = VictimOrder(world, leaves, allowed, lambda victim: "take")
-        again = _Solver(session, gang, unit, "reclaim", replace=True, judge=lambda lost: _fair(fairness, lost))
+        again = Solver(session, gang, unit, "reclaim", replace=True, judge=lambda lost: _fair(fairness, lost))
         if again.solve(everyone):
             return None
     return solver.refusal(f"reclaimable for queue {queue.name}")
@@ -172,7 +165,7 @@ def _preempt_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal 
             return "none"
         return "surplus" if preempt_protection(victim, policy, session.now) else "all"
 
-    solver = _Solver(session, gang, unit, "preempt", replace=policy.reclaim_may_consolidate)
+    solver = Solver(session, gang, unit, "preempt", replace=policy.reclaim_may_consolidate)
     if solver.solve(victims_of(queue, allowed)):
         return None
     return solver.refusal(f"preemptible at lower priority in queue {queue.name}")
@@ -187,7 +180,7 @@ def _consolidate_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refu
     if demand_of(unit)[2] > session.free_gpus():
         return Refusal("", "")
     for chosen in _movable(session, gang, unit):
-        if _Solver(session, gang, unit, "consolidate", replace=True, every=True).solve(chosen):
+        if Solver(session, gang, unit, "consolidate", replace=True, every=True).solve(chosen):
             return None
     return Refusal("", "")
 
@@ -258,302 +251,6 @@ def _given_back(victims: Iterable[Victim], name: str) -> dict[int, int]:
                 if task.devices:
                     freed[GPU_COLUMN] = freed.get(GPU_COLUMN, 0) + len(task.devices)
     return freed
-
-
-# -- the solver ----------------------------------------------------------------------------------------------------
-
-
-class _Solver:
-    """Finds the smallest prefix of victims that lets the unit start, and carries it out in the World.
-
-    `replace`: try to give victims another place; `every`: all of them must get one; `judge`: the last word on those
-    that do not.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        gang: Gang,
-        unit: Sequence[Task],
-        action: str,
-        *,
-        replace: bool,
-        every: bool = False,
-        judge: Callable[[list[Victim]], bool] | None = None,
-    ) -> None:
-        self.session, self.gang, self.unit, self.action = session, gang, unit, action
-        self.replace, self.every, self.judge = replace, every, judge
-        self.taken: list[Victim] = []
-        self.room = _Bound(session, unit)
-        self._lost: list[Victim] = []
-        self._was: dict[str, tuple[Status, Node | None, tuple[str, ...], tuple[str, ...]]] = {}
-
-    def solve(self, victims: Iterable[Victim]) -> bool:
-        """Try; on success the World holds the outcome, on failure it is as before."""
-        stream = iter(victims)
-        taken = self.taken
-        failed_at = 0
-        step = 1
-        open_ = True
-        while open_:
-            wanted = len(taken) + step if self.room.enough() and taken else len(taken) + 1
-            while len(taken) < wanted or not self.room.enough():
-                victim = next(stream, None)
-                if victim is None:
-                    open_ = False
-                    break
-                taken.append(victim)
-                self.room.add(victim)
-            if len(taken) == failed_at or not taken or not self.room.enough():
-                return False
-            mark = self.session.world.mark()
-            works = self._simulate(len(taken))
-            if works and max(failed_at, self.room.too_few) == len(taken) - 1:
-                self._finish(len(taken))
-                return True
-            self.session.world.rollback(mark)
-            if works:
-                smallest = self._smallest(max(failed_at, self.room.too_few), len(taken))
-                self._simulate(smallest)
-                self._finish(smallest)
-                return True
-            step = 1 if failed_at == 0 else step * 2
-            failed_at = len(taken)
-        return False
-
-    def _smallest(self, failed: int, worked: int) -> int:
-        """The smallest number of victims that works, between one that fails and one that works."""
-        while worked - failed > 1:
-            middle = (failed + worked) // 2
-            if self._probe(middle):
-                worked = middle
-            else:
-                failed = middle
-        return worked
-
-    def _probe(self, count: int) -> bool:
-        world = self.session.world
-        mark = world.mark()
-        works = self._simulate(count)
-        world.rollback(mark)
-        return works
-
-    def _simulate(self, count: int) -> bool:
-        """Evict the first `count` victims and place the unit; with conditions on the victims, those too."""
-        session = self.session
-        self._was.clear()
-        for victim in self.taken[:count]:
-            for task in victim.tasks:
-                self._was[task.uid] = (task.status, task.node, task.devices, task.zones)
-                self._evict(task)
-        if self.every:
-            return self._rearrange(count)
-        if exceeded(self.gang, demand_of(self.unit)) is not None:
-            return False
-        if not session.place(self.gang, self.unit, later=True):
-            return False
-        if self.judge is None:
-            return True
-        self._lost = self._spare(count)
-        return self.judge(self._lost)
-
-    def _evict(self, task: Task) -> None:
-        """End a task; one that was only placed in this cycle simply goes back to waiting."""
-        world = self.session.world
-        if task.status == Status.ALLOCATED:
-            world.move(task, Status.PENDING, None)
-        elif self.every and task.node is not None:
-            world.move(task, Status.PENDING, None, leaving=(task.node, task.devices))
-        else:
-            world.move(task, Status.RELEASING, task.node, task.devices, zones=task.zones)
-
-    def _rearrange(self, count: int) -> bool:
-        """Place the winner and all victims in queue order, as if none had a place yet; all have to get one."""
-        session, world = self.session, self.session.world
-        victims = [task for victim in self.taken[:count] for task in victim.tasks]
-        gangs = {gang.key: gang for gang in (self.gang, *(victim.gang for victim in self.taken[:count]))}
-        order = JobOrder(world, gangs.values())
-        while (gang := order.pop()) is not None:
-            unit = list(self.unit) if gang is self.gang else next_unit(gang)
-            if not unit or exceeded(gang, demand_of(unit)) is not None or not session.place(gang, unit, later=True):
-                return False
-            for task in unit:
-                if task.leaving is not None and task.leaving == (task.node, task.devices):
-                    self._put_back(task)
-            unplaced = gang is not self.gang and any(t.gang is gang and t.node is None for t in victims)
-            order.done(gang if unplaced else None)
-        return all(task.node is not None for task in victims)
-
-    def _put_back(self, task: Task) -> None:
-        status, node, devices, zones = self._was[task.uid]
-        self.session.world.move(task, status, node, devices, zones=zones)
-
-    def _finish(self, count: int) -> None:
-        """Record what the simulation of `count` victims has left in the World."""
-        session = self.session
-        if not self.every and self.judge is None:
-            self._lost = self._spare(count)
-        evicted = False
-        reason = self._reason()
-        winner = self.gang.name.removeprefix("pod/")
-        for victim in self.taken[:count]:
-            for task in victim.tasks:
-                if task.status == Status.RELEASING or task.leaving is not None:
-                    session.evicted[task.uid] = (task, self.action, f"{self.gang.namespace}/{winner}", reason)
-                    evicted = True
-                elif task.status == Status.PENDING:
-                    session.refuse(victim.gang, Refusal("PodSchedulingErrors", f"gave way: {reason}"))
-        if evicted or not session.start_now(self.unit):
-            session.won.append(self.gang)
-
-    def _spare(self, count: int) -> list[Victim]:
-        """Give victims their place back where it is still free, others a new one; returns those without any."""
-        # The most important come first, which is the reverse of the order in which they were chosen.
-        candidates = list(reversed(self.taken[:count]))
-        homeless = [victim for victim in candidates if not self._restore(victim)]
-        if not (self.replace or self.every):
-            return homeless
-        hopeless: set[int] = set()
-        lost = []
-        for victim in homeless:
-            shapes = {task.shape.number for task in victim.tasks}
-            if shapes & hopeless or not self._move(victim):
-                lost.append(victim)
-                if len(victim.tasks) == 1 and not victim.tasks[0].claims:
-                    hopeless |= shapes
-        return lost
-
-    def _restore(self, victim: Victim) -> bool:
-        world = self.session.world
-        if exceeded(victim.gang, victim.amounts) is not None:
-            return False
-        mark = world.mark()
-        for task in victim.tasks:
-            _, node, devices, zones = self._was[task.uid]
-            if node is None or not _still_free(world, task, node, devices, zones):
-                world.rollback(mark)
-                return False
-            self._put_back(task)
-        return True
-
-    def _move(self, victim: Victim) -> bool:
-        session = self.session
-        if exceeded(victim.gang, victim.amounts) is not None:
-            return False
-        by_order = sorted(victim.tasks, key=lambda task: task.order)
-        if not session.place(victim.gang, by_order, later=True):
-            return False
-        if all(self._was[task.uid][0] == Status.ALLOCATED for task in by_order):
-            session.start_now(by_order)  # nothing of it runs yet, so nothing has to end first
-        return True
-
-    def _reason(self) -> str:
-        gang = self.gang
-        assert gang.queue is not None
-        demand = demand_of(self.unit)
-        needs = verdicts.amount(demand[2], "gpu") if demand[2] else verdicts.amount(demand[0], "cpu")
-        winner = f"{gang.namespace}/{gang.name.removeprefix('pod/')}"
-        if self.action == "reclaim":
-            return f"queue {gang.queue.name} takes back {needs} for {winner}, within its fair share"
-        if self.action == "preempt":
-            return f"{winner} has priority {gang.priority} in the same queue and needs {needs}"
-        return f"moved to make {needs} free in one place for {winner}"
-
-    def conceivable(self) -> bool:
-        """Whether what is free and what the victims hold together could satisfy the unit, wherever it is."""
-        wanted, taken = demand_of(self.unit)[2], sum(victim.amounts[2] for victim in self.taken)
-        return not wanted or wanted <= self.session.free_gpus() + taken
-
-    def refusal(self, where: str) -> Refusal:
-        """Why there was no solution, with the bound that decided."""
-        demand = demand_of(self.unit)
-        resource, i = ("gpu", 2) if demand[2] else ("cpu", 0)
-        freed = sum(victim.amounts[i] for victim in self.taken)
-        if not self.taken and self.action == "preempt":
-            return _also(self.session, self.gang, "")
-        text = f"needs {verdicts.amount(demand[i], resource)}, {verdicts.bare(freed, resource)} {where}"
-        return _also(self.session, self.gang, text)
-
-
-def _also(session: Session, gang: Gang, text: str) -> Refusal:
-    """What was said of the gang before, and one more reason; a queue bound that was broken says enough by itself."""
-    before = session.refusals.get(gang.key) or Refusal("PodSchedulingErrors", "")
-    if before.reason != "PodSchedulingErrors":
-        return before
-    parts = [part for part in (before.message, text) if part]
-    return Refusal(before.reason, "; ".join(parts), before.details, before.task)
-
-
-def _still_free(world: World, task: Task, node: Node, devices: tuple[str, ...], zones: tuple[str, ...]) -> bool:
-    """Whether a victim's old place was not given away."""
-    if world.is_drained(node) and (task.claims or task.implied is not None):
-        return False
-    for column, amount in task.shape.requests:
-        if node.later[column] < amount:
-            return False
-    if devices and task.shape.share is not None:
-        portion = task.shape.share.on(node.gpu_memory)
-        fresh = 0
-        for name in devices:
-            device = node.devices.get(name)
-            if device is not None and device.used_later + portion > GPU:
-                return False
-            fresh += device is None or not device.users_later
-        if fresh > node.later[GPU_COLUMN]:
-            return False
-    for zone in node.zones:
-        if zone.name in zones:
-            for resource, amount in task.shape.numa:
-                free = zone.capacity.get(resource, 0) - zone.used.get(resource, 0)
-                if resource in zone.capacity and free < amount // len(zones):
-                    return False
-    if needs_company(world, task):
-        return not dynamic_reason(world, task, node, later=True)
-    return True
-
-
-class _Bound:
-    """A quick no: by columns alone, how many of the unit's pods could be placed once the victims so far are gone."""
-
-    def __init__(self, session: Session, unit: Sequence[Task]) -> None:
-        self.wanted: dict[int, int] = {}
-        self.shapes: dict[int, Shape] = {}
-        for task in unit:
-            self.shapes[task.shape.number] = task.shape
-            self.wanted[task.shape.number] = self.wanted.get(task.shape.number, 0) + 1
-        self.found = {number: session.slot_count(shape) for number, shape in self.shapes.items()}
-        self.too_few = 0
-        """So many victims are certainly not enough."""
-        self._count = 0
-        self._freed: dict[str, tuple[Node, dict[int, int]]] = {}
-        self._slots: dict[tuple[int, str], int] = {}
-        self._shares = any(shape.share is not None for shape in self.shapes.values())
-
-    def enough(self) -> bool:
-        """Shares and claims are not counted by columns; for them only the simulation decides."""
-        if self._shares:
-            return True
-        return all(self.found[number] >= count for number, count in self.wanted.items())
-
-    def add(self, victim: Victim) -> None:
-        if not self.enough():
-            self.too_few = self._count
-        self._count += 1
-        for task in victim.tasks:
-            node = task.node
-            if node is None:
-                continue
-            freed = self._freed.setdefault(node.name, (node, {}))[1]
-            for column, amount in task.shape.requests:
-                freed[column] = freed.get(column, 0) + amount
-            if task.devices:
-                freed[GPU_COLUMN] = freed.get(GPU_COLUMN, 0) + len(task.devices)
-            for number, shape in self.shapes.items():
-                before = self._slots.get((number, node.name))
-                if before is None:
-                    before = slots(shape, node)
-                after = self._slots[(number, node.name)] = slots(shape, node, freed)
-                self.found[number] += after - before
 
 
 # -- stale gangs ---------------------------------------------------------------------------------------------------
