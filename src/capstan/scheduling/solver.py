@@ -2,8 +2,8 @@
 
 The solver takes victims in order until a counting bound says that the unit could fit, then simulates on the journal:
 evict, place, and only if everything is placed keep going. The number of victims gallops up and is then halved down to
-the smallest that works. Victims that turn out not to be needed get their places back, the most important first; the others
-are placed elsewhere if there is room.
+the smallest that works. Victims that turn out not to be needed get their places back, the most important first; the
+others are placed elsewhere if there is room.
 """
 
 from __future__ import annotations

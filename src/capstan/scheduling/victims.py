@@ -235,10 +235,13 @@ class Fairness:
             known = self._leaves[leaf.name] = (*levelled(self.reclaimer, leaf), leaf.path())
         ours, theirs, path = known
         left = self.left.get(theirs.name, theirs.allocated)
-        if not _exceeds(left, theirs.share):
-            guaranteed = _within(ours.allocated, self.demand, ours.quota) and _exceeds(left, theirs.quota)
-            if not guaranteed:
+        bound: Amounts | list[int] = theirs.share
+        if not _exceeds(left, bound):
+            bound = theirs.quota
+            if not _within(ours.allocated, self.demand, ours.quota) or not _exceeds(left, bound):
                 return "exhausted"
+        if not any(bound[i] != UNLIMITED and left[i] > bound[i] and victim.amounts[i] for i in range(3)):
+            return "skip"  # ending it would not bring the queue nearer to what it is entitled to
         self._take(path, victim.amounts, -1)
         if self._balanced():
             return "take"
