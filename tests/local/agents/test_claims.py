@@ -32,6 +32,7 @@ async def test_a_plugin_is_registered_and_told_so(house: Any) -> None:
     [({"type": "CSIPlugin"}, "is not DRAPlugin"), ({"supported_versions": ["v9.DRAPlugin"]}, "none of v1.DRAPlugin")],
 )
 async def test_a_plugin_of_another_kind_is_refused_and_told_why(house: Any, change: dict[str, Any], error: str) -> None:
+    await house.until(lambda: house.plugin.registered)
     await house.plugin.stop()
     house.plugin.info |= change
     house.plugin.registered.clear()

@@ -40,7 +40,7 @@ async def test_a_deployment_becomes_available_and_says_so(house: Any, template: 
     [name] = await house.names("ReplicaSet")
     owner = (await house.get("ReplicaSet", name))["metadata"]["ownerReferences"][0]
     assert (owner["kind"], owner["controller"]) == ("Deployment", True)
-    assert len(house.created) == 4
+    await house.until(lambda: len(house.created) == 4)
 
 
 async def test_a_rolling_update_keeps_its_bounds(house: Any, template: Any) -> None:
@@ -54,7 +54,7 @@ async def test_a_rolling_update_keeps_its_bounds(house: Any, template: Any) -> N
     assert found["metadata"]["annotations"]["deployment.kubernetes.io/revision"] == "2"
     # A pod that is going away still exists for a moment beside its successor.
     assert house.fewest_ready >= 5
-    assert len(house.created) == 12
+    await house.until(lambda: len(house.created) == 12)
     sizes = sorted([(await house.get("ReplicaSet", n))["spec"]["replicas"] for n in await house.names("ReplicaSet")])
     assert sizes == [0, 6]
 
@@ -103,7 +103,7 @@ async def test_scaling_down_takes_pods_that_are_not_ready_first(house: Any, temp
     await house.until(lambda: len(house.created) == 4)
     await house.patch("Deployment", "web", {"spec": {"replicas": 3}})
     await house.until(lambda: house.deleted)
-    assert house.deleted == [house.created[3]]
+    await house.until(lambda: house.deleted == [house.created[3]])
 
 
 async def test_a_deleted_or_failed_pod_is_replaced(house: Any, template: Any) -> None:
@@ -159,7 +159,7 @@ async def test_a_replica_set_adopts_matching_orphans_and_releases_what_no_longer
     await house.create("Pod", "stray", metadata={"labels": {"app": "web"}}, spec=template()["spec"])
     await house.create("ReplicaSet", "web", spec={"replicas": 2, "selector": SELECTOR, "template": template()})
     await house.status("ReplicaSet", "web", readyReplicas=2)
-    assert len(house.created) == 2
+    await house.until(lambda: len(house.created) == 2)
     await house.patch("Pod", "stray", {"metadata": {"labels": {"app": "other"}}})
     await house.until(lambda: len(house.created) == 3)
     await house.until(lambda: not house.pods.get("stray", "default").metadata.owner_references)
@@ -172,7 +172,8 @@ async def test_no_pod_is_made_twice_under_load(house: Any, template: Any) -> Non
         await house.patch("ReplicaSet", "web", {"metadata": {"labels": {"poke": str(_)}}})
         await asyncio.sleep(0)
     await house.status("ReplicaSet", "web", readyReplicas=100, replicas=100)
-    assert len(house.created) == 100 and not house.deleted
+    await house.until(lambda: len(house.created) == 100)
+    assert not house.deleted
 
 
 async def test_deleting_a_deployment_takes_everything_with_it(house: Any, template: Any) -> None:

@@ -57,7 +57,8 @@ async def test_completions_are_reached_with_bounded_parallelism(house: Any, temp
         "SuccessCriteriaMet": ("True", "CompletionsReached"),
         "Complete": ("True", "CompletionsReached"),
     }
-    assert len(house.created) == 5 and house.most_pods <= 2
+    await house.until(lambda: len(house.created) == 5)
+    assert house.most_pods <= 2
     assert all(not pod.metadata.finalizers for pod in house.pods.objects.values())
 
 
@@ -65,14 +66,15 @@ async def test_a_work_queue_job_ends_when_one_succeeded_and_all_are_done(house: 
     await start(house, template, parallelism=3, completions=None)
     await finish(house, 3, "Succeeded")
     status = await ended(house, "Complete")
-    assert status["succeeded"] == 3 and len(house.created) == 3
+    await house.until(lambda: len(house.created) == 3)
+    assert status["succeeded"] == 3
 
 
 async def test_failures_are_replaced_after_a_pause_until_the_limit(house: Any, template: Any) -> None:
     await start(house, template, backoffLimit=1)
     await finish(house, 1, "Failed")
     await house.status("Job", "work", failed=1, active=0)
-    assert len(house.created) == 1
+    await house.until(lambda: len(house.created) == 1)
     house.skip(11)
     await house.patch("Job", "work", {"metadata": {"labels": {"poke": "1"}}})
     await finish(house, 1, "Failed")

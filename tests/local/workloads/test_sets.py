@@ -47,7 +47,7 @@ async def test_scaling_down_takes_the_highest_first(house: Any, template: Any) -
     await house.status("StatefulSet", "web", readyReplicas=3)
     await house.patch("StatefulSet", "web", {"spec": {"replicas": 1}})
     await house.status("StatefulSet", "web", replicas=1)
-    assert house.deleted == ["web-2", "web-1"]
+    await house.until(lambda: house.deleted == ["web-2", "web-1"])
 
 
 async def test_an_update_goes_from_the_highest_down_to_the_partition(house: Any, template: Any) -> None:
@@ -55,7 +55,7 @@ async def test_an_update_goes_from_the_highest_down_to_the_partition(house: Any,
     before = await house.status("StatefulSet", "web", readyReplicas=3, updatedReplicas=3)
     await house.patch("StatefulSet", "web", {"spec": {"template": template("app:2")}})
     after = await house.status("StatefulSet", "web", readyReplicas=3, updatedReplicas=2)
-    assert house.deleted == ["web-2", "web-1"]
+    await house.until(lambda: house.deleted == ["web-2", "web-1"])
     assert before["status"]["currentRevision"] == after["status"]["currentRevision"]
     assert after["status"]["updateRevision"] != after["status"]["currentRevision"]
     await house.delete("Pod", "web-0")
@@ -108,7 +108,8 @@ async def test_a_daemon_is_replaced_one_node_at_a_time(house: Any, template: Any
     house.fewest_ready = 10**9
     await house.patch("DaemonSet", "agent", {"spec": {"template": template("app:2")}})
     await house.status("DaemonSet", "agent", updatedNumberScheduled=3, numberAvailable=3, observedGeneration=2)
-    assert house.fewest_ready == 2 and len(house.created) == 6
+    await house.until(lambda: len(house.created) == 6)
+    assert house.fewest_ready == 2
 
 
 async def budget(house: Any, template: Any, replicas: int, **bounds: Any) -> None:
