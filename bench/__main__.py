@@ -6,7 +6,7 @@ import importlib.util
 import subprocess
 import sys
 
-BENCHMARKS = ("cel", "allocation", "scheduling", "server", "node", "platform")
+BENCHMARKS = ("cel", "allocation", "blueprints", "scheduling", "node", "server", "platform")
 
 
 def main(names: list[str]) -> int:

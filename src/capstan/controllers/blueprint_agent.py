@@ -241,7 +241,8 @@ class BlueprintAgent(kube.Controller[str]):
             self._members[resource] = cache
             self._tasks.create_task(cache.run())
             try:
-                await asyncio.wait_for(cache.synced(), LIST_SECONDS)
+                async with asyncio.timeout(LIST_SECONDS):
+                    await cache.synced()
             except TimeoutError:
                 log.warning("blueprint agent: %s cannot be listed", resource.group_resource)
         return self._members[resource].is_synced

@@ -88,6 +88,13 @@ class Scheduler:
         self._problems = PoolProblems(self._events, inventory, slices)
 
     async def run(self) -> None:
+        try:
+            await self._run()
+        finally:
+            for task in self._in_flight:
+                task.cancel()
+
+    async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:
             for cache in self._caches:
                 group.create_task(cache.run())
@@ -118,7 +125,8 @@ class Scheduler:
 
     async def _wait_for_change(self) -> None:
         try:
-            await asyncio.wait_for(self._changed.wait(), TICK_SECONDS)
+            async with asyncio.timeout(TICK_SECONDS):
+                await self._changed.wait()
         except TimeoutError:
             return
         await asyncio.sleep(SETTLE_SECONDS)

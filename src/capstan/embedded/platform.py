@@ -134,8 +134,9 @@ class Platform:
         async def keep_blueprint(client: kube.Client) -> None:
             await BlueprintAgent(client, self.name).run()
 
-        yield Component("node-driver", Drivers.RULES, drive)
-        yield Component("node-agent", Fleet.RULES, run_pods)
+        if self.fleet:
+            yield Component("node-driver", Drivers.RULES, drive)
+            yield Component("node-agent", Fleet.RULES, run_pods)
         yield Component("blueprint-agent", BlueprintAgent.RULES, keep_blueprint)
 
     async def _run(self, admin: kube.Client, component: Component) -> None:

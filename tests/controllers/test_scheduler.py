@@ -1,0 +1,174 @@
+"""The scheduler's writes: in the right order, safe to repeat, under its own rights."""
+
+import pytest
+
+from capstan import kube
+from capstan.api import resources
+from capstan.controllers.scheduler import Scheduler
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def scheduler(house):
+    made = Scheduler(await house.grant("scheduler", Scheduler.RULES))
+    house.start(made)
+    return made
+
+
+async def claims(house):
+    return (await house.client.list(resources.RESOURCE_CLAIMS, "default")).items
+
+
+async def test_an_extended_resource_becomes_a_claim_that_is_allocated_and_reserved_before_the_pod_is_bound(
+    house, scheduler
+):
+    await house.node("n1", gpus=2)
+    await house.lone("p", gpus=2)
+    assert await house.until(lambda: house.bound("p"), "p is bound") == "n1"
+    (claim,) = await claims(house)
+    pod = await house.client.get(resources.PODS, "p", "default")
+    assert {r.device for r in claim.status.allocation.devices.results} == {"gpu-0", "gpu-1"}
+    assert [user.uid for user in claim.status.reserved_for] == [pod.metadata.uid]
+    assert claim.metadata.finalizers == ["resource.kubernetes.io/delete-protection"]
+    assert pod.status.extended_resource_claim_status.resource_claim_name == claim.metadata.name
+
+
+async def test_what_an_earlier_attempt_left_behind_is_used_again(house):
+    rules = await house.grant("scheduler", Scheduler.RULES)
+    await house.node("n1", gpus=1)
+    interrupted = Breaking(rules.transport, "POST", "/binding", times=10**6)
+    first = house.start(Scheduler(kube.Client(interrupted)))
+    await house.lone("p", gpus=1)
+    await house.until(lambda: claims(house), "the claim is made")
+    await house.until(interrupted.broke, "binding fails")
+    for task in first:
+        task.cancel()
+    assert await house.bound("p") == ""
+    house.start(Scheduler(rules))
+    assert await house.until(lambda: house.bound("p"), "another scheduler finishes the work") == "n1"
+    assert len(await claims(house)) == 1
+
+
+async def test_a_binding_that_fails_is_decided_anew(house):
+    client = await house.grant("scheduler", Scheduler.RULES)
+    breaking = Breaking(client.transport, "POST", "/binding", times=2)
+    house.start(Scheduler(kube.Client(breaking)))
+    await house.node("n1")
+    await house.lone("p")
+    await house.until(lambda: house.bound("p"), "p is bound in the third attempt")
+    assert await breaking.broke()
+
+
+async def test_a_gang_is_finished_by_the_next_scheduler_when_the_first_dies_between_two_bindings(house):
+    client = await house.grant("scheduler", Scheduler.RULES)
+    await house.node("n1", gpus=4)
+    await house.group("gang", 2)
+    breaking = Breaking(client.transport, "POST", "/pods/b/binding", times=10**6)
+    first = house.start(Scheduler(kube.Client(breaking)))
+    for name in "ab":
+        await house.pod(name, gpus=2, group="gang")
+    await house.until(lambda: house.bound("a"), "a is bound")
+    await house.until(breaking.broke, "b is not")
+    for task in first:
+        task.cancel()
+    house.start(Scheduler(client))
+    await house.until(lambda: house.bound("b"), "the gang is complete")
+
+
+async def test_a_waiting_gang_is_told_why_and_later_no_more(house, scheduler):
+    await house.node("n1", gpus=1)
+    await house.group("gang", 2)
+    for name in "ab":
+        await house.pod(name, gpus=1, group="gang")
+
+    async def verdict():
+        group = await house.client.get(resources.POD_GROUPS, "gang", "default")
+        return next(iter(group.status.scheduling_conditions), None)
+
+    told = await house.until(verdict, "the PodGroup says why")
+    assert (told.type, told.status, told.node_pool) == ("UnschedulableOnNodePool", "True", "default")
+    assert "2" in told.message
+    pod = await house.client.get(resources.PODS, "a", "default")
+    scheduled = next(c for c in pod.status.conditions if c.type == "PodScheduled")
+    assert (scheduled.status, scheduled.reason) == ("False", "Unschedulable")
+    assert await house.bound("a") == ""
+    await house.node("n2", gpus=1)
+    await house.until(lambda: house.bound("a"), "the gang starts")
+
+    async def cleared():
+        return await verdict() is None
+
+    await house.until(cleared, "the verdict is taken back")
+
+
+async def test_a_disruption_budget_keeps_its_pod(house, scheduler):
+    await house.node("n1", gpus=1)
+    await house.lone("victim", gpus=1)
+    await house.until(lambda: house.bound("victim"), "the first pod is bound")
+    ready = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+    await house.client.patch(resources.PODS, "victim", "default", patch={"status": ready}, subresource="status")
+    await house.client.create(
+        resources.POD_DISRUPTION_BUDGETS,
+        {
+            "metadata": {"name": "keep", "namespace": "default"},
+            "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "victim"}}},
+        },
+    )
+    await house.lone("winner", gpus=1, priorityClassName="build")
+
+    seen = scheduler.cycles
+
+    async def went_by():
+        return scheduler.cycles > seen + 3
+
+    await house.until(went_by, "some cycles went by")
+    victim = await house.client.get(resources.PODS, "victim", "default")
+    assert victim.metadata.deletion_timestamp is None
+    assert await house.bound("winner") == ""
+
+
+async def test_a_pool_that_contradicts_itself_is_reported_and_ignored(house, scheduler):
+    from tests.controllers.conftest import slice_of
+
+    await house.node("n1", gpus=1)
+    twice = slice_of("n1", 1)
+    twice["metadata"]["name"] = "other"
+    twice["spec"]["pool"] = {"name": "broken", "generation": 1, "resourceSliceCount": 2}
+    again = slice_of("n1", 1) | {"metadata": {"name": "again"}}
+    again["spec"]["pool"] = twice["spec"]["pool"]
+    for body in (twice, again):
+        await house.client.create(resources.RESOURCE_SLICES, body)
+
+    async def reported():
+        events = (await house.client.list(resources.EVENTS)).items
+        return [event for event in events if event.reason == "InvalidPool"]
+
+    (event, *_) = await house.until(reported, "the pool is reported")
+    assert "broken" in event.message
+    await house.lone("p", gpus=1)
+    await house.until(lambda: house.bound("p"), "the good pool still serves")
+
+
+class Breaking:
+    """A transport that answers 500 to some requests, a number of times."""
+
+    def __init__(self, transport, method, suffix, *, times):
+        self._transport = transport
+        self._method, self._suffix, self._times = method, suffix, times
+        self.broken = 0
+
+    async def broke(self):
+        return self.broken > 0
+
+    async def request(self, method, path, **options):
+        if method == self._method and path.endswith(self._suffix) and self.broken < self._times:
+            self.broken += 1
+            return kube.Response(500, b'{"kind":"Status","code":500,"message":"broken on purpose"}', {})
+        return await self._transport.request(method, path, **options)
+
+    def stream(self, path, **options):
+        return self._transport.stream(path, **options)
+
+    async def close(self):
+        await self._transport.close()
