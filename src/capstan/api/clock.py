@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
 
 
+@lru_cache(4096)
 def parse(timestamp: str | None) -> float:
     """POSIX seconds of an RFC 3339 timestamp; 0.0 for an absent one. Raises ValueError when it is malformed."""
     if not timestamp:
@@ -14,7 +16,13 @@ def parse(timestamp: str | None) -> float:
 
 def render(seconds: float) -> str:
     """`metav1.Time`: RFC 3339 in UTC with seconds precision."""
-    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return _render(int(seconds))
+
+
+@lru_cache(256)
+def _render(seconds: int) -> str:
+    """Most of what is rendered is the present second."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def render_micro(seconds: float) -> str:

@@ -30,7 +30,7 @@ from capstan.kube.errors import (
 )
 from capstan.kube.events import EventRecorder, reference
 from capstan.kube.leases import LeaderElector
-from capstan.kube.transport import HttpTransport, Response, Token, Transport
+from capstan.kube.transport import Document, HttpTransport, Response, Token, Transport
 
 __all__ = [
     "AlreadyExists",
@@ -45,6 +45,7 @@ __all__ = [
     "Connection",
     "Controller",
     "Discovery",
+    "Document",
     "EventRecorder",
     "Forbidden",
     "Gone",

@@ -20,7 +20,7 @@ import msgspec
 from capstan.api.base import Status
 from capstan.api.resources import Resource
 from capstan.kube import errors
-from capstan.kube.transport import Response, Transport
+from capstan.kube.transport import Document, Response, Transport
 
 T = TypeVar("T")
 Body = dict[str, Any]
@@ -79,6 +79,7 @@ class _Decoders(Generic[T]):
 
 
 _decoders: dict[type[Any], _Decoders[Any]] = {}
+_NOT_SHARED: dict[type[Any], Any] = {}
 _raw_list: msgspec.json.Decoder[_List[msgspec.Raw]] = msgspec.json.Decoder(_List[msgspec.Raw])
 _event = msgspec.json.Decoder(_Event)
 
@@ -178,10 +179,16 @@ class Client:
             query["resourceVersion"] = resource_version
         async with self.transport.stream(resource.path(namespace), query=query) as documents:
             async for document in documents:
-                event = _event.decode(document)
-                if event.type == "ERROR":
-                    raise errors.from_status(msgspec.json.decode(event.object, type=Status))
-                yield WatchEvent(event.type, decode(resource, event.object))
+                shared = document.decoded if isinstance(document, Document) else _NOT_SHARED
+                found = shared.get(resource.struct)
+                if found is None:
+                    event = _event.decode(document)
+                    if event.type == "ERROR":
+                        raise errors.from_status(msgspec.json.decode(event.object, type=Status))
+                    found = WatchEvent(event.type, decode(resource, event.object))
+                    if shared is not _NOT_SHARED and resource.struct is not dict:
+                        shared[resource.struct] = found
+                yield found
 
     async def create(self, resource: Resource[Any], body: Body, namespace: str = "", dry_run: bool = False) -> Body:
         path = resource.path(namespace or _metadata(body, "namespace"))

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import quote, urlencode
 
 import aiohttp
@@ -33,6 +33,16 @@ class Response:
     status: int
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class Document(bytes):
+    """One JSON document of a stream that several readers in this process get. `decoded` holds what they made of it, by
+    type: each shape is decoded once and shared, for decoded objects are never changed."""
+
+    decoded: dict[type[Any], Any]
+
+    def __init__(self, content: bytes) -> None:
+        self.decoded = {}
 
 
 class Transport(Protocol):

@@ -130,7 +130,8 @@ class Authorizer:
             table.listeners.append(self._changed)
         self._bindings: dict[SubjectKey, list[tuple[str, RoleRef]]] | None = None
         self._rules: dict[tuple[User, str], list[PolicyRule]] = {}
-        self._decisions: dict[tuple[User, Action], bool] = {}
+        self._decisions: dict[User, dict[tuple[str, ...], bool]] = {}
+        """By user, then by (verb, group, resource, subresource, namespace, path)."""
 
     def _changed(self, _event: Event) -> None:
         self._bindings = None
@@ -140,12 +141,19 @@ class Authorizer:
     def allowed(self, user: User, action: Action) -> bool:
         if _SUPERUSERS in user.groups:
             return True
-        key = (user, action)
-        decision = self._decisions.get(key)
+        decisions = self._decisions.get(user)
+        if decisions is None:
+            decisions = self._decisions[user] = {}
+        nameless = (action.verb, action.group, action.plural, action.subresource, action.namespace, action.path)
+        decision = decisions.get(nameless)
         if decision is None:
-            if len(self._decisions) >= _REMEMBERED:
-                self._decisions.clear()
-            decision = self._decisions[key] = any(allows(rule, action) for rule in self.rules(user, action.namespace))
+            rules = self.rules(user, action.namespace)
+            if any(rule.resource_names for rule in rules):
+                # Then it may depend on the name, and there are too many names to remember.
+                return any(allows(rule, action) for rule in rules)
+            if len(decisions) >= _REMEMBERED:
+                decisions.clear()
+            decision = decisions[nameless] = any(allows(rule, action) for rule in rules)
         return decision
 
     def rules(self, user: User, namespace: str) -> list[PolicyRule]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterable
 
+from capstan.kube import Document
 from capstan.local.representation import View
 from capstan.local.selection import Selection, record_fields
 from capstan.local.status import Json
@@ -165,7 +166,7 @@ class Hub:
                 shared = (watcher.view.identity, seen)
                 data = frames.get(shared)
                 if data is None:
-                    data = frames[shared] = event_frame(event, seen, watcher.view)
+                    data = frames[shared] = Document(event_frame(event, seen, watcher.view))
                 watcher.push(data)
 
 
