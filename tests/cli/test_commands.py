@@ -62,4 +62,4 @@ def test_apply_reads_everything_before_it_sends_anything(tmp_path):
     (tmp_path / "bad.yaml").write_text("apiVersion: v1\nkind: [")
     result = CliRunner().invoke(main, ["apply", "-f", str(tmp_path)])
     assert result.exit_code == 1
-    assert "bad.yaml: line 2" in result.output
+    assert "bad.yaml: line 3" in result.output

@@ -30,8 +30,9 @@ class Platform:
     def __init__(self, data_dir: Path, nodes: str, *options: str) -> None:
         self.data_dir = data_dir
         self.kubeconfig = data_dir / "kubeconfig"
+        data_dir.parent.mkdir(parents=True, exist_ok=True)
         self.log = data_dir.parent / "capstan-up.log"
-        self._options = ["--nodes", nodes, "--data-dir", str(data_dir), "--port", "0", *options]
+        self.command = [*CAPSTAN, "up", "--nodes", nodes, "--data-dir", str(data_dir), "--port", "0", *options]
         self.process: subprocess.Popen[bytes] | None = None
         found = kubectl_tool.find()
         if found is None:
@@ -41,9 +42,7 @@ class Platform:
     def start(self) -> None:
         with self.log.open("ab") as log:
             before = log.tell()
-            self.process = subprocess.Popen(
-                [*CAPSTAN, "up", *self._options], stdout=log, stderr=log, env=self.environment()
-            )
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=self.environment())
         deadline = time.monotonic() + 90
         while "Capstan is up" not in self.log.read_bytes()[before:].decode():
             if self.process.poll() is not None or time.monotonic() > deadline:

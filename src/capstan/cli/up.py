@@ -7,7 +7,9 @@ import logging
 import os
 import resource
 import signal
+import threading
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
@@ -17,6 +19,7 @@ from capstan.cli.connection import state_directory
 if TYPE_CHECKING:
     from capstan.embedded import Platform
 
+STOP_SECONDS = 8.0
 DEFAULT_NODES = "2xdgx-a100,1xl4x4"
 
 
@@ -58,7 +61,7 @@ def up(nodes: str, list_models: bool, data_dir: Path | None, port: int, demo_que
     """
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # read when grpc is imported; it reports each closed connection
     from capstan.embedded import Platform, PlatformError
-    from capstan.node import models
+    from capstan.node import NodeError, models
 
     if list_models:
         click.echo("\n".join(models.KNOWN_MODELS))
@@ -67,8 +70,11 @@ def up(nodes: str, list_models: bool, data_dir: Path | None, port: int, demo_que
     raise_file_limit()
     try:
         fleet = models.parse_fleet(nodes)
-    except ValueError as error:
+    except NodeError as error:
         raise click.BadParameter(str(error), param_hint="--nodes") from error
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)  # until the event loop takes over
+    click.echo(f"Starting {len(fleet)} {'node' if len(fleet) == 1 else 'nodes'} …")
     platform = Platform(fleet, data_dir=data_dir or state_directory(), port=port, demo_queues=demo_queues)
     try:
         asyncio.run(_serve(platform))
@@ -94,6 +100,20 @@ async def _serve(platform: Platform) -> None:
         )
         await stop.wait()
         click.echo("Stopping …")
+        watchdog = threading.Timer(STOP_SECONDS, _give_up, [loop])
+        watchdog.daemon = True
+        watchdog.start()
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
+def _give_up(loop: asyncio.AbstractEventLoop) -> None:
+    """The last resort against a part that does not end; everything acknowledged is on disk."""
+    names = sorted({task.get_name() for task in asyncio.all_tasks(loop)})
+    click.echo(f"Gave up waiting after {STOP_SECONDS:g} s for: {', '.join(names)}. No data is lost.", err=True)
+    os._exit(1)
 
 
 def raise_file_limit() -> None:

@@ -85,9 +85,8 @@ class Platform:
     @property
     def summary(self) -> str:
         counts = Counter(spec.model.name for spec in self.fleet)
-        return (
-            f"{len(self.fleet)} nodes ({', '.join(f'{count} × {model}' for model, count in counts.items()) or 'none'})"
-        )
+        models = ", ".join(f"{count} × {model}" for model, count in counts.items()) or "none"
+        return f"{len(self.fleet)} {'node' if len(self.fleet) == 1 else 'nodes'} ({models})"
 
     async def _start(self) -> None:
         self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
