@@ -138,6 +138,54 @@ def test_an_explicit_claim_is_allocated_and_counted_against_the_quota() -> None:
     assert made.queue_status()["a"].allocated["nvidia.com/gpu"] == "2"
 
 
+def test_a_missing_claim_or_class_is_named_and_nobody_is_evicted_for_it() -> None:
+    made = platform()
+    made.upsert(gang("running", "a"))
+    made.upsert(pod("running-0", "running", gpus=4, on="n0"))
+    made.upsert(gang("lost", "a", priority="inference", rank=1))
+    made.upsert(pod("lost-0", "lost", rank=1, resourceClaims=[{"name": "gpu", "resourceClaimName": "nobody"}]))
+    odd = claim("odd")
+    assert odd.spec.devices.requests[0].exactly is not None
+    odd.spec.devices.requests[0].exactly.device_class_name = "imex.nvidia.com"
+    made.upsert(odd)
+    made.upsert(gang("odd", "a", priority="inference", rank=2))
+    made.upsert(pod("odd-0", "odd", rank=2, resourceClaims=[{"name": "gpu", "resourceClaimName": "odd"}]))
+    plan = cycle(made, Policy(), START)
+    assert plan.evictions == []
+    assert {(v.group, v.reason, v.message, v.pods) for v in plan.verdicts} == {
+        ("lost", "InvalidRequest", "pod lost-0: its claim default/nobody does not exist", ("lost-0",)),
+        (
+            "odd",
+            "InvalidRequest",
+            "pod odd-0: claim odd, request gpu: device class imex.nvidia.com does not exist",
+            ("odd-0",),
+        ),
+    }
+
+
+def test_the_refusal_of_the_devices_is_in_the_verdict() -> None:
+    made = platform(gpus=1, nodes=1)
+    for name in ("c0", "c1"):
+        made.upsert(claim(name))
+    for i in range(2):
+        made.upsert(gang(f"job-{i}", "a", rank=i))
+        made.upsert(
+            pod(f"job-{i}-0", f"job-{i}", rank=i, resourceClaims=[{"name": "gpu", "resourceClaimName": f"c{i}"}])
+        )
+    (only,) = cycle(made, Policy(actions=("allocate",)), START).verdicts
+    assert "on node n0: " in only.message
+    assert "c1" in only.message
+
+
+def test_a_contradictory_share_is_an_invalid_request_of_its_pod() -> None:
+    made = platform()
+    made.upsert(gang("bad", "a"))
+    made.upsert(pod("bad-0", "bad", fraction="1.5"))
+    (only,) = cycle(made, Policy(), START).verdicts
+    assert (only.reason, only.pods) == ("InvalidRequest", ("bad-0",))
+    assert "1.5" in only.message
+
+
 def test_a_claim_that_is_not_generated_yet_gates_its_pod() -> None:
     made = platform()
     made.upsert(gang("job", "a"))

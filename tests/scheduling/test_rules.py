@@ -193,6 +193,23 @@ def test_contradictory_subgroups_are_named() -> None:
     assert "below itself" in message
 
 
+def test_a_pod_of_an_unknown_pod_group_says_so() -> None:
+    made = world(node("n0"), queue("a"), pod("p", "nobody"))
+    assert verdict(made) == ("InvalidPodGroup", "its PodGroup default/nobody does not exist")
+
+
+def test_a_gang_without_a_queue_says_so() -> None:
+    made = world(node("n0"), gang("g", ""), pod("p", "g"))
+    assert verdict(made) == ("QueueDoesNotExist", "no queue is given")
+
+
+def test_an_unknown_resource_is_named() -> None:
+    container = {"name": "main", "resources": {"requests": {"example.com/tpu": 1}}}
+    made = world(node("n0"), queue("a"), gang("g", "a"), pod("p", "g", containers=[container]))
+    _, message = verdict(made)
+    assert message == "no node has room for pod p (1 node: has fewer example.com/tpu than one pod asks for)"
+
+
 # -- nodes
 
 

@@ -100,3 +100,9 @@ def test_the_command_counts_and_exits(tmp_path: Path) -> None:
     failed = CliRunner().invoke(command, ["run", str(good), str(bad)])
     assert (failed.exit_code, failed.output.splitlines()[-1]) == (1, "1 passed, 1 failed")
     assert "task first-0: Binding on n0, expected Gated" in failed.output
+
+
+def test_the_scenario_in_the_guide_passes() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "scheduling.md").read_text(encoding="utf-8")
+    example = guide.partition("```yaml\n")[2].partition("```")[0]
+    assert run(load(example)[0]) == []

@@ -92,14 +92,27 @@ def uses_claims(task: Task, node: Node) -> bool:
     return bool(task.claims) or (task.implied is not None and node.by_claims)
 
 
-def claims_of(world: World, task: Task, node: Node) -> list[ResourceClaim] | None:
-    """The claims the task needs on the node, None when one of them does not exist."""
-    claims: list[ResourceClaim] = []
+def missing(world: World, task: Task) -> str:
+    """What the task's claims name and nobody has made: a claim, or a device class; empty when all is there."""
     for _, name in task.claims:
-        claim = world.claims.get((task.namespace, name or ""))
+        key = (task.namespace, name or "")
+        claim = world.claims.get(key)
         if claim is None:
-            return None
-        claims.append(claim)
+            return f"its claim {key[0]}/{key[1]} does not exist"
+        if world.inventory is None or claim.status.allocation is not None:
+            continue
+        for request in claim.spec.devices.requests:
+            classes = [option.device_class_name for option in request.first_available]
+            if request.exactly is not None:
+                classes.append(request.exactly.device_class_name)
+            if classes and not any(name in world.inventory.classes for name in classes):
+                return f"claim {key[1]}, request {request.name}: device class {classes[0]} does not exist"
+    return ""
+
+
+def claims_of(world: World, task: Task, node: Node) -> list[ResourceClaim]:
+    """The claims the task needs on the node; `missing` has made sure that they exist."""
+    claims = [world.claims[(task.namespace, name or "")] for _, name in task.claims]
     if task.implied is not None and node.by_claims:
         claims.append(task.implied)
     return claims
@@ -123,40 +136,43 @@ def _same_queue(world: World, task: Task, claim: ResourceClaim) -> bool:
     return not world.claims_gpus(claim) or claim.metadata.labels.get(QUEUE_LABEL) == gang.queue_name
 
 
-def allocate(world: World, policy: Policy, task: Task, node: Node, *, later: bool) -> Granted | None:
-    """Allocate what the task's claims still lack, on this node, in the inventory; None when that is impossible.
+def allocate(world: World, policy: Policy, task: Task, node: Node, *, later: bool) -> Granted | str:
+    """Allocate what the task's claims still lack, on this node, in the inventory; a text says why that is impossible.
 
     With `later`, or when there is no other way, the claims of terminating pods on the node are released first; from
     then on the inventory shows the node's future and everything placed there by claims waits.
     """
     inventory = world.inventory
-    claims = claims_of(world, task, node)
-    if inventory is None or claims is None:
-        return None
+    if inventory is None:
+        return "claims cannot be allocated here"
     view = NodeView(node.name, node.labels)
     open_claims = []
-    for claim in claims:
-        if _crowded(world, task, claim) or not _same_queue(world, task, claim):
-            return None
+    for claim in claims_of(world, task, node):
+        if _crowded(world, task, claim):
+            return f"claim {claim.key[1]} has {MAX_RESERVED_FOR} users already"
+        if not _same_queue(world, task, claim):
+            return f"claim {claim.key[1]} needs the label {QUEUE_LABEL} of the pod's queue"
         held = inventory.allocation(claim.key)
         if held is None:
             open_claims.append(claim)
         elif held.node_selector is not None and not held.node_selector.matches(node.name, node.labels):
-            return None
+            return f"claim {claim.key[1]} is allocated and cannot be used there"
     if not open_claims:
         return Granted(later)
     drained = world.is_drained(node)
+    refused = ""
     if not later or drained:
         result = allocate_claims(inventory, open_claims, view, policy=policy.allocation_policy)
         if isinstance(result, Allocation):
             world.grant(task, result.results)
             return Granted(later or drained)
+        refused = result.message
     mark = world.mark()
-    if drained or not world.drain(node):
-        return None
-    result = allocate_claims(inventory, open_claims, view, policy=policy.allocation_policy)
-    if isinstance(result, Allocation):
-        world.grant(task, result.results)
-        return Granted(True)
+    if not drained and (world.drain(node) or later):
+        result = allocate_claims(inventory, open_claims, view, policy=policy.allocation_policy)
+        if isinstance(result, Allocation):
+            world.grant(task, result.results)
+            return Granted(True)
+        refused = result.message
     world.rollback(mark)
-    return None
+    return refused

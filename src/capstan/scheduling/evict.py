@@ -113,10 +113,11 @@ def _reclaim_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal 
     demand = demand_of(unit)
     fairness = Fairness(queue, demand, policy.saturation_multiplier)
     if not fairness.may_reclaim(preemptible=gang.preemptible):
-        resource, i = ("gpu", 2) if demand[2] else ("cpu", 0)
-        held, share = queue.allocated[i], queue.entitled[i]
-        if held + demand[i] <= share:
+        spoken = verdicts.leading(demand)
+        if spoken is None or queue.allocated[spoken[1]] + demand[spoken[1]] <= queue.entitled[spoken[1]]:
             return Refusal("", "")
+        resource, i = spoken
+        held, share = queue.allocated[i], queue.entitled[i]
         text = f"needs {verdicts.amount(demand[i], resource)}, which with {verdicts.bare(held, resource)} already held"
         return also(session, gang, f"{text} is over the fair share {verdicts.bare(share, resource)} of {queue.name}")
 
@@ -168,7 +169,7 @@ def _preempt_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal 
     solver = Solver(session, gang, unit, "preempt", replace=policy.reclaim_may_consolidate)
     if solver.solve(victims_of(queue, allowed)):
         return None
-    return solver.refusal(f"preemptible at lower priority in queue {queue.name}")
+    return solver.refusal("preemptible at lower priority" + (f" in queue {queue.name}" if queue.name else ""))
 
 
 # -- consolidate ---------------------------------------------------------------------------------------------------

@@ -229,6 +229,8 @@ class Task:
     volumes: tuple[str, ...] = ()
     blocked: str = ""
     """Why it is gated."""
+    error: str = ""
+    """What is wrong with its request; such a pod never starts."""
     terminating_since: float = 0.0
     nominated: str = ""
     zones: tuple[str, ...] = ()

@@ -204,6 +204,8 @@ class Placer:
 
     def __init__(self, world: World, policy: Policy) -> None:
         self.world, self.policy = world, policy
+        self.said: dict[str, str] = {}
+        """Pod uid -> why its claims could not be allocated on the node tried last."""
         self._kept: dict[object, ShapeIndex | Sum | Histogram] = {}
 
     @classmethod
@@ -254,7 +256,7 @@ class Placer:
 
     def place(self, task: Task, *, later: bool, scope: Scope = ANYWHERE) -> Node | None:
         """Put the task on the best node: allocated when it is free, else (or with `later`) pipelined. None: no room."""
-        if task.shape.error:
+        if task.error:
             return None
         index = self.index(task.shape, scope)
         if task.nominated in index.members and self.try_node(task, self.world.nodes[task.nominated], later=later):
@@ -290,7 +292,7 @@ class Placer:
     def try_node(self, task: Task, node: Node, *, later: bool) -> bool:
         """Place the task on this node if everything allows it: columns, company, claims, NUMA zones."""
         shape = task.shape
-        if shape.error or node_reason(shape, node) or not fits(shape, node, later=True):
+        if task.error or node_reason(shape, node) or not fits(shape, node, later=True):
             return False
         wait = later or not fits(shape, node, later=False)
         if needs_company(self.world, task):
@@ -304,7 +306,8 @@ class Placer:
                 return False
         if devices.uses_claims(task, node):
             granted = devices.allocate(self.world, self.policy, task, node, later=wait)
-            if granted is None:
+            if isinstance(granted, str):
+                self.said[task.uid] = f"on node {node.name}: {granted}"
                 return False
             wait = wait or granted.later
         self._put(task, node, wait=wait, zones=zones or ())

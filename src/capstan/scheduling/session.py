@@ -32,6 +32,7 @@ class Session:
     def __init__(self, world: World, policy: Policy, now: float) -> None:
         self.world, self.policy, self.now = world, policy, now
         self.placer = Placer.of(world, policy)
+        self.placer.said.clear()
         self.refusals: dict[tuple[str, str], Refusal] = {}
         self.evicted: dict[str, tuple[Task, str, str, str]] = {}
         """uid -> task, action, for which gang, why"""
@@ -58,22 +59,24 @@ class Session:
                     self.refusals[gang.key] = refusal
 
     def _unfit(self, gang: Gang, queue: Queue) -> Refusal | None:
+        if gang.error:
+            return Refusal("InvalidPodGroup", gang.error)
         if queue is self.world.nowhere:
-            name = gang.queue_name or "(none given)"
-            return Refusal("QueueDoesNotExist", f"queue {name} does not exist")
+            what = f"queue {gang.queue_name} does not exist" if gang.queue_name else "no queue is given"
+            return Refusal("QueueDoesNotExist", what)
         if queue.error:
             return Refusal("QueueDoesNotExist", f"queue {queue.name} cannot be used: {queue.error}")
         if queue.children:
             return Refusal("QueueDoesNotExist", f"queue {queue.name} has child queues; name one of its leaves")
-        if gang.error:
-            return Refusal("InvalidPodGroup", gang.error)
         for group in _all_groups(gang.root):
             wrong = contradiction(self.world, group.levels) if group.levels is not None else ""
             if wrong:
                 return Refusal("InvalidTopology", wrong)
-        wrong_shape = next((t for leaf in gang.root.leaves() for _, t in leaf.pending if t.shape.error), None)
-        if wrong_shape is not None:
-            return Refusal("PodSchedulingErrors", f"pod {wrong_shape.name}: {wrong_shape.shape.error}")
+        for leaf in gang.root.leaves():
+            for _, task in leaf.pending:
+                wrong = task.error or (devices.missing(self.world, task) if task.claims else "")
+                if wrong:
+                    return Refusal("InvalidRequest", f"pod {task.name}: {wrong}")
         if not gang.root.ready:
             return Refusal("NotReady", verdicts.not_ready(gang))
         return None
@@ -179,7 +182,9 @@ class Session:
     def no_room(self, gang: Gang, unit: Sequence[Task]) -> Refusal:
         """The refusal after `place` has failed for lack of nodes."""
         task = self._stuck or unit[0]
-        return Refusal("PodSchedulingErrors", verdicts.no_room(gang, unit, self._placed), {}, task)
+        text = verdicts.no_room(gang, unit, self._placed)
+        said = self.placer.said.get(task.uid)
+        return Refusal("PodSchedulingErrors", f"{text}; {said}" if said else text, {}, task)
 
     def verdicts(self) -> list[Verdict]:
         """A verdict for every gang that still waits, in order of namespace and name."""

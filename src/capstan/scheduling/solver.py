@@ -210,7 +210,8 @@ class Solver:
         gang = self.gang
         assert gang.queue is not None
         demand = demand_of(self.unit)
-        needs = verdicts.amount(demand[2], "gpu") if demand[2] else verdicts.amount(demand[0], "cpu")
+        spoken = verdicts.leading(demand)
+        needs = verdicts.amount(demand[spoken[1]], spoken[0]) if spoken else "room"
         winner = f"{gang.namespace}/{gang.name.removeprefix('pod/')}"
         if self.action == "reclaim":
             return f"queue {gang.queue.name} takes back {needs} for {winner}, within its fair share"
@@ -225,13 +226,13 @@ class Solver:
 
     def refusal(self, where: str) -> Refusal:
         """Why there was no solution, with the bound that decided."""
-        demand = demand_of(self.unit)
-        resource, i = ("gpu", 2) if demand[2] else ("cpu", 0)
-        freed = sum(victim.amounts[i] for victim in self.taken)
-        if not self.taken and self.action == "preempt":
+        spoken = verdicts.leading(demand_of(self.unit))
+        if spoken is None or (not self.taken and self.action == "preempt"):
             return also(self.session, self.gang, "")
-        text = f"needs {verdicts.amount(demand[i], resource)}, {verdicts.bare(freed, resource)} {where}"
-        return also(self.session, self.gang, text)
+        resource, i = spoken
+        freed = sum(victim.amounts[i] for victim in self.taken)
+        wanted = verdicts.amount(demand_of(self.unit)[i], resource)
+        return also(self.session, self.gang, f"needs {wanted}, {verdicts.bare(freed, resource)} {where}")
 
 
 def also(session: Session, gang: Gang, text: str) -> Refusal:

@@ -13,24 +13,36 @@ from capstan.scheduling.model import (
     PODS_COLUMN,
     RESOURCES,
     UNLIMITED,
+    Amounts,
     Gang,
     Group,
     Node,
     Shape,
+    Status,
     Task,
 )
 from capstan.scheduling.plan import Verdict
 from capstan.scheduling.queues import Exceeded
 from capstan.scheduling.world import World
 
-_NAMES = {"cpu": "CPU cores", "memory": "GB of memory", "gpu": "GPUs"}
+_NAMES = {"cpu": ("CPU core", "CPU cores"), "memory": ("GB of memory", "GB of memory"), "gpu": ("GPU", "GPUs")}
 _SCALE = {"cpu": 1000, "memory": 10**9, "gpu": GPU}
+
+
+def count(number: int, what: str) -> str:
+    """`1 node`, `3 nodes`."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def amount(value: int, resource: str) -> str:
     """`79 GPUs`, `1.5 CPU cores`, `4 GB of memory`."""
     number = value / _SCALE[resource]
-    return f"{number:.6g} {_NAMES[resource]}"
+    return f"{number:.6g} {_NAMES[resource][number != 1]}"
+
+
+def leading(demand: Amounts) -> tuple[str, int] | None:
+    """The resource to speak of, and its place in an amounts tuple: GPUs before CPU before memory."""
+    return next(((RESOURCES[i], i) for i in (2, 0, 1) if demand[i]), None)
 
 
 def bare(value: int, resource: str) -> str:
@@ -79,7 +91,7 @@ def _lacking(group: Group) -> str:
 
 def gated(tasks: Sequence[Task]) -> str:
     first = min(tasks, key=lambda task: task.order)
-    return f"{len(tasks)} pods wait at a gate: {first.blocked}"
+    return f"{count(len(tasks), 'pod')} held back, {first.name} by: {first.blocked}"
 
 
 def no_room(gang: Gang, unit: Sequence[Task], placed: int) -> str:
@@ -126,8 +138,8 @@ def by_frequency(counts: Mapping[str, int]) -> dict[str, int]:
 
 def verdict(gang: Gang, reason: str, message: str, details: Mapping[str, object], nodes: Mapping[str, int]) -> Verdict:
     if nodes:
-        message += " (" + ", ".join(f"{count} nodes: {text}" for text, count in nodes.items()) + ")"
-    waiting = [task for leaf in gang.root.leaves() for _, task in leaf.pending]
+        message += " (" + ", ".join(f"{count(number, 'node')}: {text}" for text, number in nodes.items()) + ")"
+    waiting = [task for task in gang.tasks.values() if task.status in (Status.PENDING, Status.GATED)]
     names = tuple(task.name for task in sorted(waiting, key=lambda task: task.order))
     return Verdict(
         namespace=gang.namespace,

@@ -317,6 +317,7 @@ class World(Holdings):
     def _task(self, pod: Pod, uid: str) -> Task:
         meta, spec = pod.metadata, pod.spec
         labels = meta.labels
+        shape = self.shapes.of(pod)
         try:
             priority = int(labels.get(TASK_PRIORITY_LABEL, "0"))
         except ValueError:
@@ -325,7 +326,7 @@ class World(Holdings):
             uid=uid,
             namespace=meta.namespace,
             name=meta.name,
-            shape=self.shapes.of(pod),
+            shape=shape,
             order=(-priority, role(labels), clock.parse(meta.creation_timestamp), uid),
             labels=labels,
             claims=claim_names(pod),
@@ -334,6 +335,7 @@ class World(Holdings):
                 for v in spec.volumes
                 if v.persistent_volume_claim or v.ephemeral
             ),
+            error=shape.error,
             blocked=", ".join(gate.name for gate in spec.scheduling_gates),
             nominated=pod.status.nominated_node_name,
         )
@@ -357,7 +359,7 @@ class World(Holdings):
             try:
                 task.implied = claim_for_pod(pod, self.inventory)
             except InvalidPodRequest as refused:
-                task.blocked = task.blocked or str(refused)
+                task.error = str(refused)
         status, node_name = self._phase(task, pod)
         task.phase = status
         bind, eviction = self.binds.get(uid), self.evictions.get(uid)
@@ -494,7 +496,7 @@ class World(Holdings):
     def _placeholder(self, key: Key) -> Gang:
         gang = build_gang(PodGroup(), self.priorities)
         gang.namespace, gang.name = key
-        gang.error = f"pod group {key[1]} does not exist in namespace {key[0]}"
+        gang.error = f"its PodGroup {key[0]}/{key[1]} does not exist"
         return gang
 
     def _upsert_gang(self, obj: PodGroup) -> None:
