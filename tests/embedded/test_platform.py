@@ -85,3 +85,14 @@ async def test_a_taken_port_is_named_with_what_to_do(tmp_path):
         with pytest.raises(PlatformError, match=rf"port {port} cannot be used.*--port"):
             async with Platform([], data_dir=tmp_path / "b", port=port):
                 raise AssertionError("it must not start")
+
+
+async def test_nodes_that_are_no_longer_asked_for_are_gone_after_a_restart(tmp_path):
+    for fleet, expected in (("2xl4x1", {"l4x1-0", "l4x1-1"}), ("1xcpux4,1xl4x1", {"cpux4-0", "l4x1-0"})):
+        async with Platform(parse_fleet(fleet), data_dir=tmp_path, port=None) as platform:
+            client = platform.client()
+
+            async def named(client=client, expected=expected):
+                return {node.metadata.name for node in (await client.list(resources.NODES)).items} == expected
+
+            await seen(named, f"exactly {expected}")

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from capstan import kube, local
-from capstan.api import crds, manifests
+from capstan.api import crds, manifests, resources
 from capstan.controllers.blueprint_agent import BlueprintAgent
 from capstan.embedded import accounts
 from capstan.embedded.components import CONTROLLERS, Component
@@ -27,6 +27,8 @@ from capstan.local.agents import Fleet
 from capstan.node.models import NodeSpec
 
 log = logging.getLogger(__name__)
+
+SIMULATED_LABEL = "platform.capstan.dev/simulated"
 
 _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 60.0
@@ -110,8 +112,16 @@ class Platform:
         await install(admin, _packaged("platform.yaml"))
         if self._demo_queues:
             await install(admin, _packaged("demo-queues.yaml"))
+        await self._forget_other_nodes(admin)
         for component in (*CONTROLLERS, *self._parts()):
             await self._run(admin, component)
+
+    async def _forget_other_nodes(self, admin: kube.Client) -> None:
+        """A node that an earlier start simulated and this one does not is gone, as if it had been scaled away."""
+        ours = {spec.name for spec in self.fleet}
+        for node in (await admin.list(resources.NODES, labels=f"{SIMULATED_LABEL}=true")).items:
+            if node.metadata.name not in ours:
+                await admin.delete(resources.NODES, node.metadata.name)
 
     def _parts(self) -> Iterable[Component]:
         directories = NodeDirectories(self.data_dir)

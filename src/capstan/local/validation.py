@@ -79,7 +79,7 @@ def labels(values: Mapping[str, str], path: str, causes: Causes) -> None:
             causes.append(invalid(path, value, wrong))
 
 
-def annotations(values: Mapping[str, str], path: str, causes: Causes) -> None:
+def annotation_values(values: Mapping[str, str], path: str, causes: Causes) -> None:
     size = 0
     for key, value in values.items():
         if key not in _known_keys and (wrong := key_error(key.lower())):
@@ -124,7 +124,7 @@ def metadata(obj: Object, *, namespaced: bool, name_rule: str) -> Causes:
     if values := meta.get("labels"):
         labels(values, "metadata.labels", causes)
     if values := meta.get("annotations"):
-        annotations(values, "metadata.annotations", causes)
+        annotation_values(values, "metadata.annotations", causes)
     if owners := meta.get("ownerReferences"):
         _owners(owners, causes)
     for index, finalizer in enumerate(meta.get("finalizers", ())):

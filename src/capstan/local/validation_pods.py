@@ -10,7 +10,7 @@ from typing import Any
 
 from capstan.api import quantity
 from capstan.local.structural_errors import duplicate, forbidden, invalid, not_found, required
-from capstan.local.validation import Causes, Object, annotations, label_selector, labels
+from capstan.local.validation import Causes, Object, annotation_values, label_selector, labels
 
 _QOS_RESOURCES = ("cpu", "memory")
 _EXTENDED_NATIVE = ("cpu", "memory", "ephemeral-storage", "storage")
@@ -285,7 +285,7 @@ def pod_template(template: Object, path: str, causes: Causes) -> None:
     """Validate the template of a controller."""
     meta = template.get("metadata") or {}
     labels(meta.get("labels") or {}, f"{path}.metadata.labels", causes)
-    annotations(meta.get("annotations") or {}, f"{path}.metadata.annotations", causes)
+    annotation_values(meta.get("annotations") or {}, f"{path}.metadata.annotations", causes)
     if (spec := template.get("spec")) is None:
         causes.append(required(f"{path}.spec"))
     else:

@@ -61,9 +61,12 @@ def _device(holding: Holding, record: Record, gpu: Gpu, mps_dir: Path) -> Body:
     else:
         instance = _instance(holding, record)
         nodes = [f"/dev/nvidia{gpu.minor}"]
+        annotations["platform.capstan.dev/uuid"] = instance.uuid if instance else gpu.uuid
         if instance is not None:
             nodes += [f"/dev/nvidia-caps/nvidia-cap{cap}" for cap in (instance.gi_cap, instance.ci_cap)]
-        annotations["platform.capstan.dev/uuid"] = instance.uuid if instance else gpu.uuid
+            annotations["platform.capstan.dev/parentUUID"] = gpu.uuid
+            if (profile := gpu.model.profile(instance.profile_id)) is not None:
+                annotations["platform.capstan.dev/profile"] = profile.name
         edits = {"deviceNodes": [{"path": node} for node in nodes]}
         if holding.limit is not None:
             _limit_edits(edits, holding.limit, gpu)
