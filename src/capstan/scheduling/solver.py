@@ -167,17 +167,24 @@ class Solver:
 
     def _spare(self, count: int) -> list[Victim]:
         """Give victims their place back where it is still free, others a new one; returns those without any."""
-        # The most important come first, which is the reverse of the order in which they were chosen.
-        candidates = list(reversed(self.taken[:count]))
-        homeless = [victim for victim in candidates if not self._restore(victim)]
-        if not (self.replace or self.every):
+        # The most important come first, which is the reverse of the order in which they were chosen. A gang whose
+        # core is gone does not keep its surplus.
+        homeless: list[Victim] = []
+        broken: set[tuple[str, str]] = set()
+        for victim in reversed(self.taken[:count]):
+            if victim.gang.key in broken or not self._restore(victim):
+                homeless.append(victim)
+                broken.add(victim.gang.key)
+        if not self.replace:
             return homeless
         hopeless: set[int] = set()
-        lost = []
+        lost: list[Victim] = []
+        broken.clear()
         for victim in homeless:
             shapes = {task.shape.number for task in victim.tasks}
-            if shapes & hopeless or not self._move(victim):
+            if victim.gang.key in broken or shapes & hopeless or not self._move(victim):
                 lost.append(victim)
+                broken.add(victim.gang.key)
                 if len(victim.tasks) == 1 and not victim.tasks[0].claims:
                     hopeless |= shapes
         return lost
