@@ -84,6 +84,17 @@ def test_only_best_fit_passes_over_a_device_on_which_a_selector_fails(make: Any)
     assert refused.reason == "SelectorFailed"
 
 
+def test_a_failing_selector_ends_the_attempt_of_kubernetes_before_anything_else_is_looked_at(make: Any) -> None:
+    """Selectors come before constraints, and the first request before a later one that can never be satisfied."""
+    inv = make.inventory(make.slice([make.gpu("gpu-0", index=0), make.gpu("gpu-1")]))
+    index = make.request("second", make.DRIVER, "device.attributes['gpu.nvidia.com'].index == 1")
+    same = [{"matchAttribute": "gpu.nvidia.com/index"}]
+    constrained = make.claim("c", make.request("first"), index, constraints=same)
+    assert allocate(inv, [constrained], N1, "kubernetes").reason == "SelectorFailed"  # type: ignore[union-attr]
+    hopeless = make.claim("c", index, make.request("third", count=9))
+    assert allocate(inv, [hopeless], N1, "kubernetes").reason == "SelectorFailed"  # type: ignore[union-attr]
+
+
 @POLICY
 def test_all_takes_every_matching_device_or_none(make: Any, policy: Any) -> None:
     inv = make.inventory(make.slice([make.gpu("gpu-0"), make.gpu("gpu-1")]))
@@ -239,6 +250,31 @@ def test_gates_that_are_off_refuse_what_needs_them(make: Any) -> None:
     assert isinstance(allocate(inv, [admin], N1, features=Features(admin_access=False)), Refusal)
     listed = make.claim("c", {"name": "g", "firstAvailable": [{"name": "x", "deviceClassName": make.DRIVER}]})
     assert isinstance(allocate(inv, [listed], N1, features=Features(prioritized_list=False)), Refusal)
+    sized = make.claim("c", make.request(capacity={"requests": {"memory": "1Gi"}}))
+    off = allocate(inv, [sized], N1, features=Features(consumable_capacity=False))
+    assert isinstance(off, Refusal)
+    assert "DRAConsumableCapacity" in off.message
+
+
+@POLICY
+def test_without_consumable_capacity_a_shared_device_is_taken_whole(make: Any, policy: Any) -> None:
+    inv = make.inventory(make.slice([make.shared("a"), make.shared("b")]))
+    both = [make.claim("one"), make.claim("two")]
+    answer = allocate(inv, both, N1, policy, features=Features(consumable_capacity=False))
+    assert sorted(make.devices(answer)) == ["a", "b"]
+    three = [*both, make.claim("three")]
+    assert isinstance(allocate(inv, three, N1, policy, features=Features(consumable_capacity=False)), Refusal)
+
+
+@POLICY
+def test_without_partitions_all_devices_cannot_be_had_where_one_is_a_partition(make: Any, policy: Any) -> None:
+    part = {"name": "p", "consumesCounters": [{"counterSet": "s", "counters": {"c": {"value": 1}}}]}
+    inv = make.inventory(make.slice([make.gpu("a"), part], counters={"s": {"c": 1}}))
+    off = Features(partitionable_devices=False)
+    assert isinstance(
+        allocate(inv, [make.claim("c", make.request(allocationMode="All"))], N1, policy, features=off), Refusal
+    )
+    assert make.devices(allocate(inv, [make.claim()], N1, policy, features=off)) == ["a"]
 
 
 def test_an_allocated_claim_must_be_usable_on_the_node(make: Any) -> None:

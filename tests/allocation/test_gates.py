@@ -47,6 +47,73 @@ def test_results_say_which_node_operations_the_device_does_not_need(make: Any) -
     assert answer.results["ns", "c"].devices.results[0].skip_node_operations == ["*"]  # type: ignore[union-attr]
 
 
+DERIVED = Features(derived_attributes=True)
+
+
+def _pair(make: Any, gpu: str, nic: str) -> Any:
+    """A claim for a GPU and a NIC that agree on what the two expressions say."""
+    requests = [
+        make.request(kind, kind, derivedAttributes=[{"name": "derived/numa", "expression": expression}])
+        for kind, expression in (("gpu", gpu), ("nic", nic))
+    ]
+    return make.claim("c", *requests, constraints=[{"matchAttribute": "derived/numa"}])
+
+
+def _gpus_and_nics(make: Any) -> Any:
+    gpus = [make.gpu(f"gpu-{i}", place=f"numa{i}-pcie0") for i in range(2)]
+    nics = [{"name": f"nic-{i}", "attributes": make.attributes(type="nic", node=i)} for i in (1, 2)]
+    return make.inventory(
+        make.slice([*gpus, *nics]),
+        *(make.device_class(k, f"device.attributes['gpu.nvidia.com'].type == '{k}'") for k in ("gpu", "nic")),
+    )
+
+
+GPU_NUMA = "int(device.attributes['gpu.nvidia.com'].place.substring(4, 5))"
+NIC_NUMA = "device.attributes['gpu.nvidia.com'].node"
+
+
+@pytest.mark.parametrize("policy", ["best-fit", "kubernetes"])
+def test_derived_attributes_match_what_drivers_publish_differently(make: Any, policy: Any) -> None:
+    inv = _gpus_and_nics(make)
+    assert make.devices(allocate(inv, [_pair(make, GPU_NUMA, NIC_NUMA)], N1, policy, features=DERIVED)) == [
+        "gpu-1",
+        "nic-1",
+    ]
+    lists = _pair(make, f"[7, {GPU_NUMA}]", f"[{NIC_NUMA}]")
+    assert make.devices(allocate(inv, [lists], N1, policy, features=DERIVED)) == ["gpu-1", "nic-1"]
+    never = _pair(make, GPU_NUMA, f"string({NIC_NUMA})")
+    assert isinstance(allocate(inv, [never], N1, policy, features=DERIVED), Refusal), "1 is not '1'"
+
+
+def test_a_derived_attribute_hides_the_one_of_the_driver(make: Any) -> None:
+    inv = make.inventory(make.slice([make.gpu("a", color="red"), make.gpu("b", color="blue")]))
+    same = [{"matchAttribute": "gpu.nvidia.com/color"}]
+    virtual = [{"name": "gpu.nvidia.com/color", "expression": "'any'"}]
+    hidden = make.claim("c", make.request(count=2, derivedAttributes=virtual), constraints=same)
+    assert make.devices(allocate(inv, [hidden], N1, "kubernetes", features=DERIVED)) == ["a", "b"]
+    plain = make.claim("c", make.request(count=2), constraints=same)
+    assert isinstance(allocate(inv, [plain], N1, "kubernetes", features=DERIVED), Refusal)
+
+
+@pytest.mark.parametrize(
+    ("expression", "features", "reason"),
+    [
+        (GPU_NUMA, Features(), "InvalidClaim"),
+        ("device.typo", DERIVED, "InvalidSelector"),
+        ("1.5", DERIVED, "InvalidSelector"),
+        ("device.attributes['gpu.nvidia.com'].typo", DERIVED, "SelectorFailed"),
+        ("dyn([])", DERIVED, "SelectorFailed"),
+        ("dyn(1.5)", DERIVED, "SelectorFailed"),
+    ],
+)
+def test_derived_attributes_that_cannot_be_had_are_refused(
+    make: Any, expression: str, features: Features, reason: str
+) -> None:
+    refused = allocate(_gpus_and_nics(make), [_pair(make, expression, NIC_NUMA)], N1, "kubernetes", features=features)
+    assert isinstance(refused, Refusal)
+    assert refused.reason == reason
+
+
 def test_devices_bring_their_share_of_the_node_with_them(make: Any) -> None:
     resources = {
         "memory": {"mapping": {"capacityKey": "memory", "capacityMultiplier": "0.5"}, "overhead": {"perPod": "1Gi"}},

@@ -70,6 +70,10 @@ def test_a_pool_that_contradicts_itself_is_reported_and_ignored(
     assert refused.reason == "InvalidPool"
     assert refused.is_error
     assert reason in refused.message
+    apart = [{"distinctAttribute": "gpu.nvidia.com/none"}]
+    unsuited = allocate(inv, [make.claim("c", constraints=apart)], NodeView("n1"))
+    assert isinstance(unsuited, Refusal)
+    assert unsuited.reason == "InvalidPool", "whatever else is missing, the pool might have had it"
     inv.upsert(make.slice([make.gpu("fixed")], pool="bad"))
     assert inv.problems() == []
     assert first(make, inv, count=2) == ["fixed", "good"]

@@ -63,13 +63,11 @@ def allocate(
                 )
                 raise InvalidClaim("AllocatedElsewhere", text, claim.key)
         _check_depth(prepared)
-        too_few = _too_few(prepared, devices)
+        too_few = _too_few(prepared, devices, policy)
         if too_few is not None:
             return too_few
         cost = BestFit(inventory, prepared, devices.largest) if policy == "best-fit" else None
-        search = Search(
-            inventory, prepared, budget=budget, cost=cost, compatibility_groups=features.compatibility_groups
-        )
+        search = Search(inventory, prepared, budget=budget, cost=cost, features=features)
         picks = search.first() if policy == "kubernetes" else search.best()
         if picks is None:
             return _refused(prepared, devices, search)
@@ -119,12 +117,15 @@ def _check_depth(prepared: list[PreparedClaim]) -> None:
         raise InvalidClaim("TooManyDevices", text, key)
 
 
-def _too_few(prepared: list[PreparedClaim], devices: NodeDevices) -> Refusal | None:
-    """The cheap no: a request none of whose alternatives has as many candidates as it needs."""
+def _too_few(prepared: list[PreparedClaim], devices: NodeDevices, policy: Policy) -> Refusal | None:
+    """The cheap no: a request none of whose alternatives has as many candidates as it needs. A failing selector that
+    `kubernetes` would reach before that request ends the attempt first, which only the search can tell."""
     for claim in prepared:
         for request in claim.requests:
             if not any(_enough(option) for option in request.alternatives):
                 return _shortage(claim, request.alternatives, devices)
+            if policy == "kubernetes" and any(c.error for option in request.alternatives for c in option.candidates):
+                return None
     return None
 
 
@@ -136,7 +137,6 @@ def _enough(option: Alternative) -> bool:
 
 def _shortage(claim: PreparedClaim, options: list[Alternative], devices: NodeDevices) -> Refusal:
     node = devices.node
-    invalid = [pool.problem for pool in devices.pools if pool.problem]
     texts, reason = [], "NoSuchDevices"
     for option in options:
         free = sum(candidate.error is None for candidate in option.candidates)
@@ -159,13 +159,19 @@ def _shortage(claim: PreparedClaim, options: list[Alternative], devices: NodeDev
             lacks.append(str(error))
         needs = f"request {option.name} needs {needs} of the class {option.class_name}"
         texts.append(", ".join([f"{needs}; on the node {node} {option.matched} match", *lacks]))
+    invalid = _invalid_pools(devices)
     if invalid:
         reason = "InvalidPool"
-        texts += [f"the pool {problem.driver}/{problem.pool} is invalid: {problem.reason}" for problem in invalid]
+        texts += invalid
     elif any(not pool.complete for pool in devices.pools):
         texts += [f"the pool {p.driver}/{p.name} is being updated" for p in devices.pools if not p.complete]
     message = f"claim {claim.key[0]}/{claim.key[1]}: {'; '.join(texts)}"
     return Refusal(reason, message, claim.key, options[0].base, node)
+
+
+def _invalid_pools(devices: NodeDevices) -> list[str]:
+    problems = [pool.problem for pool in devices.pools if pool.problem]
+    return [f"the pool {problem.driver}/{problem.pool} is invalid: {problem.reason}" for problem in problems]
 
 
 def _refused(prepared: list[PreparedClaim], devices: NodeDevices, search: Search) -> Refusal:
@@ -188,7 +194,10 @@ def _refused(prepared: list[PreparedClaim], devices: NodeDevices, search: Search
     message = (
         f"no choice of devices on the node {devices.node} satisfies all requests under {because}: {needs} candidates"
     )
-    return Refusal("NoCombination", message, prepared[0].key if prepared else None, "", devices.node, search.steps)
+    invalid = _invalid_pools(devices)
+    reason = "InvalidPool" if invalid else "NoCombination"
+    message = "; ".join([message, *invalid])
+    return Refusal(reason, message, prepared[0].key if prepared else None, "", devices.node, search.steps)
 
 
 __all__ = ["BUDGET", "AllocationError", "Policy", "allocate"]

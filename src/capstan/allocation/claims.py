@@ -7,20 +7,21 @@ capacity asked for. What remains per request is a list of candidates in allocati
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from fractions import Fraction
 
 from capstan.allocation import capacity
-from capstan.allocation.constraints import Constraint, build
+from capstan.allocation.constraints import Constraint, Values, build
 from capstan.allocation.inventory import Inventory, NodeDevices
 from capstan.allocation.model import AllocationError, ClaimKey, Features, InvalidClaim, Number, number
 from capstan.allocation.pools import Device
-from capstan.allocation.selectors import InvalidSelector
+from capstan.allocation.selectors import InvalidSelector, SelectorFailed, derived
 from capstan.allocation.uses import blocked, fits
 from capstan.api.core import Toleration
 from capstan.api.quantity import InvalidQuantity
 from capstan.api.resource import (
     MAX_RESULTS,
+    DeviceDerivedAttribute,
     DeviceRequest,
     DeviceSelector,
     DeviceSubRequest,
@@ -42,10 +43,18 @@ _FOUND = ("candidates", "matched", "in_use", "tainted", "refused_by_capacity", "
 class Candidate:
     """A device that an alternative may take, and what it takes of it."""
 
-    __slots__ = ("device", "error", "takes")
+    __slots__ = ("derived", "device", "error", "takes")
 
-    def __init__(self, device: Device, takes: dict[str, Number] | None, error: AllocationError | None) -> None:
+    def __init__(
+        self,
+        device: Device,
+        takes: dict[str, Number] | None,
+        error: AllocationError | None,
+        derived: dict[str, Values] | None = None,
+    ) -> None:
         self.device = device
+        self.derived = derived
+        """Derived attributes by name (KEP-6080)."""
         self.takes = takes
         """Capacity per name for a share; None to take the device as a whole."""
         self.error = error
@@ -181,6 +190,8 @@ class Preparation:
         alternative = Alternative(base, name, spec)
         if isinstance(spec, ExactDeviceRequest) and spec.admin_access is not None and not self._features.admin_access:
             raise invalid("InvalidClaim", "asks for admin access, but the feature DRAAdminAccess is off")
+        if spec.capacity is not None and not self._features.consumable_capacity:
+            raise invalid("InvalidClaim", "asks for capacity, but the feature DRAConsumableCapacity is off")
         if not alternative.every and alternative.count < 1:
             raise invalid("InvalidClaim", f"asks for {alternative.count} devices; the count must be at least 1")
         alternative.constraints = [c for c in prepared.constraints if c.covers(base, name)]
@@ -218,12 +229,18 @@ class Preparation:
             raise invalid("InvalidClaim", f"has an amount of capacity that cannot be read: {error}") from error
         expressions = self._inventory.expressions(spec.device_class_name, spec.selectors)
         tolerated = tuple((t.key, t.operator, t.value, t.effect) for t in spec.tolerations)
-        key = (expressions, spec.allocation_mode, alternative.admin, tuple(amounts.items()), tolerated, fraction)
+        virtual = tuple((entry.name, entry.expression) for entry in spec.derived_attributes)
+        key = (
+            *(expressions, spec.allocation_mode, alternative.admin, tuple(amounts.items())),
+            *(tolerated, fraction, virtual),
+        )
         known = self._known.get(key)
         if known is not None:
             for field in _FOUND:
                 setattr(alternative, field, getattr(known, field))
             return
+        if virtual and not self._features.derived_attributes:
+            raise invalid("InvalidClaim", "has derived attributes, but the feature DRADerivedAttributes is off")
         try:
             devices, errors = self._devices.matches(expressions)
         except InvalidSelector as error:
@@ -232,10 +249,15 @@ class Preparation:
             failure = errors.get(device) if errors else None
             if failure is not None and alternative.every:
                 raise invalid("SelectorFailed", str(failure))
-            if not (device.binding and not self._features.binding_conditions) and not (
-                device.consumption and not self._features.partitionable_devices
-            ):
-                self._consider(alternative, device, failure, _wanted(device, amounts, fraction))
+            if device.binding and not self._features.binding_conditions:
+                continue
+            if device.consumption and not self._features.partitionable_devices and failure is None:
+                alternative.matched += 1
+                alternative.unsatisfiable = alternative.every
+                continue
+            self._consider(alternative, device, failure, _wanted(device, amounts, fraction))
+        if virtual:
+            _derive(alternative, spec.derived_attributes, invalid)
         self._known[key] = alternative
 
     def _consider(
@@ -265,6 +287,22 @@ class Preparation:
             alternative.candidates.append(Candidate(device, takes, None))
         if alternative.every and (alternative.in_use or alternative.tainted):
             alternative.unsatisfiable = True
+
+
+def _derive(alternative: Alternative, attributes: Sequence[DeviceDerivedAttribute], invalid: Invalid) -> None:
+    """Gives every candidate its derived attributes; where one fails, the device counts as one that a selector failed
+    on."""
+    for candidate in alternative.candidates:
+        if candidate.error is not None:
+            continue
+        try:
+            candidate.derived = {entry.name: derived(candidate.device, entry.expression) for entry in attributes}
+        except InvalidSelector as error:
+            raise invalid("InvalidSelector", str(error)) from error
+        except SelectorFailed as error:
+            if alternative.every:
+                raise invalid("SelectorFailed", str(error)) from error
+            candidate.error = error
 
 
 def _wanted(device: Device, amounts: Mapping[str, Number], fraction: Fraction | None) -> Mapping[str, Number]:

@@ -7,10 +7,24 @@ the search.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Protocol
+
 from capstan.allocation.pools import AttributeValue, Device, values
 from capstan.api.resource import DeviceConstraint
 
 Values = frozenset[AttributeValue]
+
+
+class Candidate(Protocol):
+    """What a constraint needs to know of a candidate of a request."""
+
+    @property
+    def device(self) -> Device: ...
+
+    @property
+    def derived(self) -> Mapping[str, Values] | None:
+        """Derived attributes by name; they belong to the request, not to the device."""
 
 
 class Constraint:
@@ -28,18 +42,24 @@ class Constraint:
         requests."""
         return not self.requests or base in self.requests or name in self.requests
 
-    def values(self, device: Device) -> Values:
-        """The device's values of the attribute; empty when it has none, which no constraint accepts."""
+    def values(self, candidate: Candidate) -> Values:
+        """The candidate's values of the attribute, a derived one before the device's own (KEP-6080); empty when it has
+        none, which no constraint accepts."""
+        derived = candidate.derived.get(self.attribute) if candidate.derived else None
+        return self.published(candidate.device) if derived is None else derived
+
+    def published(self, device: Device) -> Values:
+        """The values that the device itself has."""
         found = self._read.get(device)
         if found is None:
             attribute = device.attribute(self.attribute)
             found = self._read[device] = frozenset() if attribute is None else values(attribute)
         return found
 
-    def admits(self, device: Device) -> bool:
+    def admits(self, candidate: Candidate) -> bool:
         raise AssertionError("a constraint is one of the two kinds below")
 
-    def add(self, device: Device) -> None:
+    def add(self, candidate: Candidate) -> None:
         raise AssertionError("a constraint is one of the two kinds below")
 
     def remove(self) -> None:
@@ -56,12 +76,12 @@ class MatchAttribute(Constraint):
         self._shared: list[Values] = []
         """What all devices so far share, once per added device: removing one restores the set before it."""
 
-    def admits(self, device: Device) -> bool:
-        own = self.values(device)
+    def admits(self, candidate: Candidate) -> bool:
+        own = self.values(candidate)
         return bool(own & self._shared[-1] if self._shared else own)
 
-    def add(self, device: Device) -> None:
-        own = self.values(device)
+    def add(self, candidate: Candidate) -> None:
+        own = self.values(candidate)
         self._shared.append(own & self._shared[-1] if self._shared else own)
 
     def remove(self) -> None:
@@ -77,12 +97,12 @@ class DistinctAttribute(Constraint):
         super().__init__(attribute, requests)
         self._taken: list[Values] = []
 
-    def admits(self, device: Device) -> bool:
-        own = self.values(device)
+    def admits(self, candidate: Candidate) -> bool:
+        own = self.values(candidate)
         return bool(own) and all(own.isdisjoint(taken) for taken in self._taken)
 
-    def add(self, device: Device) -> None:
-        self._taken.append(self.values(device))
+    def add(self, candidate: Candidate) -> None:
+        self._taken.append(self.values(candidate))
 
     def remove(self) -> None:
         self._taken.pop()

@@ -87,7 +87,7 @@ def _agree(slots: list[list[Way]]) -> bool:
             for ways in slots:
                 for way in ways:
                     if constraint in way.alternative.constraints:
-                        kept = [c for c in way.candidates if not constraint.values(c.device).isdisjoint(allowed)]
+                        kept = [c for c in way.candidates if not constraint.values(c).isdisjoint(allowed)]
                         if len(kept) < len(way.candidates):
                             way.candidates, changed = kept, True
     return True
@@ -97,7 +97,7 @@ def _values_for(constraint: Constraint, way: Way) -> set[AttributeValue]:
     """The values that enough candidates have for the way to be satisfied with it."""
     counts: dict[AttributeValue, int] = {}
     for candidate in way.candidates:
-        for value in constraint.values(candidate.device):
+        for value in constraint.values(candidate):
             counts[value] = counts.get(value, 0) + 1
     return {value for value, count in counts.items() if count >= way.count}
 
@@ -123,12 +123,7 @@ def _values_suffice(slots: list[list[Way]]) -> bool:
         needs: list[tuple[int, list[AttributeValue]]] = []
         for ways in slots:
             if all(constraint in way.alternative.constraints for way in ways):
-                own = {
-                    v: None
-                    for way in ways
-                    for c in way.candidates
-                    for v in sorted(constraint.values(c.device), key=repr)
-                }
+                own = {v: None for way in ways for c in way.candidates for v in sorted(constraint.values(c), key=repr)}
                 needs.append((min(way.count for way in ways), list(own)))
         if not _matching(needs):
             return False

@@ -58,6 +58,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     binding_conditions: bool = True
     consumable_capacity: bool = True
     compatibility_groups: bool = False
+    derived_attributes: bool = False
 
 
 class Problem(msgspec.Struct, frozen=True):

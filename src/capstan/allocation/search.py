@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 from capstan.allocation.claims import Alternative, Candidate, PreparedClaim, Request
 from capstan.allocation.inventory import Inventory
 from capstan.allocation.lookahead import hopeful
-from capstan.allocation.model import AllocationError, Number
+from capstan.allocation.model import AllocationError, Features, Number
 from capstan.allocation.pools import Device, PoolKey
 from capstan.allocation.symmetry import Reader, Symmetry
 from capstan.allocation.uses import fits
@@ -79,7 +79,7 @@ class Search:
         *,
         budget: int,
         cost: Cost | None = None,
-        compatibility_groups: bool = False,
+        features: Features | None = None,
     ) -> None:
         self.inventory = inventory
         self.claims = claims
@@ -92,7 +92,9 @@ class Search:
         self._budget = budget
         self._limit = budget
         self._cost = cost
-        self._groups = compatibility_groups
+        features = features or Features()
+        self._groups = features.compatibility_groups
+        self._sharing = features.consumable_capacity
         self._sizes = [0] * len(claims)
         self._holders: dict[Device, list[tuple[int, bool]]] = {}
         """(claim, with admin access) of the picks that took a device as a whole."""
@@ -252,7 +254,7 @@ class Search:
         """The state of every component that has picks: equal numbers mean the rest of the search sees no difference."""
         symmetry = self._symmetry
         if symmetry is None:
-            readers: list[Reader] = [constraint.values for claim in self.claims for constraint in claim.constraints]
+            readers: list[Reader] = [constraint.published for claim in self.claims for constraint in claim.constraints]
             symmetry = self._symmetry = self._symmetry_of(readers)
         picked: dict[int, dict[Device, list[int]]] = {}
         for pick in self.picks:
@@ -309,12 +311,14 @@ class Search:
         """Possible candidates in the order to try them."""
         options: list[tuple[int, Candidate, Parts]] = []
         for candidate in alternative.candidates:
-            if candidate.device in banned or not self.possible(request, alternative, candidate):
+            if candidate.device in banned:
                 continue
             if candidate.error is not None:
                 self.selector_error = candidate.error
                 if self._cost is None:
                     options.append((0, candidate, ()))
+                continue
+            if not self.possible(request, alternative, candidate):
                 continue
             cost, parts = self._cost.of(self, alternative, candidate) if self._cost else (0, ())
             options.append((cost, candidate, parts))
@@ -340,7 +344,8 @@ class Search:
         device, claim = candidate.device, request.claim.index
         if candidate.takes is None:
             holders = self._holders.get(device)
-            if holders and not device.multiple and self._conflict(holders, claim, alternative.admin):
+            shared = device.multiple and self._sharing
+            if holders and not shared and self._conflict(holders, claim, alternative.admin):
                 return False
         elif device in self._shares and not self._has_room(candidate):
             return False
@@ -352,7 +357,7 @@ class Search:
                         return False
             if self._groups and not self._compatible(device):
                 return False
-        return all(constraint.admits(device) for constraint in alternative.constraints)
+        return all(constraint.admits(candidate) for constraint in alternative.constraints)
 
     def _conflict(self, holders: list[tuple[int, bool]], claim: int, admin: bool) -> bool:
         """A device is taken once, except that claims with admin access do not keep other claims from it.
@@ -422,7 +427,7 @@ class Search:
         else:
             self._shares.setdefault(device, []).append(candidate.takes)
         for constraint in alternative.constraints:
-            constraint.add(device)
+            constraint.add(candidate)
         self._total += pick.cost
         self.picks.append(pick)
 

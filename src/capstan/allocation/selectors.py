@@ -11,10 +11,10 @@ from decimal import Decimal
 
 from capstan import cel
 from capstan.allocation.model import AllocationError
-from capstan.allocation.pools import Device, Errors, Pool, scalar
+from capstan.allocation.pools import AttributeValue, Device, Errors, Pool, scalar
 from capstan.api import quantity
 from capstan.api.resource import DeviceAttribute
-from capstan.cel.device import DeviceSelectorProgram, compile_selector
+from capstan.cel.device import DeviceSelectorProgram, compile_derived_attribute, compile_selector
 
 Expressions = tuple[str, ...]
 """Selectors that must all hold: those of the class, then those of the request."""
@@ -26,7 +26,7 @@ _ANSWERS = 10_000
 
 
 class InvalidSelector(AllocationError):
-    """the selector {expression} does not compile: {problem}"""
+    """the expression {expression} does not compile: {problem}"""
 
     def __init__(self, expression: str, problem: Exception) -> None:
         super().__init__(f"the selector {expression!r} does not compile: {problem}")
@@ -96,6 +96,31 @@ class Selectors:
         return selected
 
 
+def derived(device: Device, expression: str) -> frozenset[AttributeValue]:
+    """The values of a derived attribute (KEP-6080). Raises InvalidSelector, and SelectorFailed for this device."""
+    try:
+        program = compile_derived_attribute(expression)
+    except cel.CompileError as error:
+        raise InvalidSelector(expression, error) from error
+    try:
+        result = program.value(*_bindings(device))
+    except cel.EvaluationError as error:
+        raise SelectorFailed(expression, device, error) from error
+    return frozenset(map(_attribute_value, result if isinstance(result, list) else [result]))
+
+
+def _attribute_value(value: object) -> AttributeValue:
+    if isinstance(value, cel.Semver):
+        return ("version", value.text)
+    return ({bool: "bool", int: "int"}.get(type(value), "string"), value)
+
+
+def _bindings(device: Device) -> tuple[str, dict[str, object], dict[str, Decimal], bool]:
+    capacity = {name: quantity.parse(entry.value) for name, entry in device.spec.capacity.items()}
+    attributes = {name: _value(attribute) for name, attribute in device.spec.attributes.items()}
+    return device.id.driver, attributes, capacity, device.multiple
+
+
 def _compiled(expression: str) -> DeviceSelectorProgram:
     try:
         return compile_selector(expression)
@@ -105,10 +130,8 @@ def _compiled(expression: str) -> DeviceSelectorProgram:
 
 def _evaluate(device: Device, expression: str, program: DeviceSelectorProgram, errors: Errors) -> bool:
     """Whether the device is selected; a failure goes into `errors`."""
-    capacity: dict[str, Decimal] = {name: quantity.parse(c.value) for name, c in device.spec.capacity.items()}
     try:
-        attributes = {name: _value(attribute) for name, attribute in device.spec.attributes.items()}
-        return program.matches(device.id.driver, attributes, capacity, device.multiple)
+        return program.matches(*_bindings(device))
     except cel.EvaluationError as error:
         errors[device] = SelectorFailed(expression, device, error)
         return True

@@ -34,7 +34,8 @@ class Symmetry:
         for number, option in enumerate(option for request in requests for option in request.alternatives):
             for candidate in option.candidates:
                 takes = None if candidate.takes is None else tuple(sorted(candidate.takes.items()))
-                roles.setdefault(candidate.device, []).append((number, takes, candidate.error is not None))
+                derived = tuple(sorted(candidate.derived.items())) if candidate.derived else None
+                roles.setdefault(candidate.device, []).append((number, takes, candidate.error is not None, derived))
         self.component = _components(roles)
         """The number of each device's component."""
         self.entry: dict[Device, int] = {}

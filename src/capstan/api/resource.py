@@ -138,6 +138,13 @@ class CapacityRequirements(Struct):
     requests: dict[str, Quantity] = {}
 
 
+class DeviceDerivedAttribute(Struct):
+    """Kubernetes 1.37 alpha: a virtual attribute for the constraints of a claim (KEP-6080)."""
+
+    name: str = ""
+    expression: str = ""
+
+
 class ExactDeviceRequest(Struct):
     device_class_name: str = ""
     selectors: list[DeviceSelector] = []
@@ -146,6 +153,7 @@ class ExactDeviceRequest(Struct):
     admin_access: bool | None = None
     tolerations: list[Toleration] = []
     capacity: CapacityRequirements | None = None
+    derived_attributes: list[DeviceDerivedAttribute] = []
 
 
 class DeviceSubRequest(Struct):
@@ -156,6 +164,7 @@ class DeviceSubRequest(Struct):
     count: int = 1
     tolerations: list[Toleration] = []
     capacity: CapacityRequirements | None = None
+    derived_attributes: list[DeviceDerivedAttribute] = []
 
 
 class DeviceRequest(Struct):

@@ -11,8 +11,9 @@ from decimal import Decimal
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
-from capstan.cel.environments import device_selector
+from capstan.cel.environments import derived_attribute, device_selector
 from capstan.cel.errors import EvaluationError
+from capstan.cel.kubernetes import Semver
 from capstan.cel.program import Program, compile
 from capstan.cel.syntax import Bind, Call, Has, Ident, Index, Literal, Loop, Node, Select, children
 from capstan.cel.values import DefaultMap, type_name
@@ -85,6 +86,24 @@ class DeviceSelectorProgram:
         raise EvaluationError(f"the expression evaluated to {type_name(result)}, a selector must give a bool")
 
 
+class DerivedAttributeProgram:
+    """A compiled expression of a derived attribute (KEP-6080)."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+
+    def value(
+        self, driver: str, attributes: Mapping[str, Any], capacity: Mapping[str, Decimal], allow_multiple: bool = False
+    ) -> object:
+        """An int, bool, str or Semver, or a list of one of these. Raises EvaluationError, also for any other value."""
+        result = self.program.evaluate(bind(driver, attributes, capacity, allow_multiple).variables)
+        kinds = {type(value) for value in result} if isinstance(result, list) else {type(result)}
+        if len(kinds) == 1 and kinds <= {int, bool, str, Semver}:
+            return result
+        what = "an empty or mixed list" if isinstance(result, list) else type_name(result)
+        raise EvaluationError(f"the expression evaluated to {what}, an attribute is an int, bool, string or version")
+
+
 class _AnyName(Exception):
     """The expression uses a whole map."""
 
@@ -149,3 +168,9 @@ def _is_device(node: Node) -> bool:
 def compile_selector(expression: str, version: tuple[int, int] = (1, 36)) -> DeviceSelectorProgram:
     """Compile a selector for a Kubernetes version. Raises CompileError with line and column of what is wrong."""
     return DeviceSelectorProgram(compile(expression, device_selector(version)))
+
+
+@lru_cache(maxsize=1024)
+def compile_derived_attribute(expression: str, version: tuple[int, int] = (1, 37)) -> DerivedAttributeProgram:
+    """Compile the expression of a derived attribute. Raises CompileError with line and column of what is wrong."""
+    return DerivedAttributeProgram(compile(expression, derived_attribute(version)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, Final
 
@@ -164,6 +164,17 @@ def device_selector(version: Version = (1, 36)) -> Environment:
         estimate_limit=CALL_LIMIT,
         max_bytes=10 * 1024,
         results=(BOOL, DYN),
+    )
+
+
+@lru_cache(maxsize=16)
+def derived_attribute(version: Version = LATEST) -> Environment:
+    """Derived attributes of claims: as selectors, but the result is a value of an attribute (KEP-6080)."""
+    scalars = (STRING, INT, BOOL, Type("kubernetes.Semver"))
+    return replace(
+        device_selector(version),
+        name=f"derived attribute {version[0]}.{version[1]}",
+        results=(*scalars, *map(list_of, (*scalars, DYN)), DYN),
     )
 
 

@@ -14,7 +14,7 @@ from capstan.cel.environments import Environment
 from capstan.cel.errors import CelError, CompileError, CostExceeded, EvaluationError, Issue
 from capstan.cel.parser import parse
 from capstan.cel.syntax import Ident, Node, Select, children
-from capstan.cel.types import Type
+from capstan.cel.types import DYN, Type
 
 
 class Program:
@@ -99,7 +99,7 @@ def compile(expression: str, environment: Environment) -> Program:
     result = check(expression, tree, environment)
     accepted = environment.results
     if accepted and result not in accepted:
-        wanted = accepted[0]
+        wanted = ", ".join(str(one) for one in accepted if one != DYN)
         raise CompileError(expression, [Issue(0, f"must evaluate to {wanted} or the unknown type, not {result}")])
     cost = estimate(tree, environment)
     limit = environment.estimate_limit

@@ -26,7 +26,21 @@ _GATES = {
     "DRADeviceBindingConditions": "binding_conditions",
     "DRAConsumableCapacity": "consumable_capacity",
     "DRADeviceCompatibilityGroups": "compatibility_groups",
+    "DRADerivedAttributes": "derived_attributes",
 }
+_WITHOUT_EFFECT = (
+    "DynamicResourceAllocation",
+    "DRADeviceTaintRules",
+    "DRAExtendedResource",
+    "DRAFractionalCapacityRange",
+    "DRAListTypeAttributes",
+    "DRANodeAllocatableResources",
+    "DRAOptionalNodeOperations",
+    "DRAPartitionableDevicesType",
+    "DRAResourceClaimDeviceStatus",
+)
+"""Gates that decide which fields an API server keeps; whatever the files have of them counts."""
+
 _KINDS: Mapping[str, type] = {
     "ResourceSlice": ResourceSlice,
     "DeviceClass": DeviceClass,
@@ -36,7 +50,16 @@ _KINDS: Mapping[str, type] = {
     "Node": Node,
     "Pod": Pod,
 }
-_FLAT = ("deviceClassName", "selectors", "allocationMode", "count", "adminAccess", "tolerations", "capacity")
+_FLAT = (
+    "deviceClassName",
+    "selectors",
+    "allocationMode",
+    "count",
+    "adminAccess",
+    "tolerations",
+    "capacity",
+    "derivedAttributes",
+)
 
 
 @dataclass
@@ -84,9 +107,11 @@ def features(gates: str) -> allocation.Features:
     chosen: dict[str, bool] = {}
     for gate in filter(None, gates.split(",")):
         name, _, text = gate.partition("=")
-        if name not in _GATES or text not in ("true", "false"):
-            raise click.ClickException(f"{gate!r} is not NAME=true or NAME=false with one of: {', '.join(_GATES)}")
-        chosen[_GATES[name]] = text == "true"
+        known = (*_GATES, *_WITHOUT_EFFECT)
+        if name not in known or text not in ("true", "false"):
+            raise click.ClickException(f"{gate!r} is not NAME=true or NAME=false with one of: {', '.join(known)}")
+        if name in _GATES:
+            chosen[_GATES[name]] = text == "true"
     return allocation.Features(**chosen)
 
 
