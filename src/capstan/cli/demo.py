@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from capstan.cli.output import machine
+from capstan.cli.output import escape, hanging, machine
 from capstan.cli.up import raise_file_limit
 
 if TYPE_CHECKING:
@@ -102,11 +102,9 @@ class _Live(_Quiet):
         self._status.update(f"{title} …")
 
     def ended(self, title: str, verified: bool, evidence: list[str]) -> None:
-        from rich.markup import escape
-
         self._console.print(f"[{'green' if verified else 'red'}]{'✔' if verified else '✘'}[/] [bold]{title}[/]")
         for line in evidence:
-            self._console.print(f"    {escape(line)}", style="dim" if verified else "red")
+            self._console.print(hanging(escape(line)), style="dim" if verified else "red")
 
 
 def _print_outcome(shown: list[Shown], verified: bool, seconds: float) -> None:

@@ -57,7 +57,7 @@ async def explain(
 ) -> None:
     """Why a pod or gang runs where it runs, or why it waits.
 
-    TARGET is a pod, a PodGroup, or the workload that made them.
+    Name a pod, a PodGroup, or the workload that made them.
 
     \b
     Examples:

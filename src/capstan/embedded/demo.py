@@ -281,7 +281,7 @@ async def two_pods_share_a_gpu(stage: Stage) -> list[str]:
     amounts = [str(next(iter(result.consumed_capacity.values()), "?")) for result in results]
     await remove(client, "share")
     pool, device = places.pop()
-    return [f"two pods with gpu-fraction 0.5 run on {pool}/{device}, {' and '.join(amounts)} of memory each"]
+    return [f"two pods with gpu-fraction 0.5 run on {pool}/{device}, with {' and '.join(amounts)} of memory"]
 
 
 async def confidential_pod_gets_a_vfio_gpu(stage: Stage) -> list[str]:
@@ -320,10 +320,11 @@ async def confidential_pod_gets_a_vfio_gpu(stage: Stage) -> list[str]:
     ]
     if not results or not all(result.device.startswith("gpu-vfio-") for result in results):
         raise NotShown(f"the pod holds {[result.device for result in results]}, not a VFIO device")
+    overhead = ", ".join(f"{amount} {resource}" for resource, amount in pod.spec.overhead.items())
     label = isolation.report(isolation.Level.CONFIDENTIAL, isolation.Evidence(simulated=True, passthrough=True))
     await remove(client, "confidential")
     return [
-        f"{choice.runtime_class.name} on {pod.spec.node_name}/{results[0].device}, overhead {dict(pod.spec.overhead)}",
+        f"{choice.runtime_class.name} on {pod.spec.node_name}/{results[0].device}, overhead: {overhead}",
         f"reported isolation: {label}",
     ]
 
