@@ -138,6 +138,7 @@ class Platform:
                 logs=self.server.logs,
                 labels=self._labels,
                 extended=self._extended,
+                calm=self.server.calm,
             ).run()
 
         async def keep_blueprint(client: kube.Client) -> None:

@@ -44,6 +44,8 @@ from capstan.local.types import builtin_types
 
 log = logging.getLogger(__name__)
 
+_CALM_SECONDS = 0.05
+_LONGEST_BURST_SECONDS = 10.0
 _PROBES = frozenset({"/healthz", "/livez", "/readyz"})
 
 
@@ -106,6 +108,17 @@ class Server:
     def transport(self, user: User = ADMIN, *, user_agent: str = "capstan") -> InProcessTransport:
         """A `kube.Transport` straight into this server."""
         return InProcessTransport(self, user, user_agent)
+
+    async def calm(self) -> None:
+        """Returns when no pod was bound for a moment, and after `_LONGEST_BURST_SECONDS` in any case: what shares a
+        processor with the control plane waits here, so that a burst of pods is scheduled first."""
+        loop = asyncio.get_running_loop()
+        latest = loop.time() + _LONGEST_BURST_SECONDS
+        while True:
+            wait = min(latest, self._subresources.bound_at + _CALM_SECONDS) - loop.time()
+            if wait <= 0:
+                return
+            await asyncio.sleep(wait)
 
     async def handle(self, request: Request) -> Response | Stream:
         """Answer one request. Every failure becomes a Status."""

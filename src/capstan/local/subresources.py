@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
@@ -55,6 +56,8 @@ class Subresources:
         self._writes = writes
         self._authenticator = authenticator
         self._logs = logs
+        self.bound_at = float("-inf")
+        """When a pod was last bound, on the event loop's clock."""
 
     async def handle(self, verb: str, request: Request, served: Served, target: Target) -> Response | Stream:
         resource, subresource = served.type, target.subresource
@@ -156,6 +159,7 @@ class Subresources:
                 metadata[kind] = (metadata.get(kind) or {}) | wanted[kind]
         _set_condition(pod, "PodScheduled", "True", clock.render(self._writes.now()))
         changed = self._writes.store_changed(request, resource, record, old, pod, "binding")
+        self.bound_at = asyncio.get_running_loop().time()
         await self._committed(changed)
         return _created()
 

@@ -84,7 +84,6 @@ class NodeClaims:
                     info.devices[driver] = answers[info.uid]
             for info in waiting:
                 info.prepared = True
-            await self._save()
 
     async def _check(self, pod: Pod, name: str, generated: bool) -> ResourceClaim:
         namespace = pod.metadata.namespace

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from itertools import count
 from typing import Any
@@ -42,7 +42,11 @@ _log = logging.getLogger(__name__)
 
 class Fleet(kube.Controller[kube.Key]):
     """The agents of all nodes in `specs`. `directories` says where a node keeps its files; `logs` is the embedded
-    server's register of log providers. By node name too: `labels` and `extended`, resources besides CPU and memory."""
+    server's register of log providers. By node name too: `labels` and `extended`, resources besides CPU and memory.
+
+    Real nodes have processors of their own. Agents that share one with the control plane give way to it: they take up
+    new pods when `calm` returns.
+    """
 
     RULES = [
         PolicyRule(api_groups=[""], resources=["nodes"], verbs=["get", "create", "patch"]),
@@ -64,11 +68,15 @@ class Fleet(kube.Controller[kube.Key]):
         logs: MutableMapping[str, LogProvider] | None = None,
         labels: Mapping[str, Mapping[str, str]] | None = None,
         extended: Mapping[str, Mapping[str, int]] | None = None,
+        calm: Callable[[], Awaitable[None]] | None = None,
         kubelet_version: str = "v1.36.0",
         now: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
         self._client = client
+        self._calm = calm
+        self._arrivals: list[kube.Key] = []
+        self._arrived = asyncio.Event()
         self._now = now
         self._kubelet_version = kubelet_version
         self._labels = labels or {}
@@ -111,6 +119,7 @@ class Fleet(kube.Controller[kube.Key]):
                 group.create_task(self._heartbeat())
                 group.create_task(self._scan_plugins())
                 group.create_task(self._reconcile_claims())
+                group.create_task(self._take_arrivals())
                 group.create_task(super().run())
         finally:
             for name, agent in self.agents.items():
@@ -254,10 +263,24 @@ class Fleet(kube.Controller[kube.Key]):
         key = change.object.key
         if new is not None and new.spec.node_name in self.agents:
             if old is None or _wanted(old) != _wanted(new):
+                if key in self._owners or self._calm is None:
+                    self.queue.add(key)
+                else:
+                    self._arrivals.append(key)
+                    self._arrived.set()
                 self._owners.setdefault(key, (new.spec.node_name, new.metadata.uid))
-                self.queue.add(key)
         elif key in self._owners:
             self.queue.add(key)
+
+    async def _take_arrivals(self) -> None:
+        """Hands new pods over to the agents, all that have come as soon as it is calm."""
+        while self._calm is not None:
+            await self._arrived.wait()
+            await self._calm()
+            self._arrived.clear()
+            arrivals, self._arrivals = self._arrivals, []
+            for key in arrivals:
+                self.queue.add(key)
 
     async def reconcile(self, key: kube.Key) -> float | None:
         pod = self._pods.objects.get(key)
