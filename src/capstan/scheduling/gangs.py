@@ -7,6 +7,7 @@ at a time; backwards, surplus pods one by one, then surplus subgroups, then the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 from capstan.api import clock
 from capstan.api.core import Pod
@@ -180,19 +181,23 @@ def starts(gang: Gang) -> bool:
 # -- shrinking -----------------------------------------------------------------------------------------------------
 
 
-def shrink(gang: Gang) -> Iterator[tuple[list[Task], bool]]:
-    """The units to give up, in order, each assuming that those before it are gone; True marks elastic surplus."""
+Part = Literal["pod", "subgroup", "core"]
+"""What a gang gives up: a pod beyond a minimum, a subgroup beyond a minimum, or the rest."""
+
+
+def shrink(gang: Gang) -> Iterator[tuple[list[Task], Part]]:
+    """The units to give up, in order, each assuming that those before it are gone."""
     have = {leaf: [task for _, task in leaf.active] for leaf in gang.root.leaves()}
     while surplus := _surplus_leaf(gang.root, have):
-        yield [have[surplus].pop()], True
+        yield [have[surplus].pop()], "pod"
     while extra := _surplus_group(gang.root, have):
         gone = [task for leaf in extra.leaves() for task in have[leaf]]
         for leaf in extra.leaves():
             have[leaf] = []
-        yield gone, False
+        yield gone, "subgroup"
     rest = [task for leaf in gang.root.leaves() for task in have[leaf]]
     if rest:
-        yield rest, False
+        yield rest, "core"
 
 
 Have = dict[Group, list[Task]]

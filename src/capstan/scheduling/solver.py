@@ -167,24 +167,21 @@ class Solver:
 
     def _spare(self, count: int) -> list[Victim]:
         """Give victims their place back where it is still free, others a new one; returns those without any."""
-        # The most important come first, which is the reverse of the order in which they were chosen. A gang whose
-        # core is gone does not keep its surplus.
-        homeless: list[Victim] = []
-        broken: set[tuple[str, str]] = set()
+        # The most important come first, which is the reverse of the order in which they were chosen.
+        homeless, broken = [], _Broken()
         for victim in reversed(self.taken[:count]):
-            if victim.gang.key in broken or not self._restore(victim):
+            if broken.concerns(victim) or not self._restore(victim):
                 homeless.append(victim)
-                broken.add(victim.gang.key)
+                broken.add(victim)
         if not self.replace:
             return homeless
         hopeless: set[int] = set()
-        lost: list[Victim] = []
-        broken.clear()
+        lost, broken = [], _Broken()
         for victim in homeless:
             shapes = {task.shape.number for task in victim.tasks}
-            if victim.gang.key in broken or shapes & hopeless or not self._move(victim):
+            if broken.concerns(victim) or shapes & hopeless or not self._move(victim):
                 lost.append(victim)
-                broken.add(victim.gang.key)
+                broken.add(victim)
                 if len(victim.tasks) == 1 and not victim.tasks[0].claims:
                     hopeless |= shapes
         return lost
@@ -249,6 +246,23 @@ def also(session: Session, gang: Gang, text: str) -> Refusal:
         return before
     parts = [part for part in (before.message, text) if part]
     return Refusal(before.reason, "; ".join(parts), before.details, before.task)
+
+
+class _Broken:
+    """Gangs and subgroups that lose what they cannot do without: their surplus is of no use any more."""
+
+    def __init__(self) -> None:
+        self._gangs: set[tuple[str, str]] = set()
+        self._leaves: set[int] = set()
+
+    def add(self, victim: Victim) -> None:
+        if victim.part == "core":
+            self._gangs.add(victim.gang.key)
+        elif victim.part == "subgroup":
+            self._leaves |= {id(task.group) for task in victim.tasks}
+
+    def concerns(self, victim: Victim) -> bool:
+        return victim.gang.key in self._gangs or any(id(task.group) in self._leaves for task in victim.tasks)
 
 
 def _still_free(world: World, task: Task, node: Node, devices: tuple[str, ...], zones: tuple[str, ...]) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import Literal
 
-from capstan.scheduling.gangs import shrink
+from capstan.scheduling.gangs import Part, shrink
 from capstan.scheduling.model import NOTHING, UNLIMITED, Amounts, Gang, Queue, Status, Task
 from capstan.scheduling.order import demand_of
 from capstan.scheduling.policy import Policy
@@ -29,7 +29,7 @@ class Victim:
 
     gang: Gang
     tasks: list[Task]
-    surplus: bool
+    part: Part
     amounts: Amounts
 
 
@@ -42,14 +42,14 @@ def victims_of(queue: Queue, allowed: Callable[[Gang], Allowed]) -> Iterator[Vic
         while elastic and elastic[-1].priority <= gang.priority:
             growing = elastic.pop()
             if _settled(growing) and (verdict := allowed(growing)) != "none":
-                units = [Victim(growing, tasks, surplus, demand_of(tasks)) for tasks, surplus in shrink(growing)]
-                rest[growing.key] = [unit for unit in units if not unit.surplus] if verdict == "all" else []
-                yield from (unit for unit in units if unit.surplus)
+                units = [Victim(growing, tasks, part, demand_of(tasks)) for tasks, part in shrink(growing)]
+                rest[growing.key] = [unit for unit in units if unit.part != "pod"] if verdict == "all" else []
+                yield from (unit for unit in units if unit.part == "pod")
         if gang.key in rest:
             yield from rest[gang.key]
         elif gang.key not in queue.elastic and _settled(gang) and allowed(gang) == "all":
             tasks = [task for _, task in gang.root.active]
-            yield Victim(gang, tasks, False, demand_of(tasks))
+            yield Victim(gang, tasks, "core", demand_of(tasks))
 
 
 def _settled(gang: Gang) -> bool:
