@@ -1,9 +1,22 @@
 """PURE. Which pods form a gang: walk from a pod to the workload that made it, and say what must start together.
 
-One module per family of kinds (`core`, `apps`, `batch`); `podgroup.group` picks the family and writes the PodGroup.
+One module per family of kinds (`core`, `apps`, `batch`, `kubeflow`, `jobset`, `ray` and so on); `podgroup.group` picks
+the family and writes the PodGroup. `fields` reads what users and other operators wrote without trusting it.
 """
 
-from capstan.grouping.gang import Gang, InvalidWorkload, Workload
-from capstan.grouping.podgroup import Grouping, group, is_grouped
+from capstan.grouping.fields import InvalidWorkload
+from capstan.grouping.gang import Gang, Related, Settings, Workload
+from capstan.grouping.podgroup import OPTIONAL_FIELDS, TOP_OWNER_ANNOTATION, Grouping, group, related
 
-__all__ = ["Gang", "Grouping", "InvalidWorkload", "Workload", "group", "is_grouped"]
+__all__ = [
+    "OPTIONAL_FIELDS",
+    "TOP_OWNER_ANNOTATION",
+    "Gang",
+    "Grouping",
+    "InvalidWorkload",
+    "Related",
+    "Settings",
+    "Workload",
+    "group",
+    "related",
+]

@@ -8,10 +8,10 @@ from capstan.grouping.gang import MIN_MEMBER_ANNOTATION, Gang, Workload, min_mem
 def deployment(workload: Workload) -> Gang:
     """One PodGroup per pod (KAI): replicas serve independently. With a minimum, the ReplicaSet's pods are one gang."""
     if workload.annotation(MIN_MEMBER_ANNOTATION) is None:
-        return Gang(owner=workload.pod, default_priority_class="inference")
-    return Gang(owner=workload.owners[0], default_priority_class="inference", min_member=min_member(workload, 1))
+        return Gang(workload.pod, "inference")
+    return Gang(workload.owners[0], "inference", min_member=min_member(workload, 1))
 
 
 def replicas(workload: Workload) -> Gang:
     """ReplicaSet and StatefulSet: one PodGroup, minimum 1 unless the user sets one."""
-    return Gang(owner=workload.top, default_priority_class="train", min_member=min_member(workload, 1))
+    return Gang(workload.top, "train", min_member=min_member(workload, 1))

@@ -7,10 +7,10 @@ from capstan.grouping.gang import Gang, Workload, group_kind, min_member
 
 def job(workload: Workload) -> Gang:
     """A Job may start with one pod unless `kai.scheduler/batch-min-member` says how many it needs."""
-    return Gang(owner=workload.top, default_priority_class="train", min_member=min_member(workload, 1))
+    return Gang(workload.top, "train", min_member=min_member(workload, 1))
 
 
 def cron_job(workload: Workload) -> Gang:
     """Each run of a CronJob is a gang of its own."""
     run = next((owner for owner in workload.owners if group_kind(owner) == ("batch", "Job")), workload.top)
-    return Gang(owner=run, default_priority_class="train", min_member=min_member(workload, 1))
+    return Gang(run, "train", min_member=min_member(workload, 1))

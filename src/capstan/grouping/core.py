@@ -1,8 +1,8 @@
-"""Bare pods, and Spark applications whose driver makes its executors' pods itself."""
+"""Bare pods, Spark applications whose driver makes its executors' pods itself, and kinds nobody knows."""
 
 from __future__ import annotations
 
-from capstan.grouping.gang import Gang, Workload, labels_of
+from capstan.grouping.gang import Gang, Workload, group_kind, labels_of
 
 SPARK_APPLICATION_LABEL = "spark-app-selector"
 
@@ -11,16 +11,22 @@ def pod(workload: Workload) -> Gang:
     """A pod is its own gang; the pods of one Spark application share a gang that starts with its driver."""
     application = labels_of(workload.pod).get(SPARK_APPLICATION_LABEL)
     if application:
-        return Gang(
-            owner={
-                "kind": "Pod",
-                "metadata": {"name": application, "namespace": workload.pod["metadata"].get("namespace", "")},
-            },
-            default_priority_class="train",
-        )
-    return Gang(owner=workload.pod, default_priority_class="train")
+        return Gang(workload.top, "train", name=application)
+    return Gang(workload.pod, "train")
 
 
 def single(workload: Workload) -> Gang:
     """Any other kind: its pods share a PodGroup, and each may start alone."""
-    return Gang(owner=workload.top, default_priority_class="train")
+    if group_kind(workload.top)[0] == "sparkoperator.k8s.io":
+        return pod(workload)
+    return Gang(workload.top, "train")
+
+
+def interactive(workload: Workload) -> Gang:
+    """Notebooks: a person waits, so they do not yield to training."""
+    return Gang(workload.top, "build")
+
+
+def service(workload: Workload) -> Gang:
+    """Kinds that serve requests."""
+    return Gang(workload.top, "inference")

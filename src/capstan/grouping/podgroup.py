@@ -7,6 +7,7 @@ rules are those of KAI's pod grouper: name `pg-<owner>-<uid>`, queue and priorit
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,14 +19,35 @@ from capstan.api.scheduling import (
     QUEUE_LABEL,
     SUBGROUP_LABEL,
 )
-from capstan.grouping import apps, batch, core
-from capstan.grouping.gang import Gang, Manifest, Workload, annotations_of, group_kind
+from capstan.grouping import aml, apps, batch, core, grove, jobset, kubeflow, leaderworkerset, ray, serving, upstream
+from capstan.grouping.fields import InvalidWorkload, Manifest
+from capstan.grouping.gang import (
+    Gang,
+    Related,
+    Settings,
+    Workload,
+    annotations_of,
+    dns_subdomain,
+    group_kind,
+    labels_of,
+    topology_of,
+)
 
 SKIP_ANNOTATION = "kai.scheduler/skip-podgrouper"
 TOP_OWNER_ANNOTATION = "kai.scheduler/top-owner-metadata"
 PRIORITY_CLASS_LABEL = "priorityClassName"
 PREEMPTIBILITY_LABEL = "kai.scheduler/preemptibility"
 PROJECT_LABEL = "project"
+OPTIONAL_FIELDS = (
+    "minMember",
+    "minSubGroup",
+    "subGroups",
+    "preemptibility",
+    "topologyConstraint",
+    "preemptionDelay",
+    "stalenessGracePeriod",
+)
+"""What the grouper decides about the spec of a PodGroup besides queue and priority: absent means unset."""
 
 Family = Callable[[Workload], Gang]
 
@@ -36,7 +58,43 @@ _FAMILIES: dict[tuple[str, str], Family] = {
     ("apps", "StatefulSet"): apps.replicas,
     ("batch", "Job"): batch.job,
     ("batch", "CronJob"): batch.cron_job,
+    ("kubeflow.org", "TFJob"): kubeflow.training,
+    ("kubeflow.org", "XGBoostJob"): kubeflow.training,
+    ("kubeflow.org", "JAXJob"): kubeflow.training,
+    ("kubeflow.org", "PyTorchJob"): kubeflow.pytorch,
+    ("kubeflow.org", "MPIJob"): kubeflow.mpi,
+    ("kubeflow.org", "Notebook"): core.interactive,
+    ("jobset.x-k8s.io", "JobSet"): jobset.job_set,
+    ("leaderworkerset.x-k8s.io", "LeaderWorkerSet"): leaderworkerset.leader_worker_set,
+    ("ray.io", "RayCluster"): ray.cluster,
+    ("ray.io", "RayJob"): ray.cluster,
+    ("ray.io", "RayService"): ray.cluster,
+    ("grove.io", "PodCliqueSet"): grove.pod_gang,
+    ("grove.io", "PodGangSet"): grove.pod_gang,
+    ("serving.knative.dev", "Service"): serving.knative,
+    ("amlarc.azureml.com", "AmlJob"): aml.aml_job,
+    ("run.ai", "RunaiJob"): batch.job,
+    ("egx.nvidia.io", "SPOTRequest"): core.service,
 }
+"""Every other kind is `core.single`: SeldonDeployment, VirtualMachineInstance, DevWorkspace, PipelineRun and so on."""
+
+_SKIPPED = {
+    ("trainer.kubeflow.org", "TrainJob"),
+    ("argoproj.io", "Workflow"),
+    ("nvidia.com", "DynamoGraphDeployment"),
+    ("run.ai", "TrainingWorkload"),
+    ("run.ai", "InteractiveWorkload"),
+    ("run.ai", "DistributedWorkload"),
+    ("run.ai", "InferenceWorkload"),
+    ("run.ai", "DistributedInferenceWorkload"),
+}
+"""Kinds that only manage other workloads: the owner below them says what starts together."""
+
+_TIMING = {
+    "kai.scheduler/preemption-delay": "preemptionDelay",
+    "kai.scheduler/staleness-grace-period": "stalenessGracePeriod",
+}
+_DURATION = re.compile(r"[-+]?((\d+(\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h))+|[-+]?0", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,50 +106,117 @@ class Grouping:
     pod_labels: Mapping[str, str] = field(default_factory=dict)
 
 
-def group(pod: Manifest, owners: tuple[Manifest, ...] = ()) -> Grouping:
-    """The gang of a pod; `owners` is its chain of controllers, nearest first. Raises InvalidWorkload."""
-    workload = Workload(pod, owners)
+def related(pod: Manifest, owners: tuple[Manifest, ...] = ()) -> Related | None:
+    """The object that `group` needs besides the owners, if any. Raises InvalidWorkload."""
+    workload = _below_managers(pod, owners)
+    if workload.annotation(SKIP_ANNOTATION) == "true":
+        return None
+    if named := upstream.related(workload):
+        return named
+    return grove.related(workload) if _FAMILIES.get(group_kind(workload.top)) is grove.pod_gang else None
+
+
+def group(
+    pod: Manifest,
+    owners: tuple[Manifest, ...] = (),
+    found: Manifest | None = None,
+    settings: Settings = Settings(),  # noqa: B008 - immutable
+) -> Grouping:
+    """The gang of a pod; `owners` is its chain of controllers, nearest first, `found` the object `related` asks for.
+
+    Raises InvalidWorkload, and nothing else whatever the specs of the owners contain.
+    """
+    workload = _below_managers(pod, owners, found, settings)
     if workload.annotation(SKIP_ANNOTATION) == "true":
         return Grouping(pod_group=None)
-    gang = _FAMILIES.get(group_kind(workload.top), core.single)(workload)
-    manifest = _manifest(workload, gang)
-    marks = {SUBGROUP_LABEL: gang.subgroup} if gang.subgroup else {}
+    family = upstream.gang if upstream.related(workload) else _FAMILIES.get(group_kind(workload.top), core.single)
+    gang = family(workload)
+    _check_tree(gang)
+    manifest = _manifest(workload, gang, owners[-1] if owners else pod)
+    marks = {SUBGROUP_LABEL: gang.subgroup} if gang.sub_groups else {}
     return Grouping(manifest, {POD_GROUP_ANNOTATION: manifest["metadata"]["name"]}, marks)
 
 
-def _manifest(workload: Workload, gang: Gang) -> dict[str, Any]:
-    owner = gang.owner["metadata"]
-    spec: dict[str, Any] = {
-        "queue": _queue(workload),
-        "priorityClassName": workload.label(PRIORITY_CLASS_LABEL)
-        or workload.pod.get("spec", {}).get("priorityClassName")
-        or gang.default_priority_class,
+def _below_managers(
+    pod: Manifest,
+    owners: tuple[Manifest, ...],
+    found: Manifest | None = None,
+    settings: Settings = Settings(),  # noqa: B008 - immutable
+) -> Workload:
+    """The workload without the kinds that only manage others; what they are labelled with holds for those below."""
+    while owners and group_kind(owners[-1]) in _SKIPPED:
+        manager, owners = owners[-1], owners[:-1]
+        if owners:
+            owners = (*owners[:-1], _inheriting(owners[-1], manager))
+        else:
+            pod = _inheriting(pod, manager)
+    return Workload(pod, owners, found, settings)
+
+
+def _inheriting(manifest: Manifest, above: Manifest) -> Manifest:
+    merged = {
+        "labels": {**labels_of(above), **labels_of(manifest)},
+        "annotations": {**annotations_of(above), **annotations_of(manifest)},
     }
-    if gang.min_sub_group is not None:
-        spec["minSubGroup"] = gang.min_sub_group
-    elif gang.min_member is not None:
-        spec["minMember"] = gang.min_member
+    return {**manifest, "metadata": {**manifest.get("metadata", {}), **merged}}
+
+
+def _check_tree(gang: Gang) -> None:
+    """What no family can see by itself: names that meet, parents that are missing, a pod outside of the tree."""
+    if not gang.sub_groups:
+        return
+    names = [sub.name for sub in gang.sub_groups]
+    parents = {sub.parent for sub in gang.sub_groups if sub.parent}
+    if twice := {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set():
+        raise InvalidWorkload(gang.owner, "spec", f"two parts of the gang are called {min(twice)}; rename one")
+    if missing := parents - set(names):
+        raise InvalidWorkload(gang.owner, "spec", f"a part of the gang belongs to {min(missing)}, which it has not")
+    leaves = [sub.name for sub in gang.sub_groups if sub.min_sub_group is None]
+    if gang.subgroup not in leaves:
+        raise InvalidWorkload(
+            gang.owner, "spec", f"has no pods of {gang.subgroup}, and one waits; the gang has {', '.join(leaves[:20])}"
+        )
+
+
+def _manifest(workload: Workload, gang: Gang, user_made: Manifest) -> dict[str, Any]:
+    owner = gang.owner["metadata"]
+    spec: dict[str, Any] = {"queue": _queue(workload), "priorityClassName": _priority_class(workload, gang)}
     if gang.sub_groups:
-        spec["subGroups"] = [dict(sub) for sub in gang.sub_groups]
+        firsts = sum(not sub.parent for sub in gang.sub_groups)
+        spec["minSubGroup"] = firsts if gang.min_sub_group is None else gang.min_sub_group
+        spec["subGroups"] = [sub.manifest() for sub in gang.sub_groups]
+    else:
+        spec["minMember"] = gang.min_member
     preemptibility = workload.label(PREEMPTIBILITY_LABEL)
     if preemptibility:
+        if preemptibility not in ("preemptible", "non-preemptible"):
+            raise InvalidWorkload(
+                workload.top,
+                f"metadata.labels[{PREEMPTIBILITY_LABEL}]",
+                f"{preemptibility!r}; write preemptible or non-preemptible",
+            )
         spec["preemptibility"] = preemptibility
-    topology = _topology(workload)
+    # Only the top owner's annotations count (KAI): a pod cannot constrain its whole gang.
+    topology = gang.topology or topology_of(workload.top, annotations_of(workload.top))
     if topology:
-        spec["topologyConstraint"] = topology
-    for annotation, name in _PASSED_ON.items():
+        spec["topologyConstraint"] = dict(topology)
+    for annotation, name in _TIMING.items():
         value = workload.annotation(annotation)
         if value:
+            if not _DURATION.fullmatch(value):
+                raise InvalidWorkload(
+                    workload.top, f"metadata.annotations[{annotation}]", f'{value!r} is no duration; write e.g. "90s"'
+                )
             spec[name] = value
+    identity = (gang.name,) if gang.name else (owner["name"], owner.get("uid", ""))
     metadata: dict[str, Any] = {
-        "name": "-".join(part for part in ("pg", owner["name"], owner.get("uid", ""), gang.name_suffix) if part),
+        "name": dns_subdomain("-".join(part for part in ("pg", *identity, gang.name_suffix) if part)),
         "namespace": workload.pod["metadata"].get("namespace", ""),
-        "annotations": {TOP_OWNER_ANNOTATION: _top_owner(workload.top)},
+        "annotations": {TOP_OWNER_ANNOTATION: _top_owner(user_made)},
     }
     pool = workload.label(NODE_POOL_LABEL)
-    group_labels = dict(gang.extra_labels) | ({NODE_POOL_LABEL: pool} if pool else {})
-    if group_labels:
-        metadata["labels"] = group_labels
+    if pool:
+        metadata["labels"] = {NODE_POOL_LABEL: pool}
     if owner.get("uid"):
         metadata["ownerReferences"] = [
             {
@@ -104,10 +229,13 @@ def _manifest(workload: Workload, gang: Gang) -> dict[str, Any]:
     return {"apiVersion": "scheduling.run.ai/v2alpha2", "kind": "PodGroup", "metadata": metadata, "spec": spec}
 
 
-_PASSED_ON = {
-    "kai.scheduler/preemption-delay": "preemptionDelay",
-    "kai.scheduler/staleness-grace-period": "stalenessGracePeriod",
-}
+def _priority_class(workload: Workload, gang: Gang) -> str:
+    """The label; else what the kind says; else the pod's; else the administrator's default for the kind; else ours."""
+    group, kind = group_kind(workload.top)
+    defaults = workload.settings.priority_classes
+    named = workload.label(PRIORITY_CLASS_LABEL) or gang.priority_class
+    named = named or workload.pod.get("spec", {}).get("priorityClassName")
+    return named or defaults.get(f"{kind}.{group}") or defaults.get(kind) or gang.default_priority_class
 
 
 def _queue(workload: Workload) -> str:
@@ -120,17 +248,6 @@ def _queue(workload: Workload) -> str:
         pool = workload.label(NODE_POOL_LABEL)
         return f"{project}-{pool}" if pool else project
     return DEFAULT_QUEUE
-
-
-def _topology(workload: Workload) -> dict[str, str]:
-    """Only the top owner's annotations count (KAI): a pod cannot constrain its whole gang."""
-    marks = annotations_of(workload.top)
-    named = {
-        "topology": marks.get("kai.scheduler/topology"),
-        "requiredTopologyLevel": marks.get("kai.scheduler/topology-required-placement"),
-        "preferredTopologyLevel": marks.get("kai.scheduler/topology-preferred-placement"),
-    }
-    return {name: value for name, value in named.items() if value}
 
 
 def _top_owner(top: Manifest) -> str:
@@ -146,8 +263,3 @@ def _top_owner(top: Manifest) -> str:
         },
         separators=(",", ":"),
     )
-
-
-def is_grouped(pod: Manifest) -> bool:
-    """Whether the pod already names its PodGroup, by the grouper or by its user."""
-    return POD_GROUP_ANNOTATION in annotations_of(pod)
