@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from capstan.api.core import Node, Pod
-from capstan.api.scheduling import Queue
+from capstan.api.scheduling import Queue, RuntimeClass
 from capstan.scheduling import Policy, World, cycle, explain
 from capstan.scheduling.queues import Claimant, divide
 from capstan.scheduling.shapes import InvalidShare, Shapes, effective_requests, gpu_share, mig_slices
@@ -227,6 +227,20 @@ def test_taints_selectors_and_cordons_keep_pods_away() -> None:
     made.upsert(pod("g-0", "g", nodeSelector={"zone": "y"}))
     (only,) = cycle(made, POLICY, START).verdicts
     assert only.nodes == {"node is cordoned": 1, "node selector does not match": 1, "untolerated taint k": 1}
+
+
+def test_a_runtime_class_brings_its_nodes_and_overhead() -> None:
+    body = {
+        "metadata": {"name": "kata"},
+        "overhead": {"podFixed": {"cpu": "2"}},
+        "scheduling": {"nodeSelector": {"kata": "yes"}},
+    }
+    made = world(node("n0"), node("n1", cpu=2, labels={"kata": "yes"}), queue("a"), gang("g", "a"))
+    made.upsert(pod("g-0", "g", runtimeClassName="kata"))
+    made.upsert(msgspec.convert(body, RuntimeClass))
+    assert places(made) == {}
+    made.upsert(node("n2", cpu=3, labels={"kata": "yes"}))
+    assert places(made) == {"g-0": "n2"}
 
 
 def test_anti_affinity_spreads_a_gang_over_hosts() -> None:

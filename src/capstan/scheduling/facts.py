@@ -17,7 +17,6 @@ GPU_GROUP_LABEL = "runai-gpu-group"
 
 class _NumaReport(msgspec.Struct):
     policy: str = "none"
-    scope: str = "container"
     zones: dict[str, dict[str, str]] = {}
 
 
@@ -28,7 +27,7 @@ def read_numa(node: Node, text: str) -> None:
         report = msgspec.json.decode(text, type=_NumaReport)
     except msgspec.MsgspecError:
         return  # an unreadable report is no report: the node then aligns nothing, as before it was written
-    node.numa_policy, node.numa_scope = report.policy, report.scope
+    node.numa_policy = report.policy
     node.zones = [
         Zone(
             name,

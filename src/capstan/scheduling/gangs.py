@@ -14,7 +14,6 @@ from capstan.api.core import Pod
 from capstan.api.scheduling import (
     DEFAULT_PRIORITY,
     NODE_POOL_LABEL,
-    PREEMPTIBLE_BELOW,
     QUEUE_LABEL,
     PodGroup,
     TopologyConstraint,
@@ -173,11 +172,6 @@ def _grow(group: Group) -> list[Task]:
     return []
 
 
-def starts(gang: Gang) -> bool:
-    """Whether the next unit brings the gang to its minimum, as opposed to growing beyond it."""
-    return not gang.root.satisfied
-
-
 # -- shrinking -----------------------------------------------------------------------------------------------------
 
 
@@ -245,6 +239,3 @@ def phase(gang: Gang) -> int:
     if not root.satisfied:
         return 0
     return 2 if surplus(gang) else 1
-
-
-__all__ = ["PREEMPTIBLE_BELOW", "build_gang", "implicit_gang", "next_unit", "phase", "shrink", "starts", "surplus"]

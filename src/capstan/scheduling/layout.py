@@ -14,7 +14,6 @@ from capstan.scheduling.model import GPU, GPU_COLUMN, GPU_RESOURCE, NOTHING, POD
 from capstan.scheduling.policy import Policy
 from capstan.scheduling.shapes import Shapes, mig_slices
 
-GPU_PRODUCT_LABEL = "nvidia.com/gpu.product"
 HOST_LABEL = "kubernetes.io/hostname"
 UNLIMITED_PODS = 1 << 40
 _SMALLEST_GPU = 100
@@ -50,7 +49,6 @@ class Layout(Ledger):
             idle=[],
             later=[],
             gpu_memory=gpu_memory(labels),
-            product=labels.get(GPU_PRODUCT_LABEL, ""),
         )
         for resource, amount in obj.status.allocatable.items():
             column = self.shapes.column(resource)

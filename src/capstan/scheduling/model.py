@@ -180,7 +180,6 @@ class Node:
     """Free once everything terminating has gone and every promise is kept, by column."""
     gpu_memory: int
     """MiB of each GPU; 100 when the node does not say (shares in MiB are then refused)."""
-    product: str = ""
     by_claims: bool = False
     """Its GPUs are allocated through ResourceClaims (`allocation.Inventory`), not by a device plugin."""
     offers: Amounts = NOTHING
@@ -197,7 +196,6 @@ class Node:
     """Raised by every change; entries of placement indexes carry the version they were made for. Never rolled back."""
     zones: list[Zone] = field(default_factory=list)
     numa_policy: str = ""
-    numa_scope: str = ""
 
 
 Placement = tuple[Status, "Node | None", "tuple[str, ...]", "tuple[Node, tuple[str, ...]] | None"]

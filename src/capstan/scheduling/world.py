@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
+
 from capstan.allocation import InvalidPodRequest, Inventory, claim_for_pod
 from capstan.api import clock
 from capstan.api.core import Node as ApiNode
-from capstan.api.core import PersistentVolume, PersistentVolumeClaim, Pod
+from capstan.api.core import PersistentVolume, PersistentVolumeClaim, Pod, Toleration
 from capstan.api.resource import (
     DeviceClass,
     DeviceTaintRule,
@@ -98,8 +100,6 @@ class World(Holdings):
         self.evictions: dict[str, Eviction] = {}
         self.guards: dict[str, Task] = {}
         """Tasks whose required anti-affinity keeps others away."""
-        self.generation = 0
-        """Raised by every change that came from outside."""
         self._uids: dict[Key, str] = {}
         self._pods: dict[str, Pod] = {}
         self._sources: dict[object, bytes] = {}
@@ -116,7 +116,6 @@ class World(Holdings):
     def upsert(self, obj: Object) -> None:
         """Take an object as it is now. An object that is wrong in itself is kept as such and never stops the rest."""
         self.settle()
-        self.generation += 1
         match obj:
             case Pod():
                 self._upsert_pod(obj)
@@ -134,6 +133,7 @@ class World(Holdings):
                 self.topologies[obj.metadata.name] = tuple(level.node_label for level in obj.spec.levels)
             case RuntimeClass():
                 self.runtime_classes[obj.metadata.name] = obj
+                self._reshape(obj.metadata.name)
             case PersistentVolume():
                 self.volumes[obj.metadata.name] = obj
             case PersistentVolumeClaim():
@@ -150,7 +150,6 @@ class World(Holdings):
     def delete(self, kind: str, namespace: str, name: str) -> None:
         """Forget an object; unknown ones are ignored."""
         self.settle()
-        self.generation += 1
         key = (namespace, name)
         match kind:
             case "Pod":
@@ -176,6 +175,7 @@ class World(Holdings):
                 self.topologies.pop(name, None)
             case "RuntimeClass":
                 self.runtime_classes.pop(name, None)
+                self._reshape(name)
             case "PersistentVolume":
                 self.volumes.pop(name, None)
             case "PersistentVolumeClaim":
@@ -193,7 +193,6 @@ class World(Holdings):
 
     def forget(self, uid: str) -> None:
         """Take back an assumed bind or eviction whose API write failed."""
-        self.generation += 1
         bind = self.binds.pop(uid, None)
         eviction = self.evictions.pop(uid, None)
         task = self.tasks.get(uid)
@@ -296,7 +295,7 @@ class World(Holdings):
 
     def _upsert_pod(self, pod: Pod) -> None:
         uid = pod.metadata.uid or f"{pod.metadata.namespace}/{pod.metadata.name}"
-        self.shapes.of(pod)
+        self.shapes.of(self._with_runtime_class(pod))
         self.widen()
         known = self._uids.get(pod.key)
         if known is not None and known != uid:
@@ -314,10 +313,30 @@ class World(Holdings):
         self.tasks[uid] = task
         self._attach(task, pod)
 
+    def _with_runtime_class(self, pod: Pod) -> Pod:
+        """The pod with what its RuntimeClass adds (overhead, node selector, tolerations) if admission did not."""
+        found = self.runtime_classes.get(pod.spec.runtime_class_name or "")
+        if found is None:
+            return pod
+        spec = pod.spec
+        overhead = spec.overhead or (found.overhead.pod_fixed if found.overhead is not None else {})
+        selector, tolerations = spec.node_selector, spec.tolerations
+        if found.scheduling is not None:
+            selector = {**found.scheduling.node_selector, **selector}
+            more = msgspec.convert(found.scheduling.tolerations, list[Toleration])
+            tolerations = [*tolerations, *(entry for entry in more if entry not in tolerations)]
+        changed = msgspec.structs.replace(spec, overhead=overhead, node_selector=selector, tolerations=tolerations)
+        return msgspec.structs.replace(pod, spec=changed)
+
+    def _reshape(self, runtime_class: str) -> None:
+        """Judge the pods of a runtime class anew."""
+        for pod in [pod for pod in self._pods.values() if pod.spec.runtime_class_name == runtime_class]:
+            self._upsert_pod(pod)
+
     def _task(self, pod: Pod, uid: str) -> Task:
         meta, spec = pod.metadata, pod.spec
         labels = meta.labels
-        shape = self.shapes.of(pod)
+        shape = self.shapes.of(self._with_runtime_class(pod))
         try:
             priority = int(labels.get(TASK_PRIORITY_LABEL, "0"))
         except ValueError:
