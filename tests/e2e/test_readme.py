@@ -30,3 +30,4 @@ def test_the_tour(make_platform, tmp_path):
     assert "GPU 1: NVIDIA A100" in done.stdout, "a worker of the gang sees its two GPUs"
     assert "needs" in done.stdout, "the gang that does not fit says what it lacks"
     assert "MIG 1g.5gb" in done.stdout, "the pod with a slice sees it"
+    assert "Queue.scheduling.run.ai/serving spec.resources.gpu.quota: 8 by kubectl-patch" in done.stdout

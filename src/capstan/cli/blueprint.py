@@ -77,7 +77,7 @@ def blueprint() -> None:
 @output_option()
 @_readable_problems
 def lint(paths: tuple[Path, ...], output: str) -> None:
-    """Check blueprints without a cluster: every variant, every override, all problems at once.
+    """Check blueprints without a cluster. All problems at once, in every variant and override.
 
     Exit code 0: nothing is wrong; 1: problems were found.
 
@@ -113,7 +113,7 @@ def render(
     cluster: str | None,
     output: str,
 ) -> None:
-    """Print the manifests that a cluster with the given facts would get, in order of application.
+    """Print the manifests that a cluster with given facts would get.
 
     \b
     Examples:
@@ -161,7 +161,9 @@ async def plan(
     kubeconfig: Path | None,
     context: str | None,
 ) -> None:
-    """Show field by field what applying the files would change in the cluster. Changes nothing.
+    """Show field by field what applying the files would change.
+
+    Changes nothing.
 
     Facts and override come from the Cluster object; --fact and --facts replace single facts.
 
@@ -200,7 +202,7 @@ async def plan(
 @_readable_problems
 @asynchronous
 async def publish(paths: tuple[Path, ...], blueprint: str | None, kubeconfig: Path | None, context: str | None) -> None:
-    """Freeze a blueprint with everything it extends as an immutable BlueprintVersion.
+    """Freeze a blueprint, with all it extends, as a BlueprintVersion.
 
     Publishing the same content again does nothing; other content under the same version is refused.
 
@@ -234,7 +236,7 @@ async def apply(
     kubeconfig: Path | None,
     context: str | None,
 ) -> None:
-    """Publish a blueprint and point a cluster at it; the agent in the cluster does the rest.
+    """Publish a blueprint and point a cluster at it. The agent in the cluster does the rest.
 
     A Cluster document of that name in the files gives labels, mode and override.
 
@@ -267,7 +269,7 @@ async def apply(
 @cluster_options
 @asynchronous
 async def status(cluster: str | None, output: str, kubeconfig: Path | None, context: str | None) -> None:
-    """Which blueprint each cluster runs, and whether it is ready and as applied.
+    """Which blueprint each cluster runs, and whether all is well.
 
     \b
     Examples:
@@ -298,7 +300,7 @@ async def status(cluster: str | None, output: str, kubeconfig: Path | None, cont
 @cluster_options
 @asynchronous
 async def drift(cluster: str, exit_code: bool, output: str, kubeconfig: Path | None, context: str | None) -> None:
-    """What was changed against the blueprint: field, by whom, since when, and when it was repaired.
+    """What was changed by hand: which field, by whom, when repaired.
 
     \b
     Examples:
@@ -329,7 +331,7 @@ async def drift(cluster: str, exit_code: bool, output: str, kubeconfig: Path | N
 async def explain(
     cluster: str, addon: str, path: str, output: str, kubeconfig: Path | None, context: str | None
 ) -> None:
-    """Why an add-on has a value on a cluster: every layer that set it, and which one won.
+    """Why an add-on has a value: who set it, and which layer won.
 
     PATH is inside of the add-on, e.g. values.queues.research.gpu.quota; ADDON `values` means the blueprint's own
     values.

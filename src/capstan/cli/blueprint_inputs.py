@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Files:
         return candidates[0]
 
 
-def read(paths: Iterable[Path]) -> Files:
+def read(paths: Sequence[Path]) -> Files:
     """Blueprints and clusters of files and directories; other files in a directory's subdirectories are attachments."""
     sources: list[blueprints.Source] = []
     clusters: dict[str, tuple[str, Manifest]] = {}
@@ -53,6 +53,10 @@ def read(paths: Iterable[Path]) -> Files:
                     clusters[str(document["metadata"].get("name", ""))] = (str(file), document)
                 else:
                     sources.append(blueprints.Source(str(file), document, _attached(file, document)))
+    if not sources:
+        raise click.ClickException(
+            f"no Blueprint in {', '.join(map(str, paths))}; name its files, or a directory that holds them directly"
+        )
     return Files(blueprints.Library(sources), clusters)
 
 

@@ -35,8 +35,11 @@ class PodExplanation(msgspec.Struct, rename="camel"):
 
 
 class GangExplanation(msgspec.Struct, rename="camel"):
+    """`name` is the PodGroup's, empty for pods without one; `workload` is who made it, e.g. `job/train`."""
+
     namespace: str
     name: str
+    workload: str
     queue: str
     priority_class: str
     min_member: int | None
@@ -106,7 +109,8 @@ async def _explain_ungrouped(client: kube.Client, pods: list[Pod], target: str, 
     members = [await _explain_pod(client, pod) for pod in sorted(pods, key=lambda pod: pod.metadata.name)]
     return GangExplanation(
         namespace=namespace,
-        name=target,
+        name="",
+        workload=target,
         queue=pods[0].metadata.labels.get(QUEUE_LABEL, ""),
         priority_class=pods[0].spec.priority_class_name,
         min_member=None,
@@ -159,6 +163,7 @@ async def _explain_gang(client: kube.Client, group: PodGroup) -> GangExplanation
         for pod in (await client.list(resources.PODS, group.metadata.namespace)).items
         if pod.metadata.annotations.get(POD_GROUP_ANNOTATION) == group.metadata.name
     ]
+    owners = group.metadata.owner_references
     reasons = [
         reason
         for condition in group.status.scheduling_conditions
@@ -169,6 +174,7 @@ async def _explain_gang(client: kube.Client, group: PodGroup) -> GangExplanation
     return GangExplanation(
         namespace=group.metadata.namespace,
         name=group.metadata.name,
+        workload=f"{owners[0].kind.lower()}/{owners[0].name}" if owners else f"podgroup/{group.metadata.name}",
         queue=group.spec.queue,
         priority_class=group.spec.priority_class_name,
         min_member=group.spec.min_member,
@@ -182,7 +188,7 @@ def _lines(explained: PodExplanation | GangExplanation) -> list[object]:
     if isinstance(explained, GangExplanation):
         needs = f", needs {explained.min_member} together" if explained.min_member else ""
         queue = f" in queue {explained.queue}" if explained.queue else ""
-        head = f"[bold]{explained.namespace}/{explained.name}[/]{queue}{needs}"
+        head = f"[bold]{explained.workload}[/] in namespace {explained.namespace}{queue}{needs}"
         counts = ", ".join(f"{count} {phase}" for phase, count in sorted(explained.pods.items())) or "no pods"
         verdicts = [hanging(f"waits: [bold]{r.reason}[/]: {escape(r.message)}") for r in explained.reasons]
         members = table(
@@ -193,7 +199,8 @@ def _lines(explained: PodExplanation | GangExplanation) -> list[object]:
                 for m in explained.members
             ],
         )
-        return [f"{head}: {counts}", *verdicts, members]
+        gang = [hanging(f"gang: {explained.name}")] if explained.name else []
+        return [f"{head}: {counts}", *gang, *verdicts, members]
     where = f" on node {explained.node}" if explained.node else ""
     lines: list[object] = [f"[bold]{explained.namespace}/{explained.name}[/] is {explained.phase}{where}"]
     if explained.gang:
