@@ -45,8 +45,10 @@ class Constraint:
     def values(self, candidate: Candidate) -> Values:
         """The candidate's values of the attribute, a derived one before the device's own (KEP-6080); empty when it has
         none, which no constraint accepts."""
-        derived = candidate.derived.get(self.attribute) if candidate.derived else None
-        return self.published(candidate.device) if derived is None else derived
+        if candidate.derived and self.attribute in candidate.derived:
+            return candidate.derived[self.attribute]
+        found = self._read.get(candidate.device)
+        return self.published(candidate.device) if found is None else found
 
     def published(self, device: Device) -> Values:
         """The values that the device itself has."""
@@ -78,7 +80,7 @@ class MatchAttribute(Constraint):
 
     def admits(self, candidate: Candidate) -> bool:
         own = self.values(candidate)
-        return bool(own & self._shared[-1] if self._shared else own)
+        return not own.isdisjoint(self._shared[-1]) if self._shared else bool(own)
 
     def add(self, candidate: Candidate) -> None:
         own = self.values(candidate)

@@ -144,7 +144,8 @@ class Search:
         if index == len(self.requests):
             return self._complete()
         request = self.requests[index]
-        if self._symmetry is not None and self._seen_before(index, -1, 0, self._states(request)):
+        choosing = len(request.alternatives) > 1 or request.alternatives[0].every
+        if choosing and self._symmetry is not None and self._seen_before(index, -1, 0, self._states(request)):
             return False
         for position, alternative in enumerate(request.alternatives):
             size = len(alternative.candidates) if alternative.every else alternative.count
@@ -205,11 +206,10 @@ class Search:
         excluded: list[Device] = []
         failed: set[tuple[int, int, Device | None]] = set()
         symmetry, done = self._symmetry, False
+        floor = self._floor(index, alternative, need - 1) if self._cost is not None else 0
         for cost, candidate, parts in options:
-            if self._best is not None:
-                least = self._total + cost + self._floor(index, alternative, need - 1)
-                if least >= self._best_total:
-                    break
+            if self._best is not None and self._total + cost + floor >= self._best_total:
+                break
             device = candidate.device
             if excluded:
                 if symmetry is None or symmetry is not self._symmetry:
@@ -341,6 +341,9 @@ class Search:
 
     def possible(self, request: Request, alternative: Alternative, candidate: Candidate) -> bool:
         """Whether the candidate can be taken now, the constraints of its claim included."""
+        for constraint in alternative.constraints:
+            if not constraint.admits(candidate):
+                return False
         device, claim = candidate.device, request.claim.index
         if candidate.takes is None:
             holders = self._holders.get(device)
@@ -350,14 +353,15 @@ class Search:
         elif device in self._shares and not self._has_room(candidate):
             return False
         if device.consumption and not alternative.admin and not self._in_use(device):
+            pool = device.pool
             for name, taken in device.consumption:
-                left = self.left(device.pool, name)
+                left = self._left.get((pool, name)) or self.inventory.left(pool)[name]
                 for counter, amount in taken:
                     if left[counter] < amount:
                         return False
             if self._groups and not self._compatible(device):
                 return False
-        return all(constraint.admits(candidate) for constraint in alternative.constraints)
+        return True
 
     def _conflict(self, holders: list[tuple[int, bool]], claim: int, admin: bool) -> bool:
         """A device is taken once, except that claims with admin access do not keep other claims from it.
