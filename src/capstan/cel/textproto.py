@@ -80,7 +80,10 @@ class _Reader:
                 raise self.fail("a field name")
             self.at += 1
             self.accept(":")
-            if self.accept("["):
+            if self.at < len(self.tokens) and self.tokens[self.at][0] == "extension":  # a list of one word
+                message.append((name, _scalar(self.tokens[self.at][1][1:-1].strip())))
+                self.at += 1
+            elif self.accept("["):
                 while not self.accept("]"):
                     message.append((name, self.value()))
                     self.accept(",")
