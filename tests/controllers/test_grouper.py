@@ -5,6 +5,7 @@ import pytest
 from capstan import kube
 from capstan.api import resources
 from capstan.controllers.grouper import Grouper
+from capstan.embedded.platform import install
 
 pytestmark = pytest.mark.anyio
 
@@ -96,3 +97,103 @@ async def test_a_wrong_annotation_is_an_event_that_names_it(house, grouper):
 
     (event, *_) = await house.until(told, "the event")
     assert "Job default/train: metadata.annotations[kai.scheduler/batch-min-member]" in event.message
+
+
+@pytest.fixture
+async def sweeping(house):
+    client = await house.grant("grouper", Grouper.RULES)
+    pods, groups = kube.Cache(client, resources.PODS), kube.Cache(client, resources.POD_GROUPS)
+    house.start(pods, groups, Grouper(client, pods, groups, sweep_seconds=0.05))
+
+
+async def test_an_edited_workload_changes_the_group_of_pods_that_wait(house, sweeping, monkeypatch):
+    monkeypatch.setattr("capstan.controllers.grouper._OWNER_SECONDS", 0.0)
+    owner = await job(house, "train", **{"kai.scheduler/batch-min-member": "2"})
+    await pod_of(house, owner, "a")
+    name = await house.until(lambda: group_of(house, "a"), "a is grouped")
+    edited = {"metadata": {"annotations": {"kai.scheduler/batch-min-member": "3"}}}
+    await house.client.patch(resources.JOBS, "train", "default", patch=edited)
+
+    async def minimum():
+        return (await house.client.get(resources.POD_GROUPS, name, "default")).spec.min_member == 3
+
+    await house.until(minimum, "the new minimum")
+
+
+async def test_a_group_that_somebody_deletes_comes_back(house, sweeping):
+    await house.pod("a")
+    name = await house.until(lambda: group_of(house, "a"), "a is grouped")
+    first = await house.client.get(resources.POD_GROUPS, name, "default")
+    await house.client.delete(resources.POD_GROUPS, name, "default")
+
+    async def again():
+        groups = (await house.client.list(resources.POD_GROUPS, "default")).items
+        return any(g.metadata.name == name and g.metadata.uid != first.metadata.uid for g in groups)
+
+    await house.until(again, "the new group")
+
+
+async def test_a_group_that_its_user_has_yet_to_make_is_waited_for(house, sweeping):
+    await house.pod("a", group="mine")
+    await house.pod("b")
+    name = await house.until(lambda: group_of(house, "b"), "b is grouped")
+    assert await group_of(house, "a") == "mine"
+    assert [g.metadata.name for g in (await house.client.list(resources.POD_GROUPS, "default")).items] == [name]
+
+
+def definition(group, version, kind, plural):
+    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.{group}"},
+        "spec": {
+            "group": group,
+            "scope": "Namespaced",
+            "names": {"kind": kind, "plural": plural, "singular": kind.lower(), "listKind": f"{kind}List"},
+            "versions": [{"name": version, "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}],
+        },
+    }
+
+
+async def test_the_gang_of_a_grove_pod_is_read_from_its_pod_gang(house, grouper):
+    for group, kind in (("grove.io", "PodCliqueSet"), ("scheduler.grove.io", "PodGang")):
+        await install(house.client, [definition(group, "v1alpha1", kind, f"{kind.lower()}s")])
+    discovery = kube.Discovery(house.client)
+
+    async def create(api_version, kind, name, spec):
+        resource = await house.until(lambda: served(discovery, api_version, kind), f"{kind} is served")
+        body = {"apiVersion": api_version, "kind": kind, "metadata": {"name": name, "namespace": "default"}}
+        return await house.client.create(resource, body | {"spec": spec}, "default")
+
+    owner = await create("grove.io/v1alpha1", "PodCliqueSet", "set", {})
+    await create("scheduler.grove.io/v1alpha1", "PodGang", "set-0", {"podgroups": [{"name": "a", "minReplicas": 2}]})
+    reference = {
+        "apiVersion": "grove.io/v1alpha1",
+        "kind": "PodCliqueSet",
+        "name": "set",
+        "uid": owner["metadata"]["uid"],
+        "controller": True,
+    }
+    body = {
+        "metadata": {
+            "name": "p",
+            "namespace": "default",
+            "ownerReferences": [reference],
+            "labels": {"grove.io/podgang": "set-0", "grove.io/podclique": "a"},
+        },
+        "spec": {"schedulerName": "kai-scheduler", "containers": [{"name": "m", "image": "x"}]},
+    }
+    await house.client.create(resources.PODS, body)
+    name = await house.until(lambda: group_of(house, "p"), "p is grouped")
+    group = await house.client.get(resources.POD_GROUPS, name, "default")
+    assert [(sub.name, sub.min_member) for sub in group.spec.sub_groups] == [("a", 2)]
+    pod = await house.client.get(resources.PODS, "p", "default")
+    assert pod.metadata.labels["kai.scheduler/subgroup-name"] == "a"
+
+
+async def served(discovery, api_version, kind):
+    try:
+        return await discovery.resource(api_version, kind)
+    except kube.UnknownKind:
+        return None

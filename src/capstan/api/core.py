@@ -158,6 +158,14 @@ class SchedulingGroup(Struct):
     pod_group_name: str = ""
 
 
+class WorkloadReference(Struct):
+    """Kubernetes 1.35: the group inside an upstream Workload a pod belongs to."""
+
+    name: str = ""
+    pod_group: str = ""
+    pod_group_replica_key: str = ""
+
+
 class PodSpec(Struct):
     node_name: str = ""
     scheduler_name: str = "default-scheduler"
@@ -178,6 +186,7 @@ class PodSpec(Struct):
     runtime_class_name: str | None = None
     scheduling_gates: list[SchedulingGate] = []
     scheduling_group: SchedulingGroup | None = None
+    workload_ref: WorkloadReference | None = None
     termination_grace_period_seconds: int = 30
     active_deadline_seconds: int | None = None
     service_account_name: str = ""

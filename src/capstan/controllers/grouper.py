@@ -1,6 +1,8 @@
 """The grouper: for every pod of the scheduler, write the PodGroup it belongs to and mark the pod with its name.
 
-The decision is `grouping.group`; this loop reads the chain of owners and writes the difference.
+The decision is `grouping.group`; this loop reads the chain of owners and writes the difference. Owners may be of any
+kind, so they are not watched: a slow sweep looks again at one pod of every group, and brings edits of the workload
+(queue, minimum, replicas) into its PodGroup.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from capstan.api import clock, resources
 from capstan.api.base import OwnerReference
 from capstan.api.core import Pod
 from capstan.api.rbac import PolicyRule
-from capstan.api.scheduling import POD_GROUP_ANNOTATION, SCHEDULER_NAME, PodGroup
+from capstan.api.scheduling import POD_GROUP_ANNOTATION, SCHEDULER_NAME, PodGroup, PodGroupSpec
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,10 @@ _DEEPEST = 8
 _REMEMBERED_OWNERS = 2048
 _OWNER_SECONDS = 5.0
 """How long a chain of owners is believed: a thousand pods of one Job ask once, an edited annotation still arrives."""
+_SWEEP_SECONDS = 30.0
+"""Between two sweeps. A gang that was made smaller has to be known before its grace period as a stale gang ends."""
+_SWEEP_PAUSE = 0.02
+"""Between two groups of a sweep: at most 50 chains of owners are read per second."""
 _REFUSED = "InvalidWorkload"
 """Reason of the condition and the Event on a pod whose workload contradicts itself."""
 
@@ -49,34 +55,80 @@ class Grouper(kube.Controller[kube.Key]):
         PolicyRule(api_groups=[""], resources=["events"], verbs=["create", "patch"]),
     ]
 
-    def __init__(self, client: kube.Client, pods: kube.Cache[Pod], groups: kube.Cache[PodGroup]) -> None:
+    def __init__(
+        self,
+        client: kube.Client,
+        pods: kube.Cache[Pod],
+        groups: kube.Cache[PodGroup],
+        *,
+        settings: grouping.Settings | None = None,
+        sweep_seconds: float = _SWEEP_SECONDS,
+    ) -> None:
         super().__init__([pods, groups])
         self._client = client
         self._pods = pods
         self._groups = groups
+        self._settings = settings or grouping.Settings()
+        self._sweep_seconds = sweep_seconds
         self._discovery = kube.Discovery(client)
         self._events = kube.EventRecorder(client, "capstan-grouper")
         self._owners: OrderedDict[str, tuple[float, tuple[Manifest, ...]]] = OrderedDict()
+        self._moved: set[kube.Key] = set()
         pods.on_change(self._pod_changed)
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(super().run())
+            group.create_task(self._sweep())
 
     def _pod_changed(self, change: kube.Change[Pod]) -> None:
         pod = change.new
-        if pod is not None and pod.spec.scheduler_name == SCHEDULER_NAME and not _is_settled(pod):
+        if pod is not None and _is_ours(pod) and POD_GROUP_ANNOTATION not in pod.metadata.annotations:
             self.queue.add(pod.key)
+
+    async def _sweep(self) -> None:
+        """Look again at one pod of every group that has an owner or is missing; those that wait come first."""
+        while True:
+            await asyncio.sleep(self._sweep_seconds)
+            self._moved.clear()
+            members: dict[kube.Key, Pod] = {}
+            for pod in self._pods.objects.values():
+                name = pod.metadata.annotations.get(POD_GROUP_ANNOTATION)
+                if name and _is_ours(pod):
+                    group = (pod.metadata.namespace, name)
+                    if not _has_origin(pod) and self._groups.get(name, pod.metadata.namespace) is not None:
+                        continue
+                    known = members.setdefault(group, pod)
+                    if known.spec.node_name and not pod.spec.node_name:
+                        members[group] = pod
+            for _, pod in sorted(members.items(), key=lambda member: bool(member[1].spec.node_name)):
+                self.queue.add(pod.key)
+                await asyncio.sleep(_SWEEP_PAUSE)
 
     async def reconcile(self, key: kube.Key) -> float | None:
         pod = self._pods.objects.get(key)
-        if pod is None or _is_settled(pod):
+        if pod is None or not _is_ours(pod):
             return None
+        current = pod.metadata.annotations.get(POD_GROUP_ANNOTATION)
+        known = self._groups.get(current, key[0]) if current else None
+        if known is not None and grouping.TOP_OWNER_ANNOTATION not in known.metadata.annotations:
+            return None  # its user groups for themselves
         manifest: Manifest = msgspec.to_builtins(pod) | {"apiVersion": "v1", "kind": "Pod"}
         owners = await self._owners_of(pod)
         if owners is None:
             return None  # the owner is gone, and the pod with it
         try:
-            decided = grouping.group(manifest, owners)
+            wanted = grouping.related(manifest, owners)
+            found = await self._related(pod.metadata.namespace, wanted) if wanted else None
+            decided = grouping.group(manifest, owners, found, self._settings)
         except grouping.InvalidWorkload as error:
+            if current:
+                log.info("pod %s/%s stays in its group %s: %s", *key, current, error)
+                return None
             await self._refuse(pod, str(error))
             return _OWNER_SECONDS  # its owner may be corrected, which no change of the pod tells
+        if current and known is None and decided.pod_annotations.get(POD_GROUP_ANNOTATION) != current:
+            return None  # a group that its user has yet to make
         if decided.pod_group is not None:
             await self._write_group(decided.pod_group)
         marks: dict[str, Any] = {}
@@ -84,13 +136,27 @@ class Grouper(kube.Controller[kube.Key]):
             marks["annotations"] = dict(decided.pod_annotations)
         if decided.pod_labels:
             marks["labels"] = dict(decided.pod_labels)
-        if marks:
+        if marks and not _is_marked(pod, decided):
+            if current and pod.spec.node_name:
+                return None  # it runs; where it was counted when it started is where it counts
+            if current:
+                self._regroup(pod.metadata.namespace, current)
             marks["uid"] = pod.metadata.uid
             try:
                 await self._client.patch(resources.PODS, key[1], key[0], patch={"metadata": marks})
             except (kube.NotFound, kube.Conflict):
                 log.debug("pod %s/%s was deleted or replaced while it was grouped", *key)
         return None
+
+    def _regroup(self, namespace: str, name: str) -> None:
+        """One waiting pod of a group moves, so the others have to be looked at; once a sweep."""
+        if (namespace, name) in self._moved:
+            return
+        self._moved.add((namespace, name))
+        for pod in self._pods.objects.values():
+            meta = pod.metadata
+            if meta.namespace == namespace and meta.annotations.get(POD_GROUP_ANNOTATION) == name and _is_ours(pod):
+                self.queue.add(pod.key)
 
     async def _refuse(self, pod: Pod, message: str) -> None:
         """Tell the pod's user once what to correct."""
@@ -125,14 +191,16 @@ class Grouper(kube.Controller[kube.Key]):
                 await self._client.create(resources.POD_GROUPS, wanted, metadata["namespace"])
                 return
             except kube.AlreadyExists:
-                pass
-        elif msgspec.convert(wanted["spec"], type(known.spec)) == known.spec:
+                log.debug("PodGroup %s/%s is not in the cache yet", metadata["namespace"], metadata["name"])
+        elif _says(known, wanted):
             return
+        unset: Manifest = dict.fromkeys(grouping.OPTIONAL_FIELDS)
+        marks = {"annotations": metadata["annotations"], "labels": metadata.get("labels", {})}
         await self._client.patch(
             resources.POD_GROUPS,
             metadata["name"],
             metadata["namespace"],
-            patch={"metadata": {"annotations": metadata["annotations"]}, "spec": wanted["spec"]},
+            patch={"metadata": marks, "spec": unset | wanted["spec"]},
         )
 
     async def _owners_of(self, pod: Pod) -> tuple[Manifest, ...] | None:
@@ -159,6 +227,19 @@ class Grouper(kube.Controller[kube.Key]):
             self._owners.popitem(last=False)
         return tuple(chain)
 
+    async def _related(self, namespace: str, wanted: grouping.Related) -> Manifest | None:
+        """The object in the first version that the server has; None where it does not exist."""
+        for version in wanted.api_versions:
+            try:
+                resource = await self._discovery.resource(version, wanted.kind)
+                found = await self._client.get(resource, wanted.name, namespace)
+            except kube.UnknownKind:
+                continue
+            except kube.NotFound:
+                return None
+            return {"apiVersion": version, "kind": wanted.kind} | found
+        return None
+
     async def _owner(self, namespace: str, reference: OwnerReference) -> Manifest | None:
         resource = await self._discovery.resource(reference.api_version, reference.kind)
         try:
@@ -169,10 +250,32 @@ class Grouper(kube.Controller[kube.Key]):
         return {"apiVersion": reference.api_version, "kind": reference.kind} | owner if same else None
 
 
-def _is_settled(pod: Pod) -> bool:
-    """Grouped already, by us or by its user, or at its end."""
+def _is_ours(pod: Pod) -> bool:
+    """A pod of our scheduler that is not at its end."""
     return (
-        POD_GROUP_ANNOTATION in pod.metadata.annotations
-        or pod.metadata.deletion_timestamp is not None
-        or pod.status.phase in ("Succeeded", "Failed")
+        pod.spec.scheduler_name == SCHEDULER_NAME
+        and pod.metadata.deletion_timestamp is None
+        and pod.status.phase not in ("Succeeded", "Failed")
     )
+
+
+def _has_origin(pod: Pod) -> bool:
+    """Whether anything besides the pod decides about its group."""
+    spec = pod.spec
+    return pod.metadata.controller() is not None or bool(spec.scheduling_group or spec.workload_ref)
+
+
+def _is_marked(pod: Pod, decided: grouping.Grouping) -> bool:
+    meta = pod.metadata
+    return decided.pod_annotations.items() <= meta.annotations.items() and (
+        decided.pod_labels.items() <= meta.labels.items()
+    )
+
+
+def _says(known: PodGroup, wanted: Manifest) -> bool:
+    """Whether a PodGroup is as it should be, in what the grouper decides."""
+    spec = msgspec.convert(wanted["spec"], PodGroupSpec)
+    spec.mark_unschedulable = known.spec.mark_unschedulable
+    spec.scheduling_backoff = known.spec.scheduling_backoff
+    labels = wanted["metadata"].get("labels", {})
+    return spec == known.spec and labels.items() <= known.metadata.labels.items()
