@@ -127,6 +127,7 @@ class Platform:
     def gone(self, namespace: str) -> None:
         """Delete a namespace and wait until it and its content are gone."""
         self.kubectl("delete", "namespace", namespace, "--wait=false", "--ignore-not-found")
+        self.kubectl("delete", "pods", "--all", "-n", namespace, "--grace-period=1", "--wait=false")
         self.until(lambda: self.try_kubectl("get", "namespace", namespace).returncode != 0, f"{namespace} is gone")
 
 

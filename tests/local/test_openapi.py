@@ -81,7 +81,10 @@ def test_the_same_types_are_published_once() -> None:
 
 
 def test_version_2_is_json_only() -> None:
-    assert openapi.respond("/openapi/v2", "application/com.github.proto-openapi.spec.v2@v1.0+protobuf", []) is None
+    protobuf = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
+    body, content_type = openapi.respond("/openapi/v2", protobuf, [])
+    assert (body[:5], content_type) == (b"\n\x032.0", protobuf.replace("@", "."))
+    assert openapi.respond("/openapi/v2", "application/xml", []) is None
     answer = openapi.respond("/openapi/v2", "application/json", builtin_types())
     assert answer is not None
     document = msgspec.json.decode(answer[0])

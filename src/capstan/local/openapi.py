@@ -49,15 +49,32 @@ _DELETE = [
 ]
 
 
+_PROTOBUF_V2 = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A length-delimited protobuf field of less than 128 bytes."""
+    return bytes([number << 3 | 2, len(content)]) + content
+
+
+_EMPTY_V2 = _field(1, b"2.0") + _field(
+    2, b"".join(_field(n, _INFO[k].encode()) for n, k in ((1, "title"), (2, "version")))
+)
+"""`Document{swagger, info{title, version}}` of gnostic's openapi_v2."""
+
+
 def respond(path: str, accept: str, types: Sequence[ResourceType]) -> tuple[bytes, str] | None:
     """The body and content type below `/openapi`; None when there is no such document.
 
-    Only JSON is spoken: a client that takes nothing but protobuf gets no version-2 document and goes on without it.
+    Schemas are told in JSON. kubectl takes version 2 only as protobuf, to check objects itself where the server does
+    not; a document without definitions makes it leave that to us.
     """
     words = path.strip("/")
     if words == "openapi/v2":
-        speaks_json = not accept or any(word in accept for word in ("application/json", "application/*", "*/*"))
-        return (msgspec.json.encode(document_v2(types)), "application/json") if speaks_json else None
+        if not accept or any(word in accept for word in ("application/json", "application/*", "*/*")):
+            return msgspec.json.encode(document_v2(types)), "application/json"
+        # The "@" of the type that is asked for is not allowed in one that is answered.
+        return (_EMPTY_V2, _PROTOBUF_V2.replace("@", ".")) if _PROTOBUF_V2 in accept else None
     if words == "openapi/v3":
         return msgspec.json.encode(index_v3(types)), "application/json"
     served = paths_v3(types).get(words.removeprefix("openapi/v3/"))
