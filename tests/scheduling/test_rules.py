@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from decimal import Decimal
@@ -241,6 +242,32 @@ def test_a_runtime_class_brings_its_nodes_and_overhead() -> None:
     assert places(made) == {}
     made.upsert(node("n2", cpu=3, labels={"kata": "yes"}))
     assert places(made) == {"g-0": "n2"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "zones"),
+    [("restricted", {"a": 2, "b": 6}), ("best-effort", {"b": 6, "a": 2}), ("single-numa-node", None), ("none", {})],
+)
+def test_numa_policies(policy: str, zones: dict[str, int] | None) -> None:
+    report = {"policy": policy, "zones": {"a": {"cpu": "6"}, "b": {"cpu": "6"}}}
+    body = {
+        "metadata": {"name": "n0", "annotations": {"platform.capstan.dev/numa": json.dumps(report)}},
+        "status": {
+            "allocatable": {"cpu": 12, "memory": "64Gi", "pods": 10},
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    }
+    amounts = {"cpu": 8, "memory": "1Gi"}
+    container = {"name": "main", "resources": {"requests": amounts, "limits": amounts}}
+    made = world(msgspec.convert(body, Node), queue("a"), gang("g", "a"), gang("h", "a", rank=1))
+    held = pod("h-0", "h", on="n0", cpu=4)
+    held.metadata.annotations["platform.capstan.dev/numa"] = '{"a": {"cpu": "4"}}'
+    made.upsert(held)
+    made.upsert(pod("g-0", "g", containers=[container]))
+    binds = cycle(made, POLICY, START).binds
+    assert [{zone: amount // 1000 for zone, _, amount in bind.zones} for bind in binds] == (
+        [zones] if zones is not None else []
+    )
 
 
 def test_anti_affinity_spreads_a_gang_over_hosts() -> None:

@@ -7,7 +7,7 @@ import msgspec
 from capstan.api import quantity
 from capstan.api.core import Pod
 from capstan.api.resource import ResourceSlice
-from capstan.scheduling.model import Node, Zone
+from capstan.scheduling.model import Node, Zone, Zones
 
 NUMA_ANNOTATION = "platform.capstan.dev/numa"
 """On nodes the zones that the topology manager reports (JSON), on pods the zones they were placed in."""
@@ -40,9 +40,20 @@ def read_numa(node: Node, text: str) -> None:
     ]
 
 
-def numa_zones(pod: Pod) -> tuple[str, ...]:
+def numa_zones(pod: Pod) -> Zones:
+    """The zones a pod is placed in: JSON, zone -> resource -> quantity; an unreadable text says nothing."""
     text = pod.metadata.annotations.get(NUMA_ANNOTATION, "")
-    return tuple(text.split(",")) if text else ()
+    if not text:
+        return ()
+    try:
+        placed = msgspec.json.decode(text, type=dict[str, dict[str, str]])
+        return tuple(
+            (zone, resource, quantity.milli(amount) if resource == "cpu" else quantity.whole(amount))
+            for zone, amounts in sorted(placed.items())
+            for resource, amount in sorted(amounts.items())
+        )
+    except (msgspec.MsgspecError, quantity.InvalidQuantity):
+        return ()
 
 
 def shared_devices(pod: Pod, count: int) -> tuple[str, ...]:

@@ -23,10 +23,10 @@ from capstan.scheduling.model import (
     SharedDevice,
     Status,
     Task,
-    Zone,
+    Zones,
 )
 
-Entry = tuple[Task, Status, Node | None, tuple[str, ...], tuple[Node, tuple[str, ...]] | None, Amounts, tuple[str, ...]]
+Entry = tuple[Task, Status, Node | None, tuple[str, ...], tuple[Node, tuple[str, ...]] | None, Amounts, Zones]
 _first = itemgetter(0)
 _PENDING = Status.PENDING
 
@@ -65,7 +65,7 @@ class Ledger:
         *,
         leaving: tuple[Node, tuple[str, ...]] | None = None,
         charge: Amounts | None = None,
-        zones: tuple[str, ...] = (),
+        zones: Zones = (),
     ) -> None:
         """Put a task into a status and place. `charge` is given when the place changes what it costs its queue."""
         self.moves.append((task, task.status, task.node, task.devices, task.leaving, task.charge, task.zones))
@@ -83,7 +83,7 @@ class Ledger:
         devices: tuple[str, ...],
         leaving: tuple[Node, tuple[str, ...]] | None,
         charge: Amounts,
-        zones: tuple[str, ...],
+        zones: Zones,
     ) -> None:
         before = task.status
         self.hold(task, -1)
@@ -105,9 +105,7 @@ class Ledger:
             if now or later:
                 self._occupy(node, task, task.devices, now, later, sign)
                 if task.zones and later:
-                    for zone in node.zones:
-                        if zone.name in task.zones:
-                            _align(zone, task, len(task.zones), sign)
+                    _align(node, task.zones, sign)
         if task.leaving is not None:
             self._occupy(task.leaving[0], task, task.leaving[1], True, False, sign)
 
@@ -230,7 +228,9 @@ def _use(node: Node, name: str, portion: int, now: bool, later: bool, sign: int)
         del node.devices[name]
 
 
-def _align(zone: Zone, task: Task, zones: int, sign: int) -> None:
-    for resource, amount in task.shape.numa:
-        if resource in zone.capacity:
-            zone.used[resource] = zone.used.get(resource, 0) + amount // zones * sign
+def _align(node: Node, zones: Zones, sign: int) -> None:
+    by_name = {zone.name: zone for zone in node.zones}
+    for name, resource, amount in zones:
+        zone = by_name.get(name)
+        if zone is not None:
+            zone.used[resource] = zone.used.get(resource, 0) + amount * sign

@@ -33,6 +33,8 @@ class Layout(Ledger):
         """Allocatable of all ready nodes."""
         self.layout = 0
         """Raised when nodes come, go or change what they are; placement indexes of an older layout are void."""
+        self.aligning: set[str] = set()
+        """Names of the nodes that report NUMA zones."""
         self._width = 0
         self._memories: Counter[int] = Counter()
         self._slice_memory: dict[str, int] = {}
@@ -66,6 +68,8 @@ class Layout(Ledger):
         if self.inventory is not None:
             self.inventory.upsert(obj)
         self.nodes[name] = node
+        if node.zones:
+            self.aligning.add(name)
         self.widen()
         self._size_claim_columns(node)
         self._offer(node, self._quota_capacity(node))
@@ -74,6 +78,7 @@ class Layout(Ledger):
     def take_node(self, name: str) -> Node | None:
         """Remove a node; its tasks still point to it."""
         node = self.nodes.pop(name, None)
+        self.aligning.discard(name)
         if node is not None:
             self._offer(node, NOTHING)
         return node

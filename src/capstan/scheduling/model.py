@@ -118,7 +118,7 @@ class Shape:
     error: str = ""
     """Set when the request itself is wrong; such a pod never starts."""
     numa: tuple[tuple[str, int], ...] = ()
-    """What must come from one NUMA zone on nodes that align; empty when the pod is not Guaranteed."""
+    """What NUMA alignment concerns: devices always, CPU and memory only of Guaranteed pods."""
 
     @property
     def gpus(self) -> int:
@@ -157,6 +157,10 @@ class NodeClass:
     ready: bool
     reasons: dict[int, str] = field(default_factory=dict)
     """shape number -> why no node of the class suits it; empty text when they do."""
+
+
+Zones = tuple[tuple[str, str, int], ...]
+"""(NUMA zone, resource, amount): where a task's aligned resources come from."""
 
 
 @dataclass(slots=True, eq=False)
@@ -231,7 +235,7 @@ class Task:
     """What is wrong with its request; such a pod never starts."""
     terminating_since: float = 0.0
     nominated: str = ""
-    zones: tuple[str, ...] = ()
+    zones: Zones = ()
     implied: ResourceClaim | None = None
     """The claim synthesized for its extended resources or share on nodes that allocate by claims."""
     held: tuple[tuple[str, str], ...] = ()

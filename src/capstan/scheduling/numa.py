@@ -2,35 +2,68 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from collections.abc import Sequence
+from itertools import accumulate, combinations
 
-from capstan.scheduling.model import Node, Shape, Zone
+from capstan.scheduling.model import Node, Shape, Zone, Zones
 
-_WEAK = ("", "none", "best-effort")
+Wanted = list[tuple[str, int]]
 
 
-def align(shape: Shape, node: Node) -> tuple[str, ...] | None:
-    """The zones that take the pod: the fewest, in order of name; () when the node does not align; None when none can.
+def align(shape: Shape, node: Node) -> Zones | None:
+    """Where the aligned resources of a pod come from, lowest zones first; () when nothing is aligned, None: refused.
 
-    `single-numa-node` needs one zone; `restricted` the fewest zones whose capacity could ever hold it; weaker policies
-    take what they get.
+    `single-numa-node` needs one zone for everything. `restricted` needs, for every resource, the fewest zones whose
+    capacity could ever hold it; these numbers have to agree and that many zones have to be free now. `best-effort`
+    takes the zones that cover most, and never refuses.
     """
+    if node.numa_policy in ("", "none"):
+        return ()
     wanted = [(resource, amount) for resource, amount in shape.numa if any(resource in z.capacity for z in node.zones)]
     if not wanted:
         return ()
-    most = 1 if node.numa_policy == "single-numa-node" else len(node.zones)
-    for count in range(1, most + 1):
-        preferred = [c for c in combinations(node.zones, count) if _holds(c, wanted, used=False)]
-        for chosen in preferred:
-            if _holds(chosen, wanted, used=True):
-                return tuple(zone.name for zone in chosen)
-        if preferred and node.numa_policy == "restricted":
-            return None
-    return () if node.numa_policy in _WEAK else None
+    if node.numa_policy == "best-effort":
+        return _draw(_widest(node.zones, wanted), wanted)
+    widths = {1} if node.numa_policy == "single-numa-node" else {_width(node.zones, *need) for need in wanted}
+    if len(widths) != 1 or 0 in widths:
+        return None
+    chosen = next((zones for zones in combinations(node.zones, widths.pop()) if _hold(zones, wanted)), None)
+    return _draw(chosen, wanted) if chosen is not None else None
 
 
-def _holds(zones: tuple[Zone, ...], wanted: list[tuple[str, int]], *, used: bool) -> bool:
-    return all(
-        sum(z.capacity.get(resource, 0) - (z.used.get(resource, 0) if used else 0) for z in zones) >= amount
-        for resource, amount in wanted
-    )
+def _width(zones: Sequence[Zone], resource: str, amount: int) -> int:
+    """The fewest zones whose capacity adds up to the amount; 0 when all together do not."""
+    for count, total in enumerate(accumulate(sorted((z.capacity.get(resource, 0) for z in zones), reverse=True)), 1):
+        if total >= amount:
+            return count
+    return 0
+
+
+def _widest(zones: Sequence[Zone], wanted: Wanted) -> list[Zone]:
+    """Zones until all is covered, the one that covers most of the rest first."""
+    left, rest, chosen = dict(wanted), list(zones), list[Zone]()
+    while rest and any(amount > 0 for amount in left.values()):
+        best = max(rest, key=lambda zone: sum(max(0, min(left[r], _free(zone, r))) for r in left))
+        rest.remove(best)
+        chosen.append(best)
+        left = {resource: amount - _free(best, resource) for resource, amount in left.items()}
+    return chosen
+
+
+def _hold(zones: Sequence[Zone], wanted: Wanted) -> bool:
+    return all(sum(_free(zone, resource) for zone in zones) >= amount for resource, amount in wanted)
+
+
+def _draw(zones: Sequence[Zone], wanted: Wanted) -> Zones:
+    drawn = []
+    for resource, amount in wanted:
+        for zone in zones:
+            part = min(amount, _free(zone, resource))
+            if part > 0:
+                drawn.append((zone.name, resource, part))
+                amount -= part
+    return tuple(drawn)
+
+
+def _free(zone: Zone, resource: str) -> int:
+    return zone.capacity.get(resource, 0) - zone.used.get(resource, 0)

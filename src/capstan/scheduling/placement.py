@@ -15,7 +15,7 @@ from typing import Generic, TypeVar, cast
 
 from capstan.scheduling import devices, numa, verdicts
 from capstan.scheduling.filters import company_score, dynamic_reason, needs_company, node_reason, preference
-from capstan.scheduling.model import CPU_COLUMN, GPU, GPU_COLUMN, Node, Shape, Status, Task
+from capstan.scheduling.model import CPU_COLUMN, GPU, GPU_COLUMN, Node, Shape, Status, Task, Zones
 from capstan.scheduling.policy import Policy
 from capstan.scheduling.topology import ANYWHERE, Scope, slots
 from capstan.scheduling.world import World
@@ -261,7 +261,9 @@ class Placer:
         index = self.index(task.shape, scope)
         if task.nominated in index.members and self.try_node(task, self.world.nodes[task.nominated], later=later):
             return self.world.nodes[task.nominated]
-        plain = not (needs_company(self.world, task) or task.implied is not None or task.shape.numa)
+        plain = not (
+            needs_company(self.world, task) or task.implied is not None or (task.shape.numa and self.world.aligning)
+        )
         if plain:
             top = index.best()
             if top is None:
@@ -299,7 +301,7 @@ class Placer:
             if dynamic_reason(self.world, task, node, later=True):
                 return False
             wait = wait or bool(dynamic_reason(self.world, task, node, later=False))
-        zones: tuple[str, ...] | None = ()
+        zones: Zones | None = ()
         if shape.numa and node.zones:
             zones = numa.align(shape, node)
             if zones is None:
@@ -313,7 +315,7 @@ class Placer:
         self._put(task, node, wait=wait, zones=zones or ())
         return True
 
-    def _put(self, task: Task, node: Node, *, wait: bool, zones: tuple[str, ...] = ()) -> None:
+    def _put(self, task: Task, node: Node, *, wait: bool, zones: Zones = ()) -> None:
         shape = task.shape
         names: tuple[str, ...] = ()
         charge = None

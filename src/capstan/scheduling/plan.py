@@ -35,8 +35,8 @@ class Bind(msgspec.Struct, frozen=True, gc=False):
     implied: ImpliedClaim | None = None
     reserve: tuple[Key, ...] = ()
     gpu_groups: tuple[str, ...] = ()
-    zones: tuple[str, ...] = ()
-    """NUMA zones that the engine counts on, on nodes that align."""
+    zones: tuple[tuple[str, str, int], ...] = ()
+    """(NUMA zone, resource, amount in millicores, bytes or pieces) that the engine counts on, on nodes that align."""
 
 
 class Eviction(msgspec.Struct, frozen=True, gc=False):

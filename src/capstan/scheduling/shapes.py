@@ -202,8 +202,9 @@ class Shapes:
         affinity = spec.affinity
         node_affinity = affinity.node_affinity if affinity else None
         required = node_affinity.required_during_scheduling_ignored_during_execution if node_affinity else None
-        names = ("cpu", "memory", *(n for n in requests if self.column(n) >= GPU_COLUMN))
-        aligned = guaranteed(pod) if not error else False
+        aligned = [name for name in requests if self.column(name) >= GPU_COLUMN]
+        if not error and guaranteed(pod):
+            aligned = ["cpu", "memory", *aligned]
         shape = Shape(
             number=0,
             requests=tuple(columns),
@@ -228,7 +229,7 @@ class Shapes:
             volumes=any(v.persistent_volume_claim or v.ephemeral for v in spec.volumes),
             by_name=_HOST_LABEL in spec.node_selector or _names_nodes(required),
             error=error,
-            numa=tuple((n, self.amount(n, requests[n])) for n in dict.fromkeys(names) if aligned and n in requests),
+            numa=tuple((name, self.amount(name, requests[name])) for name in aligned if requests.get(name)),
         )
         rest = raw if shape.dynamic or shape.preferred_nodes or error else b""
         key = (

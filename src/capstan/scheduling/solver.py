@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from capstan.scheduling import verdicts
 from capstan.scheduling.filters import dynamic_reason, needs_company
 from capstan.scheduling.gangs import next_unit
-from capstan.scheduling.model import GPU, GPU_COLUMN, Gang, Node, Shape, Status, Task
+from capstan.scheduling.model import GPU, GPU_COLUMN, Gang, Node, Shape, Status, Task, Zones
 from capstan.scheduling.order import JobOrder, demand_of
 from capstan.scheduling.queues import exceeded
 from capstan.scheduling.session import Refusal, Session
@@ -45,7 +45,7 @@ class Solver:
         self.taken: list[Victim] = []
         self.room = Bound(session, unit)
         self._lost: list[Victim] = []
-        self._was: dict[str, tuple[Status, Node | None, tuple[str, ...], tuple[str, ...]]] = {}
+        self._was: dict[str, tuple[Status, Node | None, tuple[str, ...], Zones]] = {}
 
     def solve(self, victims: Iterable[Victim]) -> bool:
         """Try; on success the World holds the outcome, on failure it is as before."""
@@ -265,7 +265,7 @@ class _Broken:
         return victim.gang.key in self._gangs or any(id(task.group) in self._leaves for task in victim.tasks)
 
 
-def _still_free(world: World, task: Task, node: Node, devices: tuple[str, ...], zones: tuple[str, ...]) -> bool:
+def _still_free(world: World, task: Task, node: Node, devices: tuple[str, ...], zones: Zones) -> bool:
     """Whether a victim's old place was not given away."""
     if world.is_drained(node) and (task.claims or task.implied is not None):
         return False
@@ -282,12 +282,11 @@ def _still_free(world: World, task: Task, node: Node, devices: tuple[str, ...], 
             fresh += device is None or not device.users_later
         if fresh > node.later[GPU_COLUMN]:
             return False
-    for zone in node.zones:
-        if zone.name in zones:
-            for resource, amount in task.shape.numa:
-                free = zone.capacity.get(resource, 0) - zone.used.get(resource, 0)
-                if resource in zone.capacity and free < amount // len(zones):
-                    return False
+    by_name = {zone.name: zone for zone in node.zones}
+    for name, resource, amount in zones:
+        zone = by_name.get(name)
+        if zone is not None and zone.capacity.get(resource, 0) - zone.used.get(resource, 0) < amount:
+            return False
     if needs_company(world, task):
         return not dynamic_reason(world, task, node, later=True)
     return True

@@ -46,6 +46,7 @@ from capstan.scheduling.model import (
     Queue,
     Status,
     Task,
+    Zones,
 )
 from capstan.scheduling.plan import Bind, Eviction, Plan
 from capstan.scheduling.policy import STUCK_AFTER, Policy
@@ -622,7 +623,7 @@ class World(Holdings):
             self._recharge(self._memory_shares)
         self._settle_on(node, tasks)
 
-    def _lift(self, name: str) -> list[tuple[Task, Status, tuple[str, ...], tuple[str, ...]]]:
+    def _lift(self, name: str) -> list[tuple[Task, Status, tuple[str, ...], Zones]]:
         """Take a node out, with the tasks on it."""
         node = self.take_node(name)
         if node is None:
@@ -636,7 +637,7 @@ class World(Holdings):
         self.settle()
         return lifted
 
-    def _settle_on(self, node: Node, tasks: Iterable[tuple[Task, Status, tuple[str, ...], tuple[str, ...]]]) -> None:
+    def _settle_on(self, node: Node, tasks: Iterable[tuple[Task, Status, tuple[str, ...], Zones]]) -> None:
         for task, status, devices, zones in tasks:
             self.move(task, status, node, devices, charge=self.charge(task, node), zones=zones)
         for uid in sorted(self._waiting_for_node.pop(node.name, ())):

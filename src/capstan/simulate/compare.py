@@ -129,8 +129,9 @@ def _task(name: str, task: Task | None, outcome: Outcome) -> list[str]:
         found.append(f"task {name}: {status} on {node}, expected on {outcome.node}")
     if outcome.gpus is not None and abs(_gpus(task) - outcome.gpus) > _CLOSE:
         found.append(f"task {name}: holds {_gpus(task):g} GPUs, expected {outcome.gpus:g}")
-    if outcome.numa_zones is not None and sorted(task.zones) != sorted(outcome.numa_zones):
-        found.append(f"task {name}: NUMA zones {list(task.zones)}, expected {outcome.numa_zones}")
+    zones = sorted({zone for zone, _, _ in task.zones})
+    if outcome.numa_zones is not None and zones != sorted(outcome.numa_zones):
+        found.append(f"task {name}: NUMA zones {zones}, expected {outcome.numa_zones}")
     return found
 
 

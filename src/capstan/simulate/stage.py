@@ -155,7 +155,8 @@ class Stage:
             labels["kai.scheduler/task-priority"] = str(task.priority)
         _share(request, notes)
         if task.numa:
-            notes["platform.capstan.dev/numa"] = ",".join(sorted(task.numa))
+            placed = {zone: {r: str(amount) for r, amount in amounts.items()} for zone, amounts in task.numa.items()}
+            notes["platform.capstan.dev/numa"] = json.dumps(placed)
         resources = _resources(request, job.qos)
         spec: Document = {
             "schedulerName": "kai-scheduler",
@@ -221,7 +222,10 @@ class Stage:
             for group in bind.gpu_groups:
                 pod["metadata"]["labels"][f"runai-gpu-group/{group}"] = group
             if bind.zones:
-                pod["metadata"]["annotations"]["platform.capstan.dev/numa"] = ",".join(bind.zones)
+                placed: dict[str, dict[str, str]] = {}
+                for zone, resource, amount in bind.zones:
+                    placed.setdefault(zone, {})[resource] = f"{amount}m" if resource == "cpu" else str(amount)
+                pod["metadata"]["annotations"]["platform.capstan.dev/numa"] = json.dumps(placed)
             for key, allocation in bind.claims.items():
                 self.claims[key]["status"] = {"allocation": msgspec.to_builtins(allocation)}
                 self._put_claim(self.claims[key])
