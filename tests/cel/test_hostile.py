@@ -64,6 +64,12 @@ def test_a_hostile_expression_is_refused_before_it_runs(expression: str) -> None
         cel.compile(expression, STANDARD)
 
 
+@pytest.mark.parametrize("elements", [["[" * 40 + "]" * 40] * 120, ["[]"] * 3000], ids=["deep", "many"])
+def test_empty_lists_of_yet_unknown_type_have_one_common_type(elements: list[str]) -> None:
+    """The type of an empty list is a variable; thousands of them, nested, are unified and resolved."""
+    assert len(cel.compile(f"[{', '.join(elements)}]", STANDARD).evaluate({})) == len(elements)
+
+
 FAILING = {
     "a regular expression too big": "'a'.matches('((a{100}){100}){100}')",
     "a huge precision": "'%.999999999f'.format([1.0])",

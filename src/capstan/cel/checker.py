@@ -68,14 +68,14 @@ def check(source: str, root: Node, environment: Environment) -> Type:
     checker.check(root)
     if checker.issues and environment.checked:
         raise CompileError(source, checker.issues)
-    _finish(root, checker.bindings)
+    _finish(root, checker.bindings, {})
     return root.type
 
 
-def _finish(node: Node, bindings: Bindings) -> None:
-    node.type = bindings.final(node.type)
+def _finish(node: Node, bindings: Bindings, known: dict[int, tuple[Type, Type]]) -> None:
+    node.type = bindings.final(node.type, known)
     for child in children(node):
-        _finish(child, bindings)
+        _finish(child, bindings, known)
 
 
 class _Checker:
@@ -142,7 +142,7 @@ class _Checker:
         return found
 
     def shown(self, type_: Type) -> Type:
-        return self.bindings.final(type_)
+        return self.bindings.final(type_, {})
 
     def general(self, left: Type, right: Type) -> Type:
         return right if self.bindings.more_general(right, left) else left

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import is_
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,24 +144,31 @@ class Bindings:
 
     def resolve(self, type_: Type) -> Type:
         """The type with every bound variable replaced."""
-        if not type_.open:
+        type_ = self._head(type_)
+        if not type_.open or not type_.params:
             return type_
-        while type_.name in self._bound:
-            type_ = self._bound[type_.name]
-        if not type_.params:
-            return type_
-        return Type(type_.name, tuple(self.resolve(param) for param in type_.params))
+        params = tuple(map(self.resolve, type_.params))
+        return type_ if all(map(is_, params, type_.params)) else Type(type_.name, params)
 
-    def final(self, type_: Type) -> Type:
-        """The type with unbound variables read as dyn."""
+    def final(self, type_: Type, known: dict[int, tuple[Type, Type]]) -> Type:
+        """The type with unbound variables read as dyn. `known`: answers by identity, good until a variable is bound."""
         if not type_.open:
             return type_
-        type_ = self.resolve(type_)
-        if type_.is_variable:
-            return DYN
-        if not type_.params:
-            return type_
-        return Type(type_.name, tuple(self.final(param) for param in type_.params))
+        answer = known.get(id(type_))
+        if answer is None:
+            head = self._head(type_)
+            if head.is_variable:
+                head = DYN
+            elif head.open:
+                head = Type(head.name, tuple([self.final(param, known) for param in head.params]))
+            answer = known[id(type_)] = (type_, head)  # the type itself, so that its identity stays its own
+        return answer[1]
+
+    def _head(self, type_: Type) -> Type:
+        """The type with a bound variable replaced, its parameters as they are."""
+        while (bound := self._bound.get(type_.name)) is not None:
+            type_ = bound
+        return type_
 
     def assignable(self, source: Type, target: Type) -> bool:
         """Whether a `source` may stand where a `target` is wanted; binds variables, and only when the answer is yes."""
@@ -234,12 +242,12 @@ class Bindings:
         return True
 
     def _occurs(self, variable: Type, inside: Type) -> bool:
-        inside = self.resolve(inside)
+        inside = self._head(inside)
         return inside == variable or any(self._occurs(variable, param) for param in inside.params)
 
     def more_general(self, left: Type, right: Type) -> bool:
         """Whether every `right` is a `left` (dyn over all, wrapper over its scalar, by parameter)."""
-        left, right = self.resolve(left), self.resolve(right)
+        left, right = self._head(left), self._head(right)
         if left.is_dynamic:
             return True
         if right.is_dynamic:
