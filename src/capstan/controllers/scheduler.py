@@ -28,6 +28,9 @@ TICK_SECONDS = 1.0
 """How long the loop sleeps when nothing changes: delays, grace periods and minimum run times elapse by themselves."""
 SETTLE_SECONDS = 0.005
 """Changes that arrive this close together are decided in one cycle."""
+BUSY_SHARE = 0.25
+"""The part of the time that deciding takes while changes keep coming: the longer a cycle, the more the next decides."""
+LONGEST_SETTLE_SECONDS = 0.2
 WRITES_IN_FLIGHT = 64
 
 OBSERVED: tuple[resources.Resource[Any], ...] = (
@@ -74,6 +77,7 @@ class Scheduler:
         inventory = Inventory()
         self.world = scheduling.World(inventory, self.policy)
         self.cycles = 0
+        self._cycle_began = self._cycle_seconds = 0.0
         self._client = client
         self._now = now
         self._events = kube.EventRecorder(client, "capstan-scheduler")
@@ -107,15 +111,16 @@ class Scheduler:
             await cache.synced()
         while True:
             await self._wait_for_change()
-            started = time.perf_counter()
+            self._cycle_began = time.perf_counter()
             plan = scheduling.cycle(self.world, self.policy, self._now())
+            self._cycle_seconds = time.perf_counter() - self._cycle_began
             self.cycles += 1
             if plan.binds or plan.evictions:
                 log.info(
                     "cycle: %d binds, %d evictions in %.1f ms",
                     len(plan.binds),
                     len(plan.evictions),
-                    (time.perf_counter() - started) * 1000,
+                    self._cycle_seconds * 1000,
                 )
             for bind in plan.binds:
                 self._spawn(self._bind(bind))
@@ -129,7 +134,8 @@ class Scheduler:
                 await self._changed.wait()
         except TimeoutError:
             return
-        await asyncio.sleep(SETTLE_SECONDS)
+        rest = min(self._cycle_seconds / BUSY_SHARE, LONGEST_SETTLE_SECONDS) - (time.perf_counter() - self._cycle_began)
+        await asyncio.sleep(max(SETTLE_SECONDS, rest))
         self._changed.clear()
 
     def _observe(self, change: kube.Change[Any]) -> None:

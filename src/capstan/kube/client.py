@@ -305,7 +305,8 @@ class Client:
         return written
 
     def _options(self, dry_run: bool) -> dict[str, str]:
-        options = {"fieldManager": self.field_manager}
+        # Nobody reads the warnings about unknown fields that a server would otherwise look for.
+        options = {"fieldManager": self.field_manager, "fieldValidation": "Ignore"}
         return options | {"dryRun": "All"} if dry_run else options
 
 

@@ -173,6 +173,7 @@ async def serving(server: Server, host: str = "127.0.0.1", port: int = 0, *, tls
         timeout_graceful_shutdown=2,
         server_header=False,
         date_header=False,
+        proxy_headers=False,
     )
     if tls:
         assert server.credentials is not None, "TLS needs the certificates of a data directory"

@@ -44,7 +44,6 @@ from capstan.local.types import builtin_types
 
 log = logging.getLogger(__name__)
 
-_CALM_SECONDS = 0.05
 _LONGEST_BURST_SECONDS = 10.0
 _PROBES = frozenset({"/healthz", "/livez", "/readyz"})
 
@@ -110,12 +109,12 @@ class Server:
         return InProcessTransport(self, user, user_agent)
 
     async def calm(self) -> None:
-        """Returns when no pod was bound for a moment, and after `_LONGEST_BURST_SECONDS` in any case: what shares a
-        processor with the control plane waits here, so that a burst of pods is scheduled first."""
+        """Returns when no burst of pods is being bound, and after `_LONGEST_BURST_SECONDS` in any case: what shares a
+        processor with the control plane waits here, so that scheduling goes first."""
         loop = asyncio.get_running_loop()
         latest = loop.time() + _LONGEST_BURST_SECONDS
         while True:
-            wait = min(latest, self._subresources.bound_at + _CALM_SECONDS) - loop.time()
+            wait = min(latest, self._subresources.burst.over) - loop.time()
             if wait <= 0:
                 return
             await asyncio.sleep(wait)

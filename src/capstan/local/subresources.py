@@ -44,6 +44,26 @@ LogProvider = Callable[[Json, str, LogOptions], AsyncIterator[bytes]]
 _SCALE_PATHS = (("spec", "replicas"), ("status", "replicas"), ("status", "selector"))
 
 
+class Burst:
+    """Pods that are bound shortly after one another. Times in seconds on the event loop's clock."""
+
+    _LONGEST_GAP = 0.5
+    _GAP_PER_POD = 0.02
+
+    def __init__(self) -> None:
+        self._size = 0
+        self._latest = float("-inf")
+
+    def note(self, now: float) -> None:
+        self._size = self._size + 1 if now < self.over else 1
+        self._latest = now
+
+    @property
+    def over(self) -> float:
+        """When the burst counts as over unless another pod is bound: soon after a few pods, later after many."""
+        return self._latest + min(self._LONGEST_GAP, self._size * self._GAP_PER_POD)
+
+
 class Subresources:
     def __init__(
         self,
@@ -56,8 +76,7 @@ class Subresources:
         self._writes = writes
         self._authenticator = authenticator
         self._logs = logs
-        self.bound_at = float("-inf")
-        """When a pod was last bound, on the event loop's clock."""
+        self.burst = Burst()
 
     async def handle(self, verb: str, request: Request, served: Served, target: Target) -> Response | Stream:
         resource, subresource = served.type, target.subresource
@@ -159,7 +178,7 @@ class Subresources:
                 metadata[kind] = (metadata.get(kind) or {}) | wanted[kind]
         _set_condition(pod, "PodScheduled", "True", clock.render(self._writes.now()))
         changed = self._writes.store_changed(request, resource, record, old, pod, "binding")
-        self.bound_at = asyncio.get_running_loop().time()
+        self.burst.note(asyncio.get_running_loop().time())
         await self._committed(changed)
         return _created()
 

@@ -88,6 +88,12 @@ class GarbageCollector(kube.Controller[_Key]):
             self._rediscover.set()
         old, new = change.old, change.new
         uid = change.object.metadata.uid
+        if old is not None and new is not None and _relevant(old) == _relevant(new):
+            # Nearly every change there is.
+            self._objects[uid] = (resource, new)
+            for reference in new.metadata.owner_references:
+                self._dependents.setdefault(reference.uid, {})[uid] = (resource, new)
+            return
         for reference in old.metadata.owner_references if old else []:
             members = self._dependents.get(reference.uid)
             if members is not None:
@@ -102,8 +108,7 @@ class GarbageCollector(kube.Controller[_Key]):
             self._objects[uid] = (resource, new)
             for reference in new.metadata.owner_references:
                 self._dependents.setdefault(reference.uid, {})[uid] = (resource, new)
-            if old is None or _relevant(old) != _relevant(new):
-                self._add(resource, new)
+            self._add(resource, new)
         # An owner that waits in the foreground looks again when a dependent went, or no longer holds it back.
         for reference in (old or new or change.object).metadata.owner_references:
             if (owner := self._objects.get(reference.uid)) and FOREGROUND in owner[1].metadata.finalizers:
