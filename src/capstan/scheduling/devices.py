@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+import msgspec
 
 from capstan.allocation import Allocation, NodeView
 from capstan.allocation import allocate as allocate_claims
-from capstan.api.resource import MAX_RESERVED_FOR, ResourceClaim
+from capstan.api.resource import MAX_RESERVED_FOR, ResourceClaim, ResourceClaimSpec
 from capstan.api.scheduling import QUEUE_LABEL
 from capstan.scheduling.model import GPU, GPU_COLUMN, Node, Shape, Share, Task
 from capstan.scheduling.policy import Policy
@@ -110,9 +113,37 @@ def missing(world: World, task: Task) -> str:
     return ""
 
 
-def claims_of(world: World, task: Task, node: Node) -> list[ResourceClaim]:
+def alternatives(world: World, tasks: Iterable[Task]) -> int:
+    """The longest list of alternatives (`firstAvailable`) that an unallocated claim of the tasks offers."""
+    claims = (world.claims.get((task.namespace, name or "")) for task in tasks for _, name in task.claims)
+    return max(
+        (
+            len(request.first_available)
+            for claim in claims
+            if claim is not None and claim.status.allocation is None
+            for request in claim.spec.devices.requests
+        ),
+        default=0,
+    )
+
+
+def _without_first(claim: ResourceClaim, skip: int) -> ResourceClaim:
+    """The claim without the `skip` most preferred alternatives of each request; the last one always stays."""
+    if claim.status.allocation is not None or not any(r.first_available for r in claim.spec.devices.requests):
+        return claim
+    requests = [
+        msgspec.structs.replace(request, first_available=request.first_available[skip:] or request.first_available[-1:])
+        for request in claim.spec.devices.requests
+    ]
+    wanted = msgspec.structs.replace(claim.spec.devices, requests=requests)
+    return msgspec.structs.replace(claim, spec=ResourceClaimSpec(devices=wanted))
+
+
+def claims_of(world: World, task: Task, node: Node, skip: int) -> list[ResourceClaim]:
     """The claims the task needs on the node; `missing` has made sure that they exist."""
     claims = [world.claims[(task.namespace, name or "")] for _, name in task.claims]
+    if skip:
+        claims = [_without_first(claim, skip) for claim in claims]
     if task.implied is not None and node.by_claims:
         claims.append(task.implied)
     return claims
@@ -136,18 +167,19 @@ def _same_queue(world: World, task: Task, claim: ResourceClaim) -> bool:
     return not world.claims_gpus(claim) or claim.metadata.labels.get(QUEUE_LABEL) == gang.queue_name
 
 
-def allocate(world: World, policy: Policy, task: Task, node: Node, *, later: bool) -> Granted | str:
+def allocate(world: World, policy: Policy, task: Task, node: Node, *, later: bool, skip: int = 0) -> Granted | str:
     """Allocate what the task's claims still lack, on this node, in the inventory; a text says why that is impossible.
 
     With `later`, or when there is no other way, the claims of terminating pods on the node are released first; from
-    then on the inventory shows the node's future and everything placed there by claims waits.
+    then on the inventory shows the node's future and everything placed there by claims waits. `skip` leaves out so many
+    preferred alternatives.
     """
     inventory = world.inventory
     if inventory is None:
         return "claims cannot be allocated here"
     view = NodeView(node.name, node.labels)
     open_claims = []
-    for claim in claims_of(world, task, node):
+    for claim in claims_of(world, task, node, skip):
         if _crowded(world, task, claim):
             return f"claim {claim.key[1]} has {MAX_RESERVED_FOR} users already"
         if not _same_queue(world, task, claim):

@@ -204,6 +204,8 @@ class Placer:
 
     def __init__(self, world: World, policy: Policy) -> None:
         self.world, self.policy = world, policy
+        self.skip = 0
+        """How many preferred alternatives of claims are left out, so that a whole gang fits."""
         self.said: dict[str, str] = {}
         """Pod uid -> why its claims could not be allocated on the node tried last."""
         self._kept: dict[object, ShapeIndex | Sum | Histogram] = {}
@@ -307,7 +309,7 @@ class Placer:
             if zones is None:
                 return False
         if devices.uses_claims(task, node):
-            granted = devices.allocate(self.world, self.policy, task, node, later=wait)
+            granted = devices.allocate(self.world, self.policy, task, node, later=wait, skip=self.skip)
             if isinstance(granted, str):
                 self.said[task.uid] = f"on node {node.name}: {granted}"
                 return False

@@ -103,10 +103,28 @@ class Session:
             by_leaf.setdefault(id(task.group), []).append(task)
         if not self._place_group(gang.root, by_leaf, ANYWHERE, later):
             self.world.rollback(mark)
-            return False
+            if not self._place_modestly(gang, unit, by_leaf, later):
+                return False
         if not later:
             self._wait_together(gang, unit)
         return True
+
+    def _place_modestly(self, gang: Gang, unit: Sequence[Task], by_leaf: dict[int, list[Task]], later: bool) -> bool:
+        """Let all pods give up the alternatives they prefer, one rank after another, so that the gang fits."""
+        if not any(task.claims for task in unit):
+            return False
+        mark = self.world.mark()
+        stuck, placed = self._stuck, self._placed
+        try:
+            for skip in range(1, devices.alternatives(self.world, unit)):
+                self.placer.skip = skip
+                if self._place_group(gang.root, by_leaf, ANYWHERE, later):
+                    return True
+                self.world.rollback(mark)
+        finally:
+            self.placer.skip = 0
+        self._stuck, self._placed = stuck, placed
+        return False
 
     def _place_group(self, group: Group, tasks: dict[int, list[Task]], scope: Scope, later: bool) -> bool:
         if group.levels is None:
