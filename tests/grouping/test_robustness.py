@@ -116,7 +116,7 @@ def planned(draw):
     return made
 
 
-@settings(deadline=None, max_examples=600)
+@settings(deadline=None, max_examples=300)
 @given(
     labels=LABELS,
     annotations=ANNOTATIONS,
@@ -137,6 +137,63 @@ def test_garbage_gives_a_valid_group_or_a_message(labels, annotations, chain, fo
         return
     assert_valid(grouping)
     assert grouping == group(pod, tuple(chain), found)
+
+
+COUNTS = st.integers(0, 5) | st.none()
+NAMES = st.lists(st.sampled_from(["a", "b", "A b", "worker", "x" * 80]), min_size=1, max_size=3, unique=True)
+
+
+@st.composite
+def gangs(draw):
+    """A workload of a kind that makes a tree, and a pod of it: mostly right, so that the tree itself is tested."""
+    kind = draw(st.sampled_from(["PyTorchJob", "JobSet", "LeaderWorkerSet", "RayCluster", "PodCliqueSet"]))
+    name, found = draw(NAMES), None
+    some, index = name[0], str(draw(st.integers(0, 5)))
+    if kind == "PyTorchJob":
+        roles = {role: {"replicas": draw(COUNTS)} for role in draw(st.sets(st.sampled_from(["Master", "Worker"])))}
+        spec = {"pytorchReplicaSpecs": roles, "elasticPolicy": {"minReplicas": draw(COUNTS)}}
+        labels = {"training.kubeflow.org/replica-type": draw(st.sampled_from(["master", "worker"]))}
+        labels["training.kubeflow.org/replica-index"] = index
+    elif kind == "JobSet":
+        jobs = [
+            {"name": n, "replicas": draw(COUNTS), "template": {"spec": {"parallelism": draw(COUNTS)}}} for n in name
+        ]
+        spec = {"replicatedJobs": jobs, "startupPolicy": {"startupPolicyOrder": draw(st.sampled_from(["", "InOrder"]))}}
+        labels = {"jobset.sigs.k8s.io/replicatedjob-name": some, "jobset.sigs.k8s.io/job-index": index}
+    elif kind == "LeaderWorkerSet":
+        spec = {
+            "leaderWorkerTemplate": {"size": draw(COUNTS)},
+            "startupPolicy": draw(st.sampled_from(["LeaderReady", ""])),
+        }
+        labels = {"leaderworkerset.sigs.k8s.io/group-index": "0", "leaderworkerset.sigs.k8s.io/worker-index": index}
+    elif kind == "RayCluster":
+        spec = {"workerGroupSpecs": [{"groupName": n, "minReplicas": draw(COUNTS)} for n in name]}
+        labels = {"ray.io/node-type": draw(st.sampled_from(["head", "worker"])), "ray.io/group": some}
+    else:
+        spec, labels = {}, {"grove.io/podgang": "g", "grove.io/podclique": some}
+        shared = [{"name": "shared", "podGroupNames": draw(NAMES)}] if draw(st.booleans()) else []
+        cliques = [{"name": n, "minReplicas": draw(COUNTS)} for n in name]
+        found = {"apiVersion": "scheduler.grove.io/v1alpha1", "kind": "PodGang"}
+        found |= {"metadata": {"name": "g", "namespace": "team"}}
+        found |= {"spec": {"podgroups": cliques, "topologyConstraintGroupConfigs": shared}}
+    marks = draw(st.sampled_from([{}, {"kai.scheduler/segment-size": "2"}]))
+    api = {"PyTorchJob": "kubeflow.org", "JobSet": "jobset.x-k8s.io", "LeaderWorkerSet": "leaderworkerset.x-k8s.io"}
+    group_name = api.get(kind) or ("ray.io" if kind == "RayCluster" else "grove.io")
+    metadata = {"name": "w", "namespace": "team", "uid": "u", "annotations": marks}
+    owner = {"apiVersion": f"{group_name}/v1", "kind": kind, "metadata": metadata, "spec": spec}
+    return {"metadata": {"name": "p", "namespace": "team", "labels": labels}, "spec": {}}, owner, found
+
+
+@settings(deadline=None, max_examples=400)
+@given(gangs())
+def test_every_tree_is_one_that_can_start(made):
+    pod, owner, found = made
+    try:
+        grouping = group(pod, (owner,), found)
+    except InvalidWorkload as error:
+        assert " team/" in str(error)
+        return
+    assert_valid(grouping)
 
 
 def assert_valid(grouping: Grouping) -> None:

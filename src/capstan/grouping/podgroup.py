@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -162,15 +163,23 @@ def _inheriting(manifest: Manifest, above: Manifest) -> Manifest:
 
 
 def _check_tree(gang: Gang) -> None:
-    """What no family can see by itself: names that meet, parents that are missing, a pod outside of the tree."""
+    """What no family can see by itself: names that meet, parts that are missing, a pod outside of the tree."""
     if not gang.sub_groups:
         return
-    names = [sub.name for sub in gang.sub_groups]
-    parents = {sub.parent for sub in gang.sub_groups if sub.parent}
-    if twice := {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set():
-        raise InvalidWorkload(gang.owner, "spec", f"two parts of the gang are called {min(twice)}; rename one")
-    if missing := parents - set(names):
+    names = {sub.name for sub in gang.sub_groups}
+    if len(names) < len(gang.sub_groups):
+        twice = min(name for name, times in Counter(sub.name for sub in gang.sub_groups).items() if times > 1)
+        raise InvalidWorkload(gang.owner, "spec", f"two parts of the gang are called {twice}; rename one")
+    children = Counter(sub.parent for sub in gang.sub_groups)
+    if missing := children.keys() - names - {""}:
         raise InvalidWorkload(gang.owner, "spec", f"a part of the gang belongs to {min(missing)}, which it has not")
+    for sub in gang.sub_groups:
+        if sub.min_sub_group is not None and sub.min_sub_group > children[sub.name]:
+            raise InvalidWorkload(
+                gang.owner,
+                "spec",
+                f"{sub.name} needs {sub.min_sub_group} parts and has {children[sub.name]}; name only parts that exist",
+            )
     leaves = [sub.name for sub in gang.sub_groups if sub.min_sub_group is None]
     if gang.subgroup not in leaves:
         raise InvalidWorkload(
