@@ -319,7 +319,7 @@ class _Generator:
         self.scope = outer
         if self.metered:
             cost = body_cost(body) + (round_cost(node.kind) if body is node.bodies[0] else 0)
-            written = f"(meter.charge({cost}), {written})[1]"
+            written = f"meter.charge({cost}) or ({written})"  # charge returns None
         return f"lambda {', '.join(names)}: {written}"
 
     def loop(self, node: Loop) -> str:

@@ -33,7 +33,7 @@ from capstan.cel.syntax import (
     children,
 )
 from capstan.cel.types import DURATION, TIMESTAMP, Type
-from capstan.cel.values import Optional
+from capstan.cel.values import Optional, Uint
 
 if TYPE_CHECKING:
     from capstan.cel.environments import Environment
@@ -61,13 +61,15 @@ class Meter:
         self.spent = 0
 
     def charge(self, cost: int) -> None:
-        self.spent += cost
-        if self.spent > self.limit:
+        self.spent = spent = self.spent + cost
+        if spent > self.limit:
             raise CostExceeded(self.limit)
 
     def call(self, cost: Callable[..., int], function: Callable[..., Any], *args: Any) -> Any:
         """Call a function whose cost depends on the sizes of its arguments; pay first."""
-        self.charge(cost(*args))
+        self.spent = spent = self.spent + cost(*args)
+        if spent > self.limit:
+            raise CostExceeded(self.limit)
         return function(*args)
 
 
@@ -136,7 +138,12 @@ def _both(left: Any, right: Any) -> int:
     return _traverse(length(left), length(right))
 
 
+_SCALARS = frozenset((int, bool, float, Uint, type(None)))
+
+
 def _compared(left: Any, right: Any) -> int:
+    if type(left) in _SCALARS and type(right) in _SCALARS:
+        return 1
     if isinstance(left, (list, tuple, dict)) and isinstance(right, (list, tuple, dict)):
         return min(deep_length(left), deep_length(right))
     return _traverse(min(length(left), length(right)))
