@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from capstan.grouping.fields import Field
 from capstan.grouping.gang import Gang, Workload
+from capstan.grouping.reading import Field
 
 _NODES = "AZUREML_NODE_COUNT"
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from capstan.grouping.fields import Field, InvalidWorkload, Manifest
+from capstan.grouping.reading import Field, InvalidWorkload, Manifest
 
 MIN_MEMBER_ANNOTATION = "kai.scheduler/batch-min-member"
 TOPOLOGY_ANNOTATION = "kai.scheduler/topology"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from capstan.grouping.fields import Field, InvalidWorkload
 from capstan.grouping.gang import (
     Gang,
     Related,
@@ -12,6 +11,7 @@ from capstan.grouping.gang import (
     dns_label,
     labels_of,
 )
+from capstan.grouping.reading import Field, InvalidWorkload
 
 _GANG_LABEL = "grove.io/podgang"
 _CLIQUE_LABEL = "grove.io/podclique"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from capstan.grouping import segments
-from capstan.grouping.fields import Field
 from capstan.grouping.gang import Gang, SubGroup, Workload, template_topology
+from capstan.grouping.reading import Field
 
 REPLICAS = {
     "TFJob": "tfReplicaSpecs",

@@ -21,7 +21,6 @@ from capstan.api.scheduling import (
     SUBGROUP_LABEL,
 )
 from capstan.grouping import aml, apps, batch, core, grove, jobset, kubeflow, leaderworkerset, ray, serving, upstream
-from capstan.grouping.fields import InvalidWorkload, Manifest
 from capstan.grouping.gang import (
     Gang,
     Related,
@@ -33,6 +32,7 @@ from capstan.grouping.gang import (
     labels_of,
     topology_of,
 )
+from capstan.grouping.reading import InvalidWorkload, Manifest
 
 SKIP_ANNOTATION = "kai.scheduler/skip-podgrouper"
 TOP_OWNER_ANNOTATION = "kai.scheduler/top-owner-metadata"

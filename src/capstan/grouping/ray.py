@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from capstan.grouping.fields import Field
 from capstan.grouping.gang import Gang, SubGroup, Workload, dns_label, labels_of, template_topology
+from capstan.grouping.reading import Field
 
 _HEAD = "headgroup"
 _PRIORITY_LABEL = "ray.io/priority-class-name"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from capstan.grouping.fields import InvalidWorkload
 from capstan.grouping.gang import (
     MOST_SUB_GROUPS,
     TOPOLOGY_ANNOTATION,
@@ -18,6 +17,7 @@ from capstan.grouping.gang import (
     annotations_of,
     topology_of,
 )
+from capstan.grouping.reading import InvalidWorkload
 
 SIZE_ANNOTATION = "kai.scheduler/segment-size"
 _PREFIX = "kai.scheduler/segment-topology"

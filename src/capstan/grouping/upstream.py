@@ -6,8 +6,8 @@ names a PodGroup (KEP-4671, KEP-5832). Both become a PodGroup of the scheduler w
 
 from __future__ import annotations
 
-from capstan.grouping.fields import Field, InvalidWorkload, Manifest
 from capstan.grouping.gang import TOPOLOGY_ANNOTATION, Gang, Related, Workload, annotations_of
+from capstan.grouping.reading import Field, InvalidWorkload, Manifest
 
 _POD_GROUP_VERSIONS = tuple(f"scheduling.k8s.io/{version}" for version in ("v1", "v1beta1", "v1alpha3", "v1alpha2"))
 _WORKLOAD_VERSIONS = ("scheduling.k8s.io/v1alpha1",)
