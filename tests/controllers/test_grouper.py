@@ -146,7 +146,10 @@ def definition(group, version, kind, plural):
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{plural}.{group}"},
+        "metadata": {
+            "name": f"{plural}.{group}",
+            "annotations": {"api-approved.kubernetes.io": "unapproved, made by a test"},
+        },
         "spec": {
             "group": group,
             "scope": "Namespaced",
@@ -156,18 +159,20 @@ def definition(group, version, kind, plural):
     }
 
 
-async def test_the_gang_of_a_grove_pod_is_read_from_its_pod_gang(house, grouper):
-    for group, kind in (("grove.io", "PodCliqueSet"), ("scheduler.grove.io", "PodGang")):
-        await install(house.client, [definition(group, "v1alpha1", kind, f"{kind.lower()}s")])
+async def custom(house, api_version, kind, name, spec):
+    """An object of a kind that the test defines."""
+    group, version = api_version.split("/")
+    await install(house.client, [definition(group, version, kind, f"{kind.lower()}s")])
     discovery = kube.Discovery(house.client)
+    resource = await house.until(lambda: served(discovery, api_version, kind), f"{kind} is served")
+    body = {"apiVersion": api_version, "kind": kind, "metadata": {"name": name, "namespace": "default"}, "spec": spec}
+    return await house.client.create(resource, body, "default")
 
-    async def create(api_version, kind, name, spec):
-        resource = await house.until(lambda: served(discovery, api_version, kind), f"{kind} is served")
-        body = {"apiVersion": api_version, "kind": kind, "metadata": {"name": name, "namespace": "default"}}
-        return await house.client.create(resource, body | {"spec": spec}, "default")
 
-    owner = await create("grove.io/v1alpha1", "PodCliqueSet", "set", {})
-    await create("scheduler.grove.io/v1alpha1", "PodGang", "set-0", {"podgroups": [{"name": "a", "minReplicas": 2}]})
+async def test_the_gang_of_a_grove_pod_is_read_from_its_pod_gang(house, grouper):
+    owner = await custom(house, "grove.io/v1alpha1", "PodCliqueSet", "set", {})
+    cliques = {"podgroups": [{"name": "a", "minReplicas": 2}]}
+    await custom(house, "scheduler.grove.io/v1alpha1", "PodGang", "set-0", cliques)
     reference = {
         "apiVersion": "grove.io/v1alpha1",
         "kind": "PodCliqueSet",
@@ -190,6 +195,15 @@ async def test_the_gang_of_a_grove_pod_is_read_from_its_pod_gang(house, grouper)
     assert [(sub.name, sub.min_member) for sub in group.spec.sub_groups] == [("a", 2)]
     pod = await house.client.get(resources.PODS, "p", "default")
     assert pod.metadata.labels["kai.scheduler/subgroup-name"] == "a"
+
+
+async def test_a_pod_that_names_an_upstream_group_joins_it_in_whichever_version_is_served(house, grouper):
+    policy = {"schedulingPolicy": {"gang": {"minCount": 4}}}
+    await custom(house, "scheduling.k8s.io/v1alpha2", "PodGroup", "gang", policy)
+    await house.pod("p", schedulingGroup={"podGroupName": "gang"})
+    name = await house.until(lambda: group_of(house, "p"), "p is grouped")
+    group = await house.client.get(resources.POD_GROUPS, name, "default")
+    assert (group.spec.min_member, group.metadata.owner_references[0].name) == (4, "gang")
 
 
 async def served(discovery, api_version, kind):
