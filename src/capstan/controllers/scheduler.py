@@ -63,7 +63,7 @@ class Scheduler:
         PolicyRule(api_groups=[""], resources=["events"], verbs=["create", "patch", "get"]),
         PolicyRule(api_groups=["resource.k8s.io"], resources=["resourceclaims"], verbs=["create", "patch"]),
         PolicyRule(api_groups=["resource.k8s.io"], resources=["resourceclaims/status"], verbs=["patch"]),
-        PolicyRule(api_groups=["scheduling.run.ai"], resources=["podgroups/status", "queues/status"], verbs=["patch"]),
+        PolicyRule(api_groups=["scheduling.run.ai"], resources=["podgroups", "podgroups/status"], verbs=["patch"]),
     ]
 
     def __init__(
@@ -123,9 +123,13 @@ class Scheduler:
                     self._cycle_seconds * 1000,
                 )
             for bind in plan.binds:
-                self._spawn(self._bind(bind))
+                attempt = f"binding {bind.namespace}/{bind.pod} to {bind.node}"
+                self._spawn(self._carry_out(self._bind(bind), attempt, bind.uid))
             for eviction in plan.evictions:
-                self._spawn(self._evict(eviction))
+                attempt = f"evicting {eviction.namespace}/{eviction.pod}"
+                self._spawn(self._carry_out(self._evict(eviction), attempt, eviction.uid))
+            for stamp in plan.stamps:
+                self._spawn(self._carry_out(self._stamp(stamp), f"stamping PodGroup {stamp.namespace}/{stamp.group}"))
             self._verdicts.note(plan.verdicts, self._now())
 
     async def _wait_for_change(self) -> None:
@@ -151,31 +155,41 @@ class Scheduler:
         self._in_flight.add(task)
         task.add_done_callback(self._in_flight.discard)
 
-    async def _bind(self, bind: scheduling.Bind) -> None:
-        """Allocate and reserve the pod's claims, then bind it: a bound pod must find its claims ready."""
+    async def _carry_out(self, work: Coroutine[Any, Any, None], attempt: str, uid: str = "") -> None:
+        """Write what was decided about a pod. What fails is taken back in the World, so that the next cycle decides."""
         async with self._writes:
             try:
-                if bind.implied is not None:
-                    await self._make_implied_claim(bind, bind.implied)
-                for (namespace, name), allocation in bind.claims.items():
-                    await self._allocate(namespace, name, allocation)
-                for namespace, name in bind.reserve:
-                    if bind.implied is None or (namespace, name) != bind.implied.claim.key:
-                        await self._reserve(bind, namespace, name)
-                await self._client.post(
-                    resources.PODS,
-                    bind.pod,
-                    bind.namespace,
-                    "binding",
-                    {
-                        "apiVersion": "v1",
-                        "kind": "Binding",
-                        "metadata": {"name": bind.pod, "namespace": bind.namespace, "uid": bind.uid},
-                        "target": {"apiVersion": "v1", "kind": "Node", "name": bind.node},
-                    },
-                )
+                await work
+                return
             except kube.ApiError as error:
-                self._undo(bind.uid, f"binding {bind.namespace}/{bind.pod} to {bind.node}", error)
+                log.warning("%s failed, deciding anew: %s", attempt, error)
+            except Exception:
+                log.exception("%s failed, deciding anew", attempt)
+        if uid:
+            self.world.forget(uid)
+            self._changed.set()
+
+    async def _bind(self, bind: scheduling.Bind) -> None:
+        """Allocate and reserve the pod's claims, then bind it: a bound pod must find its claims ready."""
+        if bind.implied is not None:
+            await self._make_implied_claim(bind, bind.implied)
+        for (namespace, name), allocation in bind.claims.items():
+            await self._allocate(namespace, name, allocation)
+        for namespace, name in bind.reserve:
+            if bind.implied is None or (namespace, name) != bind.implied.claim.key:
+                await self._reserve(bind, namespace, name)
+        await self._client.post(
+            resources.PODS,
+            bind.pod,
+            bind.namespace,
+            "binding",
+            {
+                "apiVersion": "v1",
+                "kind": "Binding",
+                "metadata": {"name": bind.pod, "namespace": bind.namespace, "uid": bind.uid},
+                "target": {"apiVersion": "v1", "kind": "Node", "name": bind.node},
+            },
+        )
 
     async def _make_implied_claim(self, bind: scheduling.Bind, implied: scheduling.ImpliedClaim) -> None:
         """The claim behind an extended resource or a GPU share (KEP-5004). Its name follows from the pod's uid."""
@@ -241,32 +255,31 @@ class Scheduler:
 
     async def _evict(self, eviction: scheduling.Eviction) -> None:
         """Through the Eviction API, so that disruption budgets and grace periods hold."""
-        async with self._writes:
-            try:
-                await self._client.post(
-                    resources.PODS,
-                    eviction.pod,
-                    eviction.namespace,
-                    "eviction",
-                    {
-                        "apiVersion": "policy/v1",
-                        "kind": "Eviction",
-                        "metadata": {"name": eviction.pod, "namespace": eviction.namespace},
-                        "deleteOptions": {"preconditions": {"uid": eviction.uid}},
-                    },
-                )
-            except kube.ApiError as error:
-                self._undo(eviction.uid, f"evicting {eviction.namespace}/{eviction.pod}", error)
-                return
-            pod = ObjectReference(
-                api_version="v1", kind="Pod", namespace=eviction.namespace, name=eviction.pod, uid=eviction.uid
-            )
-            self._events.emit(pod, "Normal", _EVICTION_REASONS[eviction.action], eviction.reason)
+        await self._client.post(
+            resources.PODS,
+            eviction.pod,
+            eviction.namespace,
+            "eviction",
+            {
+                "apiVersion": "policy/v1",
+                "kind": "Eviction",
+                "metadata": {"name": eviction.pod, "namespace": eviction.namespace},
+                "deleteOptions": {"preconditions": {"uid": eviction.uid}},
+            },
+        )
+        pod = ObjectReference(
+            api_version="v1", kind="Pod", namespace=eviction.namespace, name=eviction.pod, uid=eviction.uid
+        )
+        self._events.emit(pod, "Normal", _EVICTION_REASONS[eviction.action], eviction.reason)
 
-    def _undo(self, uid: str, attempt: str, error: kube.ApiError) -> None:
-        log.warning("%s failed, deciding anew: %s", attempt, error)
-        self.world.forget(uid)
-        self._changed.set()
+    async def _stamp(self, stamp: scheduling.Stamp) -> None:
+        """What the engine must know again after a restart: when a gang last started, since when it is stale."""
+        await self._client.patch(
+            resources.POD_GROUPS,
+            stamp.group,
+            stamp.namespace,
+            patch={"metadata": {"annotations": {stamp.annotation: stamp.value}}},
+        )
 
 
 _EVICTION_REASONS = {
