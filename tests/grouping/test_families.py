@@ -111,6 +111,15 @@ def test_segments_are_consecutive_workers_with_their_own_topology():
     assert leaf(group(kubeflow_pod("worker", 9), (job,))) == "worker-segment-2"
 
 
+def test_master_and_workers_find_the_same_tree_where_only_workers_are_annotated():
+    job = training_job("PyTorchJob", "pytorchReplicaSpecs", {"Master": 1, "Worker": 4})
+    annotations = {"kai.scheduler/segment-size": "2"}
+    job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"] = {"metadata": {"annotations": annotations}}
+    master, worker = (group(kubeflow_pod(role), (job,)) for role in ("master", "worker"))
+    assert master.pod_group == worker.pod_group
+    assert leaf(worker) == "worker-segment-0"
+
+
 def test_a_launcher_that_waits_for_the_workers_is_not_waited_for():
     job = training_job(
         "MPIJob", "mpiReplicaSpecs", {"Launcher": 1, "Worker": 4}, launcherCreationPolicy="WaitForWorkersReady"

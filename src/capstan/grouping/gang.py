@@ -153,14 +153,16 @@ def min_member(workload: Workload, default: int) -> int:
 
 def annotated_count(workload: Workload, key: str) -> int | None:
     """A number of pods in an annotation of the top owner or the pod. Raises InvalidWorkload."""
-    text = workload.annotation(key)
+    holder = workload.top if key in annotations_of(workload.top) else workload.pod
+    return counted(holder, "metadata.annotations", key, workload.annotation(key))
+
+
+def counted(manifest: Manifest, path: str, key: str, text: object) -> int | None:
+    """A number of pods from the text of an annotation. Raises InvalidWorkload."""
     if text is None:
         return None
-    if not _is_number(text) or int(text) == 0:
-        holder = workload.top if key in annotations_of(workload.top) else workload.pod
-        raise InvalidWorkload(
-            holder, f"metadata.annotations[{key}]", f'{text!r} is no positive number of pods; write e.g. "2"'
-        )
+    if not (isinstance(text, str) and _is_number(text) and int(text)):
+        raise InvalidWorkload(manifest, f"{path}[{key}]", f'{text!r} is no positive number of pods; write e.g. "2"')
     return int(text)
 
 

@@ -40,8 +40,8 @@ def pytorch(workload: Workload) -> Gang:
         groups.append(SubGroup("master", min_member=min(masters, minimum), topology=topology))
     size = None
     if pods:
-        topology = template_topology(workload, replicas["Worker"]["template"])
-        parts, size = segments.workers(workload, "worker", pods, minimum - min(masters, minimum), topology)
+        needed, template = minimum - min(masters, minimum), replicas["Worker"]["template"]
+        parts, size = segments.workers(workload, "worker", pods, needed, template)
         groups += parts
     role = workload.pod_label(*_ROLE_LABELS).lower()
     if role == "worker" and size is not None:

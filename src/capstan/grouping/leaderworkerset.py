@@ -23,8 +23,7 @@ def leader_worker_set(workload: Workload) -> Gang:
     waits = index == 0 and not Field.of(workload.pod)["spec"]["nodeName"].text()
     size = None
     if workers and not (waits and workload.spec["startupPolicy"].text() == "LeaderReady"):
-        topology = template_topology(workload, template["workerTemplate"])
-        parts, size = segments.workers(workload, "workers", workers, workers, topology)
+        parts, size = segments.workers(workload, "workers", workers, workers, template["workerTemplate"])
         groups += parts
     leaf = "leader" if index == 0 else segments.leaf_of("workers", size, workers, index - 1)
     return Gang(workload.top, "train", sub_groups=groups, subgroup=leaf, name_suffix=f"group-{group}")
