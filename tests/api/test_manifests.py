@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from capstan.api import manifests
@@ -84,6 +84,7 @@ _JSON = st.recursive(
 
 
 @given(st.dictionaries(st.text(min_size=1, max_size=8), _JSON, max_size=5))
+@example({"0": "0E0", "12:30:45": ["1e5", "010", "0o7", "yes", "~", ".nan"], "2001-01-01": 1e20})
 @settings(deadline=None)
 def test_what_is_dumped_is_read_back(value):
     assert manifests.load_all(manifests.dump(value)) == ([value] if value is not None else [])

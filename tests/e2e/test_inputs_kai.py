@@ -25,6 +25,7 @@ def applied(dgx, inputs):
     for name in reversed(files):
         if "queue" not in name:
             dgx.kubectl("delete", "--ignore-not-found", "--wait=false", "-f", str(inputs / "kai" / name))
+    dgx.kubectl("delete", "pods", "--all", "-n", "default", "--grace-period=1", "--wait=false")
     dgx.until(lambda: not dgx.items("pods", "-n", "default"), "the pods of the example are gone")
 
 
@@ -95,6 +96,11 @@ def test_build_priority_preempts_train_priority(one_gpu, inputs):
         one_gpu.kubectl("apply", "-f", str(inputs / "kai" / name))
     one_gpu.until(lambda: one_gpu.phases("default").get("train-pod") == "Running", "train-pod runs first")
     one_gpu.kubectl("apply", "-f", str(inputs / "kai" / "build-priority-pod.yaml"))
+    one_gpu.until(
+        lambda: one_gpu.get("pod", "train-pod", "-n", "default")["metadata"].get("deletionTimestamp"),
+        "train-pod is told to go",
+    )
+    one_gpu.kubectl("delete", "pod", "train-pod", "-n", "default", "--grace-period=1", "--wait=false")
     one_gpu.until(lambda: one_gpu.phases("default").get("build-pod") == "Running", "build-pod runs")
     assert one_gpu.phases("default").get("train-pod") != "Running"
     events = {e["reason"] for e in one_gpu.items("events", "-n", "default")}

@@ -103,6 +103,16 @@ _Loader.add_implicit_resolver(
 )
 
 
+class _Dumper(yaml.CSafeDumper):
+    """Quotes every text that our loader or a YAML 1.1 one would take for something else."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: _Loader.yaml_implicit_resolvers.get(first, []) + yaml.CSafeDumper.yaml_implicit_resolvers.get(first, [])
+    for first in _Loader.yaml_implicit_resolvers.keys() | yaml.CSafeDumper.yaml_implicit_resolvers.keys()
+}
+
+
 def load_all(text: str | bytes, source: str = "input") -> list[Any]:
     """Every non-empty document of a YAML stream or of a JSON text. Raises InvalidManifest."""
     if len(text) > _LARGEST_BYTES:
@@ -144,7 +154,7 @@ def load_manifests(text: str | bytes, source: str = "input") -> list[Manifest]:
 
 def dump(value: Any) -> str:
     """One block-style YAML document, keys in the order given."""
-    text: str = yaml.dump(value, Dumper=yaml.CSafeDumper, sort_keys=False, default_flow_style=False, allow_unicode=True)
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=False, allow_unicode=True)
     return text
 
 
