@@ -228,3 +228,14 @@ def test_programs_are_compiled_once_per_source_and_environment() -> None:
     environment = cel.environments.admission()
     assert cel.environments.admission() is environment
     assert cel.compile("object.a == 1", environment) is cel.compile("object.a == 1", environment)
+
+
+def test_all_rounds_of_a_rule_share_the_limit_of_its_estimate() -> None:
+    """As API servers do: the estimate times what maxItems and maxProperties above the rule allow."""
+    schema = {"type": "string", "maxLength": 1000}
+    rule = "self.startsWith('x')"
+    cel.compile(rule, cel.environments.crd_rule(schema, rounds=10_000))
+    for rounds in (100_000, None):
+        with pytest.raises(cel.CompileError, match="exceeds cost limit"):
+            cel.compile("self.contains(self)", cel.environments.crd_rule(schema, rounds=rounds))
+    cel.compile("self > 0", cel.environments.crd_rule({"type": "integer"}, rounds=None))

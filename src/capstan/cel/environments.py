@@ -95,7 +95,7 @@ class Environment:
     checked: bool = True
     checks_patterns: bool = True
     cost_limit: int = CALL_LIMIT
-    estimate_limit: int | None = None
+    estimate_limit: float | None = None
     max_bytes: int | None = None
     results: tuple[Type, ...] = ()
 
@@ -313,20 +313,24 @@ def crd_rule(
     resource: bool = False,
     optional_old_self: bool = False,
     result: Type | None = BOOL,
+    rounds: float | None = 1,
 ) -> Environment:
     """`x-kubernetes-validations` at one place of a schema: `self`, and `oldSelf` for transition rules, typed by the
     schema there.
 
-    `resource`: the place is the root of an object, so apiVersion, kind and metadata.name are visible too.
+    `resource`: the place is the root of an object, so apiVersion, kind and metadata.name are visible too. `rounds`: how
+    often an object may have the place, the product of `maxItems` and `maxProperties` above it; all rounds share the
+    estimate limit. None where one of them is missing, and only the size of a request bounds the product.
     """
-    return _crd_rule(
-        json.dumps(schema, sort_keys=True), version, resource, optional_old_self, (result, DYN) if result else ()
-    )
+    if rounds is None:
+        rounds = openapi.most_places(schema)
+    results = (result, DYN) if result else ()
+    return _crd_rule(json.dumps(schema, sort_keys=True), version, resource, optional_old_self, results, rounds)
 
 
 @lru_cache(maxsize=512)
 def _crd_rule(
-    schema: str, version: Version, resource: bool, optional_old_self: bool, results: tuple[Type, ...]
+    schema: str, version: Version, resource: bool, optional_old_self: bool, results: tuple[Type, ...], rounds: float
 ) -> Environment:
     types = openapi.schema_types(json.loads(schema), resource=resource)
     conversions = dict(types.conversions)
@@ -341,6 +345,6 @@ def _crd_rule(
         libraries=kubernetes_libraries(version),
         bounds=types.bounds,
         sizes=dict.fromkeys(("string", "bytes", "list", "map", "dyn"), float(openapi.MAX_REQUEST_BYTES)),
-        estimate_limit=RULE_ESTIMATE_LIMIT,
+        estimate_limit=RULE_ESTIMATE_LIMIT / max(rounds, 1),
         results=results,
     )

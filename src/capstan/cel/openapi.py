@@ -126,8 +126,13 @@ def _text_size(schema: Mapping[str, Any]) -> Size:
 
 
 def _count(schema: Mapping[str, Any], low: str, high: str, element: Mapping[str, Any]) -> Range:
-    most = schema.get(high, math.ceil(MAX_REQUEST_BYTES / (_smallest(element) + 1)))
+    most = schema.get(high, most_places(element))
     return Range(float(schema.get(low, 0)), float(most))
+
+
+def most_places(schema: Mapping[str, Any]) -> float:
+    """How many values of the schema fit into one request."""
+    return math.ceil(MAX_REQUEST_BYTES / (_smallest(schema) + 1))
 
 
 def _smallest(schema: Mapping[str, Any]) -> int:

@@ -106,6 +106,6 @@ def compile(expression: str, environment: Environment) -> Program:
     if limit is None and cost.high < math.inf:
         limit = 10 * environment.cost_limit  # the text alone costs this much, whatever the input
     if limit is not None and cost.high > limit:
-        message = f"too complex, exceeds cost limit: estimated cost {cost.high:.0f} of at most {limit}"
+        message = f"too complex, exceeds cost limit: estimated cost {cost.high:.0f} of at most {limit:.0f}"
         raise CompileError(expression, [Issue(0, message)])
     return Program(expression, environment, tree, cost)

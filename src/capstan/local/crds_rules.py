@@ -24,9 +24,10 @@ _OLD = re.compile(r"\boldSelf\b")
 
 
 class Rule:
-    """One compiled rule. Raises cel.CompileError."""
+    """One compiled rule. Raises cel.CompileError. `rounds`: how many values it is checked on in one object, None when
+    only the size of a request bounds them; matters for new definitions, whose rules must be cheap enough."""
 
-    def __init__(self, declared: Object, schema: JsonSchema, *, root: bool) -> None:
+    def __init__(self, declared: Object, schema: JsonSchema, *, root: bool, rounds: float | None = 1) -> None:
         self.source: str = declared["rule"]
         self.transition = _OLD.search(self.source) is not None
         self.optional = bool(declared.get("optionalOldSelf"))
@@ -34,11 +35,13 @@ class Rule:
         self.field: str = declared.get("fieldPath") or ""
         self.message: str = declared.get("message") or f"failed rule: {self.source}"
         self.kind: str = schema.get("type", "object")
-        environment = cel.environments.crd_rule(schema, resource=root, optional_old_self=self.optional)
+        environment = cel.environments.crd_rule(schema, resource=root, optional_old_self=self.optional, rounds=rounds)
         self.program = cel.compile(self.source, environment)
         self.message_program: cel.Program | None = None
         if expression := declared.get("messageExpression"):
-            words = cel.environments.crd_rule(schema, resource=root, optional_old_self=self.optional, result=STRING)
+            words = cel.environments.crd_rule(
+                schema, resource=root, optional_old_self=self.optional, result=STRING, rounds=rounds
+            )
             self.message_program = cel.compile(expression, words)
 
     def check(self, value: Any, old: Any, has_old: bool, path: str, causes: Causes) -> None:

@@ -334,19 +334,23 @@ def _list_type(schema: JsonSchema, path: str, causes: Causes) -> None:
             )
 
 
-def _rules(schema: JsonSchema, path: str, causes: Causes, *, root: bool = False) -> None:
-    """Compile every CEL rule; what does not type-check is refused with its position."""
+def _rules(schema: JsonSchema, path: str, causes: Causes, *, root: bool = False, rounds: float | None = 1) -> None:
+    """Compile every CEL rule; what does not type-check is refused with its position, and what is too expensive for as
+    many values as lists and maps above may hold."""
     for index, declared in enumerate(schema.get("x-kubernetes-validations") or ()):
         below = f"{path}.x-kubernetes-validations[{index}]"
         try:
-            Rule(declared, schema, root=root or bool(schema.get("x-kubernetes-embedded-resource")))
+            embedded = bool(schema.get("x-kubernetes-embedded-resource"))
+            Rule(declared, schema, root=root or embedded, rounds=rounds)
         except cel.CompileError as wrong:
             causes.append(invalid(f"{below}.rule", declared["rule"], f"compilation failed: {wrong}"))
     for name, child in (schema.get("properties") or {}).items():
-        _rules(child, f"{path}.properties[{name}]", causes)
-    for key in ("items", "additionalProperties"):
+        _rules(child, f"{path}.properties[{name}]", causes, rounds=rounds)
+    for key, bound in (("items", "maxItems"), ("additionalProperties", "maxProperties")):
         if isinstance(child := schema.get(key), dict):
-            _rules(child, f"{path}.{key}", causes)
+            most = schema.get(bound)
+            inside = None if rounds is None or most is None else rounds * most
+            _rules(child, f"{path}.{key}", causes, rounds=inside)
 
 
 def _defaults(schema: JsonSchema, path: str, causes: Causes) -> None:
