@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from capstan import kube
+from capstan.kube.http import HttpTransport
 
 PREFIXES = {
     "/api/v1/pods": "",
@@ -203,6 +204,6 @@ async def wire() -> AsyncIterator[WireServer]:
 
 @pytest.fixture
 async def client(wire: WireServer) -> AsyncIterator[kube.Client]:
-    client = kube.Client(kube.HttpTransport(wire.url))  # type: ignore[attr-defined]
+    client = kube.Client(HttpTransport(wire.url))  # type: ignore[attr-defined]
     yield client
     await client.close()

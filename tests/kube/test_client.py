@@ -12,6 +12,7 @@ import pytest
 from capstan import kube
 from capstan.api import resources
 from capstan.api.resources import PODS
+from capstan.kube.http import HttpTransport
 
 pytestmark = pytest.mark.anyio
 
@@ -133,7 +134,7 @@ async def test_retries_end(wire: Any, client: kube.Client) -> None:
 
 
 async def test_a_server_that_is_not_there_is_unavailable() -> None:
-    client = kube.Client(kube.HttpTransport("http://127.0.0.1:1"))
+    client = kube.Client(HttpTransport("http://127.0.0.1:1"))
     with pytest.raises(kube.Unavailable, match=r"GET http://127\.0\.0\.1:1/api/v1/pods"):
         await client.list(PODS)
     await client.close()

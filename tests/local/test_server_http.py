@@ -12,7 +12,8 @@ import aiohttp
 import pytest
 
 from capstan.api.resources import CONFIG_MAPS, PODS
-from capstan.kube import Client, HttpTransport, NotFound, Token, from_kubeconfig
+from capstan.kube import Client, NotFound, Token, from_kubeconfig
+from capstan.kube.http import HttpTransport
 from capstan.local import DataDirectoryInUse, Server, serving
 from capstan.local.credentials import write_kubeconfig
 from capstan.local.protobuf import Undecodable, decode

@@ -1,6 +1,6 @@
 """Talking to a cluster: client, watch caches, controllers' work queues, events, leader election.
 
-One `Client` over one `Transport`: HTTP(S), or straight into the embedded API server.
+One `Client` over one `Transport`: HTTP(S) (`kube.http`), or straight into the embedded API server.
 """
 
 from capstan.api.base import Status
@@ -30,7 +30,7 @@ from capstan.kube.errors import (
 )
 from capstan.kube.events import EventRecorder, reference
 from capstan.kube.leases import LeaderElector
-from capstan.kube.transport import Document, HttpTransport, Response, Token, Transport
+from capstan.kube.transport import Document, Response, Token, Transport
 
 __all__ = [
     "AlreadyExists",
@@ -49,7 +49,6 @@ __all__ = [
     "EventRecorder",
     "Forbidden",
     "Gone",
-    "HttpTransport",
     "Index",
     "Invalid",
     "Key",

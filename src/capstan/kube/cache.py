@@ -80,7 +80,12 @@ class Index(Generic[K, T]):
     def update(self, change: Change[T]) -> None:
         if change.old is not None:
             name = identity(change.old)[0]
-            for key in self._keys_of(change.old):
+            keys = self._keys_of(change.old)
+            if change.new is not None and keys == self._keys_of(change.new):
+                for key in keys:
+                    self._objects[key][name] = change.new
+                return
+            for key in keys:
                 if members := self._objects.get(key):
                     members.pop(name, None)
                     if not members:

@@ -46,6 +46,7 @@ MACHINE_MADE = frozenset(
         "coordination.k8s.io/leases",
         "resource.k8s.io/resourceslices",
         "resource.k8s.io/resourceclaims",
+        "scheduling.run.ai/podgroups",
     }
 )
 """Objects that controllers make by the thousand. Made by a service account, their ownership is tracked from the first
