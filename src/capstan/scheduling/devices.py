@@ -11,9 +11,12 @@ from capstan.allocation import Allocation, NodeView
 from capstan.allocation import allocate as allocate_claims
 from capstan.api.resource import MAX_RESERVED_FOR, ResourceClaim, ResourceClaimSpec
 from capstan.api.scheduling import QUEUE_LABEL
-from capstan.scheduling.model import GPU, GPU_COLUMN, Node, Shape, Share, Task
+from capstan.scheduling.model import GPU, GPU_COLUMN, Node, Shape, Share, Status, Task
 from capstan.scheduling.policy import Policy
 from capstan.scheduling.world import World
+
+_REGRANT_BUDGET = 2_000
+"""Steps of a search over the claims of all pods of a gang on one node; most need a few dozen."""
 
 
 def pick(share: Share, node: Node, *, later: bool, pack: bool) -> tuple[str, ...] | None:
@@ -167,6 +170,39 @@ def _same_queue(world: World, task: Task, claim: ResourceClaim) -> bool:
     return not world.claims_gpus(claim) or claim.metadata.labels.get(QUEUE_LABEL) == gang.queue_name
 
 
+def _regrant(
+    world: World, policy: Policy, task: Task, node: Node, open_claims: list[ResourceClaim], *, later: bool
+) -> bool:
+    """Allocate the claims anew together with those that this cycle granted other pods of the gang on the node: each of
+    those took what it liked best, which may be what the gang as a whole cannot afford (kubernetes #138765)."""
+    inventory = world.inventory
+    status = Status.PIPELINED if later else Status.ALLOCATED
+    fellows = [
+        t for t in node.tasks.values() if t.gang is task.gang and t.status == status and t.held and t is not task
+    ]
+    if inventory is None or task.gang is None or not task.claims or not fellows:
+        return False
+    mark = world.mark()
+    held = [(fellow, fellow.held) for fellow in fellows]
+    claims = [_claim(world, fellow, key) for fellow, keys in held for key in keys] + open_claims
+    for fellow in fellows:
+        world.revoke(fellow)
+    view = NodeView(node.name, node.labels)
+    result = allocate_claims(inventory, claims, view, policy=policy.allocation_policy, budget=_REGRANT_BUDGET)
+    if not isinstance(result, Allocation):
+        world.rollback(mark)
+        return False
+    for fellow, keys in held:
+        world.grant(fellow, {key: result.results[key] for key in keys})
+    world.grant(task, {claim.key: result.results[claim.key] for claim in open_claims})
+    return True
+
+
+def _claim(world: World, task: Task, key: tuple[str, str]) -> ResourceClaim:
+    implied = task.implied
+    return implied if implied is not None and implied.key == key else world.claims[key]
+
+
 def allocate(world: World, policy: Policy, task: Task, node: Node, *, later: bool, skip: int = 0) -> Granted | str:
     """Allocate what the task's claims still lack, on this node, in the inventory; a text says why that is impossible.
 
@@ -199,6 +235,8 @@ def allocate(world: World, policy: Policy, task: Task, node: Node, *, later: boo
             world.grant(task, result.results)
             return Granted(later or drained)
         refused = result.message
+        if not result.is_error and _regrant(world, policy, task, node, open_claims, later=later or drained):
+            return Granted(later or drained)
     mark = world.mark()
     if not drained and (world.drain(node) or later):
         result = allocate_claims(inventory, open_claims, view, policy=policy.allocation_policy)

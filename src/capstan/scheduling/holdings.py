@@ -52,6 +52,11 @@ class Holdings(Layout):
             self.inventory.assume(key, result)
         task.held = (*task.held, *results)
 
+    def revoke(self, task: Task) -> None:
+        """Take back what was granted to a task."""
+        self._grants.append((task, task.held))
+        self.release_claims(task)
+
     def is_drained(self, node: Node) -> bool:
         """Whether the inventory shows the node without the claims of its terminating pods."""
         return node.name in self._drained
