@@ -59,6 +59,7 @@ class App:
 
     def __init__(self, server: Server) -> None:
         self._server = server
+        self.closing = asyncio.Event()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -88,7 +89,7 @@ class App:
         if isinstance(result, Response):
             await _send_response(send, result)
         else:
-            await _send_stream(receive, send, result)
+            await _send_stream(receive, send, result, self.closing)
 
     def _user(self, authorization: str) -> User | None:
         """ANONYMOUS without credentials, None for wrong ones."""
@@ -114,19 +115,22 @@ async def _send_response(send: Send, answer: Response) -> None:
     await send({"type": "http.response.body", "body": answer.body})
 
 
-async def _send_stream(receive: Receive, send: Send, answer: Stream) -> None:
-    """Until the stream ends or the client goes away."""
+async def _send_stream(receive: Receive, send: Send, answer: Stream, closing: asyncio.Event) -> None:
+    """Until the stream ends, the client goes away, or the server stops: then the stream ends like any other."""
     await send(
         {"type": "http.response.start", "status": 200, "headers": _headers(answer.content_type, answer.warnings)}
     )
     pump = asyncio.create_task(_pump(send, answer))
     gone = asyncio.create_task(_disconnected(receive))
+    stopping = asyncio.create_task(closing.wait())
     try:
-        await asyncio.wait((pump, gone), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((pump, gone, stopping), return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in (pump, gone):
+        for task in (pump, gone, stopping):
             task.cancel()
-        await asyncio.gather(pump, gone, return_exceptions=True)
+        await asyncio.gather(pump, gone, stopping, return_exceptions=True)
+    if pump.cancelled() and closing.is_set():
+        await send({"type": "http.response.body", "body": b""})
 
 
 async def _pump(send: Send, answer: Stream) -> None:
@@ -162,8 +166,9 @@ async def serving(server: Server, host: str = "127.0.0.1", port: int = 0, *, tls
     listener = socket.create_server(
         (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024
     )
+    app = App(server)
     config = uvicorn.Config(
-        App(server),
+        app,
         http="httptools",
         ws="none",
         lifespan="off",
@@ -192,6 +197,7 @@ async def serving(server: Server, host: str = "127.0.0.1", port: int = 0, *, tls
         yield f"{'https' if tls else 'http'}://{address}:{listener.getsockname()[1]}"
     finally:
         server.reads.close()
+        app.closing.set()
         runner.should_exit = True
         await task
 
