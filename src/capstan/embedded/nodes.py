@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from capstan import kube
@@ -17,7 +18,9 @@ from capstan.node import DRIVER, Driver, SliceWatch
 from capstan.node.models import NodeSpec
 from capstan.node.simulated import SimulatedNvml
 
-STARTING_AT_ONCE = 16
+STARTING_AT_ONCE = 4
+"""Slices are large on their way to the store: few drivers at a time keep the peak of memory low."""
+_PUBLISHING_SECONDS = 10.0
 
 
 class NodeDirectories:
@@ -101,3 +104,7 @@ class Drivers:
             )
             await driver.start()
             self._running[spec.name] = driver
+            with suppress(TimeoutError):
+                # One that cannot publish goes on trying; the others do not wait for it for ever.
+                async with asyncio.timeout(_PUBLISHING_SECONDS):
+                    await driver.published()

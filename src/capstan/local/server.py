@@ -44,7 +44,8 @@ from capstan.local.types import builtin_types
 
 log = logging.getLogger(__name__)
 
-_LONGEST_BURST_SECONDS = 10.0
+_LONGEST_BURST_SECONDS = 30.0
+_LOOK_SECONDS = 0.02
 _PROBES = frozenset({"/healthz", "/livez", "/readyz"})
 
 
@@ -109,15 +110,19 @@ class Server:
         return InProcessTransport(self, user, user_agent)
 
     async def calm(self) -> None:
-        """Returns when no burst of pods is being bound, and after `_LONGEST_BURST_SECONDS` in any case: what shares a
-        processor with the control plane waits here, so that scheduling goes first."""
+        """Returns when no burst of pods is being bound or this thread has time to spare, and after
+        `_LONGEST_BURST_SECONDS` in any case: what shares a processor with the control plane waits here, so that
+        scheduling goes first."""
         loop = asyncio.get_running_loop()
-        latest = loop.time() + _LONGEST_BURST_SECONDS
-        while True:
-            wait = min(latest, self._subresources.burst.over) - loop.time()
-            if wait <= 0:
-                return
-            await asyncio.sleep(wait)
+        now, worked = loop.time(), time.thread_time()
+        latest = now + _LONGEST_BURST_SECONDS
+        spare = 0
+        while now < min(latest, self._subresources.burst.over) and spare < 2:
+            await asyncio.sleep(_LOOK_SECONDS)
+            before, worked_before = now, worked
+            now, worked = loop.time(), time.thread_time()
+            busy = worked - worked_before > (now - before) / 2 or now - before > 2 * _LOOK_SECONDS
+            spare = 0 if busy else spare + 1
 
     async def handle(self, request: Request) -> Response | Stream:
         """Answer one request. Every failure becomes a Status."""
