@@ -17,7 +17,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from capstan.local.store import Compacted, DataDirectoryInUse, Event, LogFailed, Store, decode, table_prefix
+from capstan.local.store import (
+    Compacted,
+    DataDirectoryInUse,
+    Event,
+    LogFailed,
+    LogUnreadable,
+    Store,
+    decode,
+    table_prefix,
+)
 
 PREFIX = "//configmaps/"
 
@@ -209,6 +218,21 @@ def test_one_data_directory_has_one_owner(tmp_path: Path) -> None:
         await again.close()
 
     asyncio.run(run())
+
+
+def test_what_is_no_log_is_named_and_left_alone(tmp_path: Path) -> None:
+    async def body() -> None:
+        file = tmp_path / "state.db"
+        file.write_text("somebody's notes")
+        with pytest.raises(LogUnreadable, match=r"state.db cannot be opened: file is not a database"):
+            await Store(file).open()
+        assert file.read_text() == "somebody's notes"
+        file.unlink()
+        store = Store(file)
+        await store.open()
+        await store.close()
+
+    asyncio.run(body())
 
 
 def test_a_log_that_cannot_be_written_refuses_everything_after(tmp_path: Path) -> None:

@@ -89,5 +89,7 @@ def _read(source: str) -> list[manifests.Manifest]:
             files = sorted(f for f in path.iterdir() if f.suffix in (".yaml", ".yml", ".json"))
             return [manifest for file in files for manifest in manifests.load_manifests(file.read_bytes(), str(file))]
         return manifests.load_manifests(path.read_bytes(), source)
-    except (OSError, manifests.InvalidManifest) as error:
+    except OSError as error:
+        raise click.ClickException(f"{source}: {error.strerror}") from error
+    except manifests.InvalidManifest as error:
         raise click.ClickException(str(error)) from error

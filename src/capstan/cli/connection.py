@@ -65,6 +65,8 @@ def asynchronous(command: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, R]
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return asyncio.run(command(*args, **kwargs))
+        except kube.Unavailable as error:
+            raise click.ClickException(f"{error}; is the cluster running? `capstan up` starts one here") from error
         except (kube.ApiError, kube.ConfigError, kube.UnknownKind) as error:
             raise click.ClickException(str(error)) from error
 

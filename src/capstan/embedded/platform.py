@@ -91,12 +91,15 @@ class Platform:
         return f"{len(self.fleet)} {'node' if len(self.fleet) == 1 else 'nodes'} ({models})"
 
     async def _start(self) -> None:
-        self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise PlatformError(f"{self.data_dir} cannot be made: {error}; choose another --data-dir") from error
         self.server = local.Server(self.data_dir)
         try:
             await self.server.start()
-        except local.DataDirectoryInUse as error:
-            raise PlatformError(f"{error}; stop the other one or choose another --data-dir") from error
+        except local.StoreError as error:
+            raise PlatformError(str(error)) from error
         self._stack.push_async_callback(self.server.stop)
         if self._port is not None:
             try:

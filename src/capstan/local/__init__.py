@@ -9,7 +9,7 @@ from capstan.local.asgi import serve, serving
 from capstan.local.inprocess import InProcessTransport
 from capstan.local.request import ADMIN, User, service_account
 from capstan.local.server import Server
-from capstan.local.store import DataDirectoryInUse, Store
+from capstan.local.store import DataDirectoryInUse, Store, StoreError
 
 __all__ = [
     "ADMIN",
@@ -17,6 +17,7 @@ __all__ = [
     "InProcessTransport",
     "Server",
     "Store",
+    "StoreError",
     "User",
     "serve",
     "service_account",

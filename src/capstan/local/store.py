@@ -58,6 +58,10 @@ class DataDirectoryInUse(StoreError):
     hint = "stop the other `capstan up`, or choose another --data-dir"
 
 
+class LogUnreadable(StoreError):
+    """The data directory cannot be used, or what it holds is not our log"""
+
+
 class LogFailed(StoreError):
     """The log cannot be written; the control plane takes no more writes. Free disk space, then start again"""
 
@@ -155,13 +159,23 @@ class Store:
         self._lock: TextIO | None = None
 
     async def open(self) -> None:
-        """Take the directory's lock, replay the log, start the writer. Raises DataDirectoryInUse."""
+        """Take the directory's lock, replay the log, start the writer. Raises DataDirectoryInUse and LogUnreadable."""
         self._loop = asyncio.get_running_loop()
         if self._path is None:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self._open(self._path)
+        except (OSError, sqlite3.DatabaseError) as error:
+            if self._lock is not None:
+                self._lock.close()
+            raise LogUnreadable(
+                f"{self._path} cannot be opened: {error}; repair it, or choose another --data-dir"
+            ) from error
+
+    def _open(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         # Held until close(); opening a local file does not block.
-        self._lock = open(self._path.with_suffix(".lock"), "a+")  # noqa: SIM115, ASYNC230
+        self._lock = open(path.with_suffix(".lock"), "a+")  # noqa: SIM115
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -169,12 +183,12 @@ class Store:
             owner = self._lock.read().strip()
             self._lock.close()
             raise DataDirectoryInUse(
-                f"{self._path.parent} is in use by process {owner or 'unknown'}; {DataDirectoryInUse.hint}"
+                f"{path.parent} is in use by process {owner or 'unknown'}; {DataDirectoryInUse.hint}"
             ) from None
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()))
         self._lock.flush()
-        self._database = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._database.execute("PRAGMA journal_mode=WAL")
         self._database.execute("PRAGMA synchronous=FULL")
         self._database.execute(
