@@ -38,7 +38,7 @@ from capstan.local.request import (
     verb_of,
 )
 from capstan.local.reviews import Reviews
-from capstan.local.store import Store
+from capstan.local.store import LogFailed, Store
 from capstan.local.subresources import LogProvider, Subresources
 from capstan.local.types import builtin_types
 
@@ -132,6 +132,8 @@ class Server:
             return refusal(refused)
         except RecursionError:
             return refusal(status.bad_request("the object is nested too deeply"))
+        except LogFailed as failed:
+            return refusal(status.Refused(503, "ServiceUnavailable", str(failed)))
         except Exception:
             log.exception("%s %s failed", request.method, request.path)
             message = f"Internal error occurred: {request.method} {request.path} failed; see the server's log"
