@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -129,6 +130,14 @@ class Platform:
         self.kubectl("delete", "namespace", namespace, "--wait=false", "--ignore-not-found")
         self.kubectl("delete", "pods", "--all", "-n", namespace, "--grace-period=1", "--wait=false")
         self.until(lambda: self.try_kubectl("get", "namespace", namespace).returncode != 0, f"{namespace} is gone")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_directory():
+    """Platforms that are killed leave files behind; they go with this directory. Short: paths of unix sockets are."""
+    with tempfile.TemporaryDirectory(prefix="e2e-") as directory, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", directory)
+        yield
 
 
 @pytest.fixture(scope="session")
