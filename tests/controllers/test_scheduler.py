@@ -150,6 +150,19 @@ async def test_a_pool_that_contradicts_itself_is_reported_and_ignored(house, sch
     await house.until(lambda: house.bound("p"), "the good pool still serves")
 
 
+async def test_a_started_gang_is_stamped_for_the_next_scheduler(house, scheduler, monkeypatch):
+    monkeypatch.setattr("capstan.controllers.scheduler.STAMP_SECONDS", 0.05)
+    await house.node("n1")
+    await house.lone("p")
+    await house.until(lambda: house.bound("p"), "p is bound")
+
+    async def stamped():
+        group = await house.client.get(resources.POD_GROUPS, "pg-p", "default")
+        return group.metadata.annotations.get("kai.scheduler/last-start-timestamp")
+
+    await house.until(stamped, "the PodGroup says when it started")
+
+
 class Breaking:
     """A transport that answers 500 to some requests, a number of times."""
 

@@ -32,6 +32,7 @@ BUSY_SHARE = 0.25
 """The part of the time that deciding takes while changes keep coming: the longer a cycle, the more the next decides."""
 LONGEST_SETTLE_SECONDS = 0.2
 WRITES_IN_FLIGHT = 64
+STAMP_SECONDS = 2.0
 
 OBSERVED: tuple[resources.Resource[Any], ...] = (
     resources.NODES,
@@ -84,6 +85,7 @@ class Scheduler:
         self._changed = asyncio.Event()
         self._writes = asyncio.Semaphore(WRITES_IN_FLIGHT)
         self._in_flight: set[asyncio.Task[None]] = set()
+        self._stamps: dict[tuple[str, str, str], scheduling.Stamp] = {}
         self._caches: list[kube.Cache[Any]] = [kube.Cache(client, r) for r in OBSERVED]
         for cache in self._caches:
             cache.on_change(self._observe)
@@ -105,6 +107,7 @@ class Scheduler:
             group.create_task(self._loop())
             group.create_task(self._verdicts.run())
             group.create_task(self._problems.run())
+            group.create_task(self._write_stamps())
 
     async def _loop(self) -> None:
         for cache in self._caches:
@@ -129,8 +132,16 @@ class Scheduler:
                 attempt = f"evicting {eviction.namespace}/{eviction.pod}"
                 self._spawn(self._carry_out(self._evict(eviction), attempt, eviction.uid))
             for stamp in plan.stamps:
-                self._spawn(self._carry_out(self._stamp(stamp), f"stamping PodGroup {stamp.namespace}/{stamp.group}"))
+                self._stamps[stamp.namespace, stamp.group, stamp.annotation] = stamp
             self._verdicts.note(plan.verdicts, self._now())
+
+    async def _write_stamps(self) -> None:
+        """Stamps matter only to a later start of the scheduler, so they give way to what pods wait for."""
+        while True:
+            await asyncio.sleep(STAMP_SECONDS)
+            stamps, self._stamps = self._stamps, {}
+            for stamp in stamps.values():
+                await self._carry_out(self._stamp(stamp), f"stamping PodGroup {stamp.namespace}/{stamp.group}")
 
     async def _wait_for_change(self) -> None:
         try:

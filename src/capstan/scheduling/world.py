@@ -125,8 +125,11 @@ class World(Holdings):
             case PodGroup():
                 self._upsert_gang(obj)
             case ApiQueue():
-                self.queues[obj.metadata.name] = parse_queue(obj)
-                self._relink = True
+                source = encode((obj.spec, obj.metadata.creation_timestamp))
+                if self._sources.get(("Queue", obj.metadata.name)) != source:  # its status is our own writing
+                    self._sources[("Queue", obj.metadata.name)] = source
+                    self.queues[obj.metadata.name] = parse_queue(obj)
+                    self._relink = True
             case PriorityClass():
                 self.priorities[obj.metadata.name] = obj.value
                 self._regroup(lambda gang: gang.priority_class == obj.metadata.name)
@@ -165,6 +168,7 @@ class World(Holdings):
                 if gang is not None:
                     self._replace_gang(gang, self._placeholder(key))
             case "Queue":
+                self._sources.pop(("Queue", name), None)
                 if self.queues.pop(name, None) is not None:
                     self._relink = True
             case "PriorityClass":
