@@ -27,6 +27,7 @@ from bench.measure import Figure, cpu_seconds, report, resident_mb
 from capstan import kube
 from capstan.api import resources
 from capstan.api.core import Pod
+from capstan.cli.up import collect_garbage_less
 from capstan.embedded import Platform
 from capstan.node.models import parse_fleet
 
@@ -141,6 +142,7 @@ async def _over_http(pid: int, kubeconfig: Path, nodes: int, count: int, gpus: i
 
 
 async def _in_process(fleet: str, count: int, gpus: int) -> Rate:
+    collect_garbage_less()
     with tempfile.TemporaryDirectory(prefix="capstan-bench-") as directory:
         specs = parse_fleet(fleet)
         async with Platform(specs, data_dir=Path(directory), port=None) as platform:
