@@ -194,7 +194,7 @@ def main() -> None:
     figures = idle(16)
     figures += throughput(100, 400 if quick else 800, 1, runs=1 if quick else 3)
     if not quick:
-        figures += throughput(500, 4000, 1, runs=1) + throughput(500, 4000, 0, runs=1)
+        figures += throughput(500, 4000, 1, runs=3) + throughput(500, 4000, 0, runs=3)
     report("Platform", figures)
 
 

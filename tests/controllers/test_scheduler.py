@@ -1,5 +1,7 @@
 """The scheduler's writes: in the right order, safe to repeat, under its own rights."""
 
+import asyncio
+
 import pytest
 
 from capstan import kube
@@ -58,6 +60,17 @@ async def test_a_binding_that_fails_is_decided_anew(house):
     await house.lone("p")
     await house.until(lambda: house.bound("p"), "p is bound in the third attempt")
     assert await breaking.broke()
+
+
+async def test_a_server_in_trouble_is_not_hammered(house):
+    client = await house.grant("scheduler", Scheduler.RULES)
+    breaking = Breaking(client.transport, "POST", "/binding", times=10**6)
+    house.start(Scheduler(kube.Client(breaking)))
+    await house.node("n1")
+    await house.lone("p")
+    await house.until(breaking.broke, "binding fails")
+    await asyncio.sleep(0.3)
+    assert breaking.broken == 1
 
 
 async def test_a_gang_is_finished_by_the_next_scheduler_when_the_first_dies_between_two_bindings(house):

@@ -33,6 +33,8 @@ BUSY_SHARE = 0.25
 LONGEST_SETTLE_SECONDS = 0.2
 WRITES_IN_FLIGHT = 64
 STAMP_SECONDS = 2.0
+RETRY_SECONDS = 1.0
+"""Between a write that failed (a spent disruption budget, a server in trouble) and deciding about its pod anew."""
 
 OBSERVED: tuple[resources.Resource[Any], ...] = (
     resources.NODES,
@@ -177,6 +179,7 @@ class Scheduler:
             except Exception:
                 log.exception("%s failed, deciding anew", attempt)
         if uid:
+            await asyncio.sleep(RETRY_SECONDS)
             self.world.forget(uid)
             self._changed.set()
 

@@ -23,12 +23,10 @@ from capstan.embedded import accounts
 from capstan.embedded.components import CONTROLLERS, Component
 from capstan.embedded.nodes import Drivers, NodeDirectories
 from capstan.local import credentials
-from capstan.local.agents import Fleet
+from capstan.local.agents import SIMULATED_LABEL, Fleet
 from capstan.node.models import NodeSpec
 
 log = logging.getLogger(__name__)
-
-SIMULATED_LABEL = "platform.capstan.dev/simulated"
 
 _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 60.0

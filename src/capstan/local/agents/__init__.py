@@ -4,7 +4,7 @@ pod bound to a node ─> Fleet ─> NodeAgent ─> claims ─> plugins ─gRPC�
                                    └─> containers ─> process: what the command would do, on virtual time
 """
 
-from capstan.local.agents.fleet import Fleet
+from capstan.local.agents.fleet import SIMULATED_LABEL, Fleet
 from capstan.local.agents.node import AgentDirectories, NodeAgent
 
-__all__ = ["AgentDirectories", "Fleet", "NodeAgent"]
+__all__ = ["SIMULATED_LABEL", "AgentDirectories", "Fleet", "NodeAgent"]

@@ -26,6 +26,7 @@ from capstan.local.subresources import LogOptions, LogProvider
 from capstan.node.models import NodeSpec
 
 LEASE_NAMESPACE = "kube-node-lease"
+SIMULATED_LABEL = "platform.capstan.dev/simulated"
 LEASE_SECONDS = 40
 HEARTBEAT_SECONDS = 10.0
 _SCAN_SECONDS = 2.0
@@ -159,7 +160,7 @@ class Fleet(kube.Controller[kube.Key]):
             "kubernetes.io/os": "linux",
             "kubernetes.io/arch": "amd64",
             "node.kubernetes.io/instance-type": model.name,
-            "platform.capstan.dev/simulated": "true",
+            SIMULATED_LABEL: "true",
         }
         if model.gpu is not None:
             labels |= {
