@@ -103,6 +103,16 @@ def test_topology_and_timing_annotations_reach_the_pod_group():
     assert (spec["preemptionDelay"], spec["stalenessGracePeriod"]) == ("30s", "5m")
 
 
+def test_run_times_stay_annotations_and_a_jobs_deadline_is_an_expectation():
+    job = manifest("batch/v1", "Job", "train", annotations={"kai.scheduler/max-runtime": "2h"})
+    job["spec"] = {"activeDeadlineSeconds": 5400}
+    notes = group(pod(), (job,)).pod_group["metadata"]["annotations"]
+    assert notes["kai.scheduler/max-runtime"] == "2h"
+    assert notes["kai.scheduler/expected-runtime"] == "5400s"
+    job["metadata"]["annotations"]["kai.scheduler/expected-runtime"] = "1h"
+    assert group(pod(), (job,)).pod_group["metadata"]["annotations"]["kai.scheduler/expected-runtime"] == "1h"
+
+
 def test_the_pods_of_a_spark_application_share_a_group():
     driver, executor = (pod(labels={"spark-app-selector": "spark-1"}, uid=uid) for uid in ("d", "e"))
     assert group(driver).pod_group["metadata"]["name"] == group(executor).pod_group["metadata"]["name"] == "pg-spark-1"

@@ -60,6 +60,7 @@ ANNOTATIONS = st.dictionaries(
             "kai.scheduler/topology",
             "kai.scheduler/topology-required-placement",
             "kai.scheduler/preemption-delay",
+            "kai.scheduler/max-runtime",
             "autoscaling.knative.dev/min-scale",
             "grove.io/topology-name",
         ]
@@ -233,6 +234,7 @@ def test_long_names_are_shortened_and_stay_different():
     [
         ({"kai.scheduler/topology-required-placement": "rack"}, "missing; a level"),
         ({"kai.scheduler/preemption-delay": "soon"}, "no duration"),
+        ({"kai.scheduler/max-runtime": "tomorrow"}, "no duration"),
     ],
 )
 def test_annotations_that_would_do_nothing_are_refused(annotations, words):

@@ -33,6 +33,8 @@ BUSY_SHARE = 0.25
 LONGEST_SETTLE_SECONDS = 0.2
 WRITES_IN_FLIGHT = 64
 STAMP_SECONDS = 2.0
+CLOCK_TOLERANCE_SECONDS = 5.0
+"""The wall clock may run away from the steady one by so much between two cycles before it counts as set."""
 RETRY_SECONDS = 1.0
 """Between a write that failed (a spent disruption budget, a server in trouble) and deciding about its pod anew."""
 
@@ -75,6 +77,7 @@ class Scheduler:
         policy: scheduling.Policy | None = None,
         *,
         now: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
     ) -> None:
         self.policy = policy or scheduling.Policy()
         inventory = Inventory()
@@ -82,7 +85,8 @@ class Scheduler:
         self.cycles = 0
         self._cycle_began = self._cycle_seconds = 0.0
         self._client = client
-        self._now = now
+        self._now, self._steady = now, steady
+        self._clocks: tuple[float, float] | None = None
         self._events = kube.EventRecorder(client, "capstan-scheduler")
         self._changed = asyncio.Event()
         self._writes = asyncio.Semaphore(WRITES_IN_FLIGHT)
@@ -117,7 +121,7 @@ class Scheduler:
         while True:
             await self._wait_for_change()
             self._cycle_began = time.perf_counter()
-            plan = scheduling.cycle(self.world, self.policy, self._now())
+            plan = scheduling.cycle(self.world, self.policy, self._read_clock())
             self._cycle_seconds = time.perf_counter() - self._cycle_began
             self.cycles += 1
             if plan.binds or plan.evictions:
@@ -136,6 +140,17 @@ class Scheduler:
             for stamp in plan.stamps:
                 self._stamps[stamp.namespace, stamp.group, stamp.annotation] = stamp
             self._verdicts.note(plan.verdicts, self._now())
+
+    def _read_clock(self) -> float:
+        """The wall clock. If it was set since the last cycle, what the World measures with it moves along."""
+        now, steady = self._now(), self._steady()
+        if self._clocks is not None:
+            jump = (now - self._clocks[0]) - (steady - self._clocks[1])
+            if abs(jump) > CLOCK_TOLERANCE_SECONDS:
+                log.warning("the wall clock was set %+.0f s; timers go on from where they were", jump)
+                self.world.shift_clock(jump)
+        self._clocks = (now, steady)
+        return now
 
     async def _write_stamps(self) -> None:
         """Stamps matter only to a later start of the scheduler, so they give way to what pods wait for."""
@@ -301,6 +316,7 @@ _EVICTION_REASONS = {
     "preempt": "Preempted",
     "consolidate": "Consolidated",
     "evict-stale": "StaleGangEvicted",
+    "requeue": "MaxRuntimeExceeded",
 }
 
 

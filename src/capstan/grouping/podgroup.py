@@ -15,9 +15,12 @@ from typing import Any
 
 from capstan.api.scheduling import (
     DEFAULT_QUEUE,
+    EXPECTED_RUNTIME,
+    MAX_RUNTIME,
     NODE_POOL_LABEL,
     POD_GROUP_ANNOTATION,
     QUEUE_LABEL,
+    REQUEUE_DELAY,
     SUBGROUP_LABEL,
 )
 from capstan.grouping import aml, apps, batch, core, grove, jobset, kubeflow, leaderworkerset, ray, serving, upstream
@@ -95,6 +98,8 @@ _TIMING = {
     "kai.scheduler/preemption-delay": "preemptionDelay",
     "kai.scheduler/staleness-grace-period": "stalenessGracePeriod",
 }
+_RUNTIMES = (MAX_RUNTIME, EXPECTED_RUNTIME, REQUEUE_DELAY)
+"""Annotations that stay annotations: KAI's PodGroup has no fields for them."""
 _DURATION = re.compile(r"[-+]?((\d+(\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h))+|[-+]?0", re.ASCII)
 
 
@@ -210,18 +215,13 @@ def _manifest(workload: Workload, gang: Gang, user_made: Manifest) -> dict[str, 
     if topology:
         spec["topologyConstraint"] = dict(topology)
     for annotation, name in _TIMING.items():
-        value = workload.annotation(annotation)
-        if value:
-            if not _DURATION.fullmatch(value):
-                raise InvalidWorkload(
-                    workload.top, f"metadata.annotations[{annotation}]", f'{value!r} is no duration; write e.g. "90s"'
-                )
+        if value := _duration(workload, annotation):
             spec[name] = value
     identity = (gang.name,) if gang.name else (owner["name"], owner.get("uid", ""))
     metadata: dict[str, Any] = {
         "name": dns_subdomain("-".join(part for part in ("pg", *identity, gang.name_suffix) if part)),
         "namespace": workload.pod["metadata"].get("namespace", ""),
-        "annotations": {TOP_OWNER_ANNOTATION: _top_owner(user_made)},
+        "annotations": {TOP_OWNER_ANNOTATION: _top_owner(user_made), **_runtimes(workload, gang)},
     }
     pool = workload.label(NODE_POOL_LABEL)
     if pool:
@@ -236,6 +236,27 @@ def _manifest(workload: Workload, gang: Gang, user_made: Manifest) -> dict[str, 
             }
         ]
     return {"apiVersion": "scheduling.run.ai/v2alpha2", "kind": "PodGroup", "metadata": metadata, "spec": spec}
+
+
+def _duration(workload: Workload, annotation: str) -> str:
+    """The value of an annotation that is a duration, if it is there. Raises InvalidWorkload for one that is none."""
+    value = workload.annotation(annotation) or ""
+    if value and not _DURATION.fullmatch(value):
+        raise InvalidWorkload(
+            workload.top, f"metadata.annotations[{annotation}]", f'{value!r} is no duration; write e.g. "90s"'
+        )
+    return value
+
+
+def _runtimes(workload: Workload, gang: Gang) -> dict[str, str]:
+    """How long the gang may and will run: as annotated; a Job's own deadline is an expectation, too."""
+    found = {name: value for name in _RUNTIMES if (value := _duration(workload, name))}
+    spec = gang.owner.get("spec")
+    if group_kind(gang.owner) == ("batch", "Job") and isinstance(spec, dict):
+        deadline = spec.get("activeDeadlineSeconds")
+        if type(deadline) is int and deadline > 0:
+            found.setdefault(EXPECTED_RUNTIME, f"{deadline}s")
+    return found
 
 
 def _priority_class(workload: Workload, gang: Gang) -> str:

@@ -8,10 +8,11 @@ from capstan.allocation import request_mappings, resolved
 from capstan.api import clock
 from capstan.scheduling.allocate import allocate
 from capstan.scheduling.evict import consolidate, evict_stale, preempt, reclaim
-from capstan.scheduling.gangs import LAST_START, STALE_SINCE
+from capstan.scheduling.gangs import LAST_START, REQUEUE_NOT_BEFORE, STALE_SINCE
 from capstan.scheduling.model import Gang, Group, Status, Task
 from capstan.scheduling.plan import Bind, Eviction, ImpliedClaim, Plan, Promise, Stamp
 from capstan.scheduling.policy import Policy
+from capstan.scheduling.requeue import requeue
 from capstan.scheduling.session import Session
 from capstan.scheduling.world import World
 
@@ -21,6 +22,7 @@ _STEPS: dict[str, Callable[[Session], None]] = {
     "reclaim": reclaim,
     "preempt": preempt,
     "evict-stale": evict_stale,
+    "requeue": requeue,
 }
 
 
@@ -93,6 +95,9 @@ def _stamps(session: Session, plan: Plan) -> Iterator[Stamp]:
                 yield Stamp(gang.namespace, gang.name, LAST_START, clock.render(session.now))
     for gang, since in session.stale.items():
         yield Stamp(gang.namespace, gang.name, STALE_SINCE, clock.render(since) if since is not None else None)
+    for gang, again in session.requeued.items():
+        if not gang.implicit:
+            yield Stamp(gang.namespace, gang.name, REQUEUE_NOT_BEFORE, clock.render(again))
 
 
 def _smallest_start(group: Group) -> int:

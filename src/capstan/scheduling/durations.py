@@ -17,3 +17,14 @@ def seconds(text: str) -> float:
     if not parts or "".join(number + unit for number, unit in parts) != rest:
         raise ValueError(f"{text!r} is not a duration; write for example 90s, 10m or 1h30m")
     return sign * sum(float(number) * _UNITS[unit] for number, unit in parts)
+
+
+def positive(text: str, name: str) -> float:
+    """Seconds of the duration that an annotation or field gives. Raises ValueError, naming it, unless it is above 0."""
+    try:
+        value = seconds(text)
+    except ValueError as malformed:
+        raise ValueError(f"{name}: {malformed}") from malformed
+    if value <= 0:
+        raise ValueError(f"{name}: {text!r} is not above 0; leave it out for none")
+    return value

@@ -269,7 +269,7 @@ def evict_stale(session: Session) -> None:
             world.stale.pop(gang, None)
             continue
         world.stale[gang] = None
-        if gang.stale_since is None:
+        if gang.stale_since is None or gang.stale_since > now:
             gang.stale_since = session.stale[gang] = now
         grace = session.policy.stale_grace if gang.stale_grace is None else gang.stale_grace
         if grace < 0 or now - gang.stale_since < grace:
@@ -279,8 +279,7 @@ def evict_stale(session: Session) -> None:
         )
         for leaf in gang.root.leaves():
             for _, task in list(leaf.active):
-                session.evicted[task.uid] = (task, "evict-stale", f"{gang.namespace}/{gang.name}", text)
-                world.move(task, Status.RELEASING, task.node, task.devices, zones=task.zones)
+                session.evict(task, "evict-stale", f"{gang.namespace}/{gang.name}", text)
 
 
 def _stale(gang: Gang) -> bool:

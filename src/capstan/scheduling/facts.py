@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from capstan.api import quantity
+from capstan.api import clock, quantity
 from capstan.api.core import Pod
 from capstan.api.resource import ResourceSlice
 from capstan.scheduling.model import Node, Zone, Zones
@@ -71,6 +71,12 @@ def claim_names(pod: Pod) -> tuple[tuple[str, str | None], ...]:
     return tuple(
         (claim.name, claim.resource_claim_name or generated.get(claim.name)) for claim in pod.spec.resource_claims
     )
+
+
+def finished(pod: Pod) -> float:
+    """When the last container of a pod ended; 0 while one has not."""
+    ends = [clock.parse((status.state.terminated or {}).get("finishedAt")) for status in pod.status.container_statuses]
+    return max(ends) if ends and all(ends) else 0.0
 
 
 def role(labels: dict[str, str]) -> int:

@@ -13,8 +13,11 @@ from capstan.api import clock
 from capstan.api.core import Pod
 from capstan.api.scheduling import (
     DEFAULT_PRIORITY,
+    EXPECTED_RUNTIME,
+    MAX_RUNTIME,
     NODE_POOL_LABEL,
     QUEUE_LABEL,
+    REQUEUE_DELAY,
     PodGroup,
     TopologyConstraint,
 )
@@ -23,6 +26,7 @@ from capstan.scheduling.model import Gang, Group, Levels, Task
 
 STALE_SINCE = "kai.scheduler/stale-podgroup-timestamp"
 LAST_START = "kai.scheduler/last-start-timestamp"
+REQUEUE_NOT_BEFORE = "kai.scheduler/requeue-not-before"
 
 
 def build_gang(obj: PodGroup, priorities: Mapping[str, int]) -> Gang:
@@ -56,8 +60,20 @@ def _timing(gang: Gang, obj: PodGroup) -> Iterator[str]:
             gang.stale_grace = durations.seconds(spec.staleness_grace_period)
         gang.stale_since = clock.parse(notes[STALE_SINCE]) if STALE_SINCE in notes else None
         gang.last_start = clock.parse(notes[LAST_START]) if LAST_START in notes else None
+        gang.requeue_not_before = clock.parse(notes[REQUEUE_NOT_BEFORE]) if REQUEUE_NOT_BEFORE in notes else None
+        _take_runtimes(gang, notes)
     except ValueError as malformed:
         yield str(malformed)
+
+
+def _take_runtimes(gang: Gang, notes: Mapping[str, str]) -> None:
+    """Set the run times that annotations declare. Raises ValueError, naming the annotation, for one that is none."""
+    if MAX_RUNTIME in notes:
+        gang.max_runtime = durations.positive(notes[MAX_RUNTIME], MAX_RUNTIME)
+    if EXPECTED_RUNTIME in notes:
+        gang.expected_runtime = durations.positive(notes[EXPECTED_RUNTIME], EXPECTED_RUNTIME)
+    if REQUEUE_DELAY in notes:
+        gang.requeue_delay = durations.positive(notes[REQUEUE_DELAY], REQUEUE_DELAY)
 
 
 def _tree(gang: Gang, obj: PodGroup) -> Iterator[str]:
@@ -138,6 +154,10 @@ def implicit_gang(pod: Pod, priorities: Mapping[str, int], default_queue: str) -
         implicit=True,
         pool=meta.labels.get(NODE_POOL_LABEL, ""),
     )
+    try:
+        _take_runtimes(gang, meta.annotations)
+    except ValueError as malformed:
+        gang.error = str(malformed)
     known = priorities.get(spec.priority_class_name, 0)
     gang.reprioritize(spec.priority if spec.priority is not None else known)
     return gang

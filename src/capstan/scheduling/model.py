@@ -242,6 +242,10 @@ class Task:
     """Claims whose allocation or reservation this engine made for it and that the cluster has not confirmed yet."""
     phase: Status = Status.PENDING
     """What the cluster itself says, before in-flight decisions of this engine."""
+    started: float = 0.0
+    """When the kubelet accepted the pod; 0 before that."""
+    deadline: float = 0.0
+    """Seconds after its start at which the kubelet ends the pod (`activeDeadlineSeconds`); 0: never."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -320,6 +324,11 @@ class Gang:
     stale_grace: float | None = None
     stale_since: float | None = None
     last_start: float | None = None
+    max_runtime: float | None = None
+    expected_runtime: float | None = None
+    requeue_delay: float | None = None
+    requeue_not_before: float | None = None
+    """After it ran too long: when it may start again."""
     implicit: bool = False
     error: str = ""
     """Why it can never start as written (contradictory topology, unknown subgroup...)."""
@@ -360,6 +369,8 @@ class Queue:
     weight: tuple[float, float, float]
     preempt_min_runtime: float | None = None
     reclaim_min_runtime: float | None = None
+    max_runtime: float | None = None
+    requeue_delay: float | None = None
     error: str = ""
     """Why nothing can be scheduled under it: a missing parent, a cycle, a bad number."""
     parent: Queue | None = None

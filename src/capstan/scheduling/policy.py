@@ -8,7 +8,7 @@ from typing import Literal
 from capstan.api.scheduling import SCHEDULER_NAME
 
 Placement = Literal["binpack", "spread"]
-ACTIONS = ("allocate", "consolidate", "reclaim", "preempt", "evict-stale")
+ACTIONS = ("allocate", "consolidate", "reclaim", "preempt", "evict-stale", "requeue")
 STUCK_AFTER = 120.0
 """Seconds past its deletion deadline after which a terminating pod's resources are no longer counted on (KAI)."""
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from capstan.api import clock, quantity
+from capstan.api.scheduling import MAX_RUNTIME, REQUEUE_DELAY, QueueResource
 from capstan.api.scheduling import Queue as ApiQueue
-from capstan.api.scheduling import QueueResource
 from capstan.scheduling import durations
 from capstan.scheduling.model import GPU, GPU_RESOURCE, RESOURCES, UNLIMITED, Amounts, Gang, Queue
 
@@ -46,6 +46,14 @@ def parse_queue(obj: ApiQueue) -> Queue:
         except ValueError as malformed:
             problems.append(f"{field}: {malformed}")
             runtimes.append(None)
+    longest: list[float | None] = []
+    for name in (MAX_RUNTIME, REQUEUE_DELAY):
+        text = obj.metadata.annotations.get(name)
+        try:
+            longest.append(durations.positive(text, name) if text is not None else None)
+        except ValueError as malformed:
+            problems.append(str(malformed))
+            longest.append(None)
     return Queue(
         name=obj.metadata.name,
         parent_name=spec.parent_queue,
@@ -56,6 +64,8 @@ def parse_queue(obj: ApiQueue) -> Queue:
         weight=(weights[0], weights[1], weights[2]),
         preempt_min_runtime=runtimes[0],
         reclaim_min_runtime=runtimes[1],
+        max_runtime=longest[0],
+        requeue_delay=longest[1],
         error="; ".join(problems),
     )
 

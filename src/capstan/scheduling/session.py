@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from capstan.scheduling import devices, verdicts
+from capstan.scheduling import devices, runtimes, verdicts
 from capstan.scheduling.filters import dynamic_reason, needs_company, node_reason
 from capstan.scheduling.model import Gang, Group, Queue, Shape, Status, Task
 from capstan.scheduling.order import demand_of
@@ -38,6 +38,8 @@ class Session:
         """uid -> task, action, for which gang, why"""
         self.stale: dict[Gang, float | None] = {}
         """Gangs that became stale in this cycle, with the time, or are no longer (None)."""
+        self.requeued: dict[Gang, float] = {}
+        """Gangs that ran too long, with the time from which they may start again."""
         self.won: list[Gang] = []
         """Gangs that wait for room which was, or is being, cleared for them."""
         self._stuck: Task | None = None
@@ -79,7 +81,8 @@ class Session:
                     return Refusal("InvalidRequest", f"pod {task.name}: {wrong}")
         if not gang.root.ready:
             return Refusal("NotReady", verdicts.not_ready(gang))
-        return None
+        early = runtimes.requeued(gang, self.now)
+        return Refusal("RequeueDelayNotElapsed", early) if early else None
 
     # -- placing -------------------------------------------------------------------------------------------------------
 
@@ -184,6 +187,11 @@ class Session:
                 return False
             world.move(task, Status.ALLOCATED, node, task.devices, zones=task.zones)
         return True
+
+    def evict(self, task: Task, action: str, winner: str, reason: str) -> None:
+        """End a running task for a reason of its own: nobody has to be placed for it."""
+        self.evicted[task.uid] = (task, action, winner, reason)
+        self.world.move(task, Status.RELEASING, task.node, task.devices, zones=task.zones)
 
     def finish(self) -> None:
         """No pod starts whose gang still waits for the rest of its minimum."""

@@ -34,7 +34,7 @@ from capstan.api.scheduling import (
     Topology,
 )
 from capstan.api.scheduling import Queue as ApiQueue
-from capstan.scheduling.facts import NUMA_ANNOTATION, claim_names, encode, numa_zones, role, shared_devices
+from capstan.scheduling.facts import NUMA_ANNOTATION, claim_names, encode, finished, numa_zones, role, shared_devices
 from capstan.scheduling.gangs import build_gang, implicit_gang
 from capstan.scheduling.holdings import Holdings, Key, Mark
 from capstan.scheduling.model import (
@@ -51,6 +51,7 @@ from capstan.scheduling.model import (
 from capstan.scheduling.plan import Bind, Eviction, Plan
 from capstan.scheduling.policy import STUCK_AFTER, Policy
 from capstan.scheduling.queues import QueueStatus, link, parse_queue, set_fair_shares, status_of
+from capstan.scheduling.runtimes import History, declared, run_key, started
 
 Object = (
     ApiNode
@@ -89,6 +90,9 @@ class World(Holdings):
         self.gated: dict[str, Task] = {}
         self.stale: dict[Gang, None] = {}
         """Gangs that run below their minimum."""
+        self.timed: dict[Gang, float] = {}
+        """Gangs of which a run time is declared, in seconds."""
+        self.history = History()
         self.memo: object = None
         """Indexes that the placement keeps from cycle to cycle."""
         self.priorities: dict[str, int] = dict(PRIORITY_CLASSES)
@@ -125,7 +129,8 @@ class World(Holdings):
             case PodGroup():
                 self._upsert_gang(obj)
             case ApiQueue():
-                source = encode((obj.spec, obj.metadata.creation_timestamp))
+                notes = obj.metadata.annotations
+                source = encode((obj.spec, notes, obj.metadata.creation_timestamp))
                 if self._sources.get(("Queue", obj.metadata.name)) != source:  # its status is our own writing
                     self._sources[("Queue", obj.metadata.name)] = source
                     self.queues[obj.metadata.name] = parse_queue(obj)
@@ -193,6 +198,15 @@ class World(Holdings):
                 if self.inventory is not None:
                     self.inventory.delete(kind, namespace, name)
                     self.slices_changed()
+
+    def shift_clock(self, by: float) -> None:
+        """The wall clock was set `by` seconds forward: what was measured with it moves along, so that nothing elapses
+        by that alone. Times that pods and PodGroups carry are read again when they change."""
+        for gang in self.gangs.values():
+            for field in ("stale_since", "last_start", "requeue_not_before"):
+                since = getattr(gang, field)
+                if since is not None:
+                    setattr(gang, field, since + by)
 
     # -- in-flight decisions -----------------------------------------------------------------------------------------
 
@@ -317,6 +331,8 @@ class World(Holdings):
                 self._drop_from_gang(before)
         self.tasks[uid] = task
         self._attach(task, pod)
+        if task.phase == Status.SUCCEEDED and before is not None and before.phase == Status.RUNNING and task.gang:
+            self._learn(task.gang, pod)
 
     def _with_runtime_class(self, pod: Pod) -> Pod:
         """The pod with what its RuntimeClass adds (overhead, node selector, tolerations) if admission did not."""
@@ -362,6 +378,8 @@ class World(Holdings):
             error=shape.error,
             blocked=", ".join(gate.name for gate in spec.scheduling_gates),
             nominated=pod.status.nominated_node_name,
+            started=clock.parse(pod.status.start_time),
+            deadline=float(spec.active_deadline_seconds or 0),
         )
 
     def _attach(self, task: Task, pod: Pod) -> None:
@@ -432,6 +450,14 @@ class World(Holdings):
                 task.blocked = f"resource claim {missing} is not generated yet"
         return (Status.GATED if task.blocked else Status.PENDING), ""
 
+    def _learn(self, gang: Gang, pod: Pod) -> None:
+        """Remember how long a gang ran, when the last of its pods has succeeded."""
+        if any(task.phase != Status.SUCCEEDED for task in gang.tasks.values()):
+            return
+        ended, since, key = finished(pod), started(gang), run_key(gang)
+        if since is not None and key is not None and ended > since:
+            self.history.note(key, ended - since)
+
     def _detach(self, task: Task, *, keep_gang: bool) -> None:
         """Take a task out of every sum and list."""
         self.move(task, Status.FAILED, None, charge=NOTHING)
@@ -464,6 +490,7 @@ class World(Holdings):
 
     def _forget_gang(self, gang: Gang) -> None:
         self.gangs.pop(gang.key, None)
+        self.timed.pop(gang, None)
         if gang.queue is not None:
             gang.queue.elastic.pop(gang.key, None)
 
@@ -514,6 +541,8 @@ class World(Holdings):
             leaf = gang.root  # a gang without subgroups takes every pod
         task.gang, task.group = gang, leaf
         gang.tasks[task.uid] = task
+        if task.deadline or gang in self.timed:
+            self._time(gang)
         if gang.queue is not None and (gang.root.children or len(gang.tasks) > gang.root.minimum):
             gang.queue.elastic[gang.key] = gang
 
@@ -533,6 +562,8 @@ class World(Holdings):
         if old is not None:
             gang.stale_since = gang.stale_since if gang.stale_since is not None else old.stale_since
             gang.last_start = gang.last_start if gang.last_start is not None else old.last_start
+            if gang.requeue_not_before is None:
+                gang.requeue_not_before = old.requeue_not_before
             self._replace_gang(old, gang)
         else:
             self._add_gang(gang)
@@ -540,6 +571,14 @@ class World(Holdings):
     def _add_gang(self, gang: Gang) -> None:
         self.gangs[gang.key] = gang
         gang.queue = self._queue_of(gang)
+        self._time(gang)
+
+    def _time(self, gang: Gang) -> None:
+        seconds = declared(gang)
+        if seconds is None:
+            self.timed.pop(gang, None)
+        else:
+            self.timed[gang] = seconds
 
     def _queue_of(self, gang: Gang) -> Queue:
         if not gang.queue_name and gang.implicit:
@@ -583,6 +622,7 @@ class World(Holdings):
             queue.pending, queue.active, queue.elastic = [], [], {}
         for gang in self.gangs.values():
             queue = gang.queue = self._queue_of(gang)
+            self._time(gang)
             if gang.root.children or len(gang.tasks) > gang.root.minimum:
                 queue.elastic[gang.key] = gang
             if gang.pending:
