@@ -5,10 +5,12 @@ from capstan.scheduling.plan import Bind, Eviction, ImpliedClaim, Plan, Promise,
 from capstan.scheduling.policy import Policy
 from capstan.scheduling.queues import QueueStatus
 from capstan.scheduling.report import Explanation, explain
+from capstan.scheduling.usage import CorruptUsage, Usage
 from capstan.scheduling.world import World
 
 __all__ = [
     "Bind",
+    "CorruptUsage",
     "Eviction",
     "Explanation",
     "ImpliedClaim",
@@ -18,6 +20,7 @@ __all__ = [
     "QueueStatus",
     "Stamp",
     "UnknownAction",
+    "Usage",
     "Verdict",
     "World",
     "cycle",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from capstan.api.scheduling import SCHEDULER_NAME
@@ -36,8 +36,7 @@ class Policy:
     reclaim_min_runtime_method: Literal["lca", "queue"] = "lca"
     saturation_multiplier: float = 1.0
     k_value: float = 1.0
-    usage: dict[str, tuple[float, float, float]] = field(default_factory=dict)
-    """Queue name -> share of the cluster's capacity it used over the accounting window, per resource."""
+    """How much past usage (`World.usage`) takes away from the weight of a queue when over-quota shares are divided."""
     node_pool: str | None = None
     """Value of the node pool label this shard serves; None: nodes and gangs without the label... and all others too."""
     gpu_drivers: frozenset[str] = frozenset({"gpu.nvidia.com"})

@@ -212,15 +212,16 @@ def _divide_level(remaining: int, claimants: list[Claimant], unit: int, k: float
     return remaining
 
 
-def set_fair_shares(
-    roots: Sequence[Queue], total: Amounts, usage: Mapping[str, tuple[float, float, float]], k: float
-) -> None:
-    """Divide the cluster top-down among all queues, each resource on its own, and set `fair` and `share`."""
+def set_fair_shares(roots: Sequence[Queue], total: Amounts, usage: Mapping[str, Mapping[str, float]], k: float) -> None:
+    """Divide the cluster top-down among all queues, each resource on its own, and set `fair` and `share`.
+
+    `usage`: queue -> resource -> part of the capacity it used of late; `k`: how much that counts.
+    """
     _divide_children(roots, total, usage, k)
 
 
 def _divide_children(
-    queues: Sequence[Queue], total: Sequence[int], usage: Mapping[str, tuple[float, float, float]], k: float
+    queues: Sequence[Queue], total: Sequence[int], usage: Mapping[str, Mapping[str, float]], k: float
 ) -> None:
     for i in range(3):
         claimants = [
@@ -232,7 +233,7 @@ def _divide_children(
                 q.limit[i],
                 q.weight[i],
                 q.requested[i],
-                usage[q.name][i] if q.name in usage else 0.0,
+                usage[q.name].get(RESOURCES[i], 0.0) if q.name in usage else 0.0,
             )
             for q in queues
             if not q.error

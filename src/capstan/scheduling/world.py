@@ -7,7 +7,7 @@ until the cluster confirms them (`upsert` of the pod) or `forget` takes them bac
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -93,6 +93,8 @@ class World(Holdings):
         self.timed: dict[Gang, float] = {}
         """Gangs of which a run time is declared, in seconds."""
         self.history = History()
+        self.usage: Mapping[str, Mapping[str, float]] = {}
+        """Queue -> resource -> part of the capacity it used of late, as `Usage.shares` gives it; empty: no account."""
         self.memo: object = None
         """Indexes that the placement keeps from cycle to cycle."""
         self.priorities: dict[str, int] = dict(PRIORITY_CLASSES)
@@ -301,7 +303,7 @@ class World(Holdings):
     def share_out(self, policy: Policy) -> None:
         """Set the fair shares of all queues over what pods of others and pods without a queue leave."""
         rest = [self.total[i] - self.foreign[i] - self.free_queue.allocated[i] for i in range(3)]
-        set_fair_shares(self.roots, (rest[0], rest[1], rest[2]), policy.usage, policy.k_value)
+        set_fair_shares(self.roots, (rest[0], rest[1], rest[2]), self.usage, policy.k_value)
 
     def queue_status(self) -> dict[str, QueueStatus]:
         """What every queue holds, asks for and is entitled to, by name."""

@@ -9,10 +9,10 @@ import msgspec
 from capstan import kube
 from capstan.api import clock
 from capstan.api.batch import CronJob, Job
+from capstan.api.cron import InvalidSchedule, Schedule
 from capstan.api.resources import CRON_JOBS, JOBS
 from capstan.local.workloads.caches import Caches, patch_status
 from capstan.local.workloads.children import Children
-from capstan.local.workloads.cron import InvalidSchedule, Schedule
 from capstan.local.workloads.jobs import finished_condition
 from capstan.local.workloads.pods import owner_reference
 

@@ -19,6 +19,8 @@ _MACROS = {
     "@hourly": "0 * * * *",
 }
 _HORIZON_DAYS = 366 * 5
+_LOOK_BACK_DAYS = (1 / 24, 1, 32, 366, _HORIZON_DAYS)
+"""Spans in which the last scheduled time is looked for, shortest first: few schedules need the long ones."""
 
 
 class InvalidSchedule(ValueError):
@@ -42,6 +44,18 @@ class Schedule:
         self._months = _field(fields[3], "month", 1, 12, _MONTHS)
         self._weekdays = {day % 7 for day in _field(fields[4], "weekday", 0, 7, _DAYS)}
         self._any_day, self._any_weekday = fields[2][0] in "*?", fields[4][0] in "*?"
+
+    def latest(self, moment: float) -> float | None:
+        """The last scheduled time at or before a moment; None when there is none within five years."""
+        for days in _LOOK_BACK_DAYS:
+            found = None
+            for time in self.times_after(moment - days * 86_400):
+                if time > moment:
+                    break
+                found = time
+            if found is not None:
+                return found
+        return None
 
     def _runs_on(self, day: date) -> bool:
         """Day and weekday both count if both are restricted: either is enough (cron(5))."""
