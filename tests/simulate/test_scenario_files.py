@@ -48,19 +48,36 @@ def test_rounds_settle_and_have_to_stay_stable() -> None:
     ("old", "new", "words"),
     [
         ("gpus: 1}", "gpu: 1}", "unknown field `gpu`"),
-        ("queue: a", "queue: nobody", "unknown queue nobody"),
-        ("second-0:", "third-0:", "unknown task third-0|expect names"),
+        ("second-0:", "third-0:", "unknown task third-0"),
+        ("expect:", "expect:\n  nodes: {n7: {idleGPUs: 1}}", "unknown node n7"),
         ("tasks: [{}]", "tasks: [{state: Running}]", "needs a node"),
         ("tasks: [{}]", "tasks: [{state: Flying}]", "Flying"),
         ("name: the", "- name: the", "line"),
     ],
 )
 def test_mistakes_in_the_file_are_named(old: str, new: str, words: str) -> None:
-    with pytest.raises(InvalidScenario) as refused:
-        loaded = load(TWO_JOBS.replace(old, new, 1))
-        run(loaded[0])
-        raise InvalidScenario("expect names: found only while running")
-    assert any(word in str(refused.value) for word in words.split("|"))
+    try:
+        (found,) = load(TWO_JOBS.replace(old, new, 1))
+    except InvalidScenario as unreadable:
+        found = unreadable
+    assert isinstance(found, InvalidScenario)
+    assert words in str(found)
+
+
+def test_a_wrong_scenario_does_not_keep_its_neighbours_from_running(tmp_path: Path) -> None:
+    both = tmp_path / "both.yaml"
+    both.write_text(f"{TWO_JOBS}---\n{TWO_JOBS.replace('request:', 'requests:')}", encoding="utf-8")
+    result = CliRunner().invoke(command, ["run", str(both)])
+    assert (result.exit_code, result.output.splitlines()[-1]) == (1, "1 passed, 1 failed")
+    assert "unknown field `requests`" in result.output
+
+
+def test_a_job_whose_queue_does_not_exist_waits() -> None:
+    text = TWO_JOBS.replace("queue: a", "queue: nobody", 1)
+    text = text.replace("first: {status: Binding, node: n0, gpus: 1}", "first: {status: Pending}")
+    text = text.replace("second: {status: Pending}", "second: {status: Binding}")
+    (only,) = load(text.replace("second-0: insufficient GPUs", "first-0: queue nobody does not exist"))
+    assert run(only) == []
 
 
 def test_tasks_written_alike_are_interchangeable() -> None:
@@ -87,8 +104,48 @@ expect:
   tasks: {j-0: {gpuGroups: [x]}, j-1: {gpuGroups: [x]}}
 """
     assert run(load(text)[0]) == []
-    (found,) = run(load(text.replace("j-1: {gpuGroups: [x]}", "j-1: {gpuGroups: [y]}"))[0])
-    assert "expected on the device called" in found
+    found = run(load(text.replace("j-1: {gpuGroups: [x]}", "j-1: {gpuGroups: [y]}"))[0])
+    assert found[1].startswith("task j-1: on devices ")
+    assert found[1].endswith(" of n0, expected on those called ['y']")
+
+
+def test_many_tasks_written_alike_are_all_interchangeable() -> None:
+    text = """
+name: 5 of 12 equal tasks start, 3 of them on one node
+nodes: {n0: {cpu: 8, memory: 8G, gpus: 3}, n1: {cpu: 8, memory: 8G, gpus: 2}}
+queues: [{name: a}]
+jobs:
+  - name: j
+    queue: a
+    minMember: 1
+    request: {cpu: 1, gpus: 1}
+    tasks: [{}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}]
+expect:
+  tasks:
+    j-0: {status: Pending}
+    j-1: {status: Pending}
+    j-8: {status: Binding, node: n1}
+    j-9: {status: Binding, node: n1}
+    j-10: {status: Binding, node: n0}
+    j-11: {status: Binding, node: n0}
+"""
+    assert run(load(text)[0]) == []
+    (difference,) = run(load(text.replace("j-9: {status: Binding, node: n1}", "j-9: {status: Running}"))[0])
+    assert difference.startswith("task j-9: ")
+
+
+def test_shared_devices_of_tasks_written_alike_are_assigned_together() -> None:
+    text = """
+name: two pairs
+nodes: {n0: {cpu: 8, memory: 8G, gpus: 2, gpuMemory: 100}}
+queues: [{name: a}]
+jobs:
+  - {name: j, queue: a, request: {gpuFraction: 0.5}, tasks: [{}, {}, {}, {}]}
+expect:
+  tasks: {j-0: {gpuGroups: [x]}, j-1: {gpuGroups: [y]}, j-2: {gpuGroups: [y]}, j-3: {gpuGroups: [x]}}
+"""
+    assert run(load(text)[0]) == []
+    assert run(load(text.replace("j-2: {gpuGroups: [y]}", "j-2: {gpuGroups: [x]}"))[0]) != []
 
 
 def test_the_command_counts_and_exits(tmp_path: Path) -> None:

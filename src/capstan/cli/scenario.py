@@ -42,8 +42,10 @@ def run(files: tuple[Path, ...], verbose: bool) -> None:
             click.echo(f"FAILED  {path}: {wrong}")
             continue
         for entry in scenarios:
-            differences = play(entry)
-            if differences:
+            if isinstance(entry, InvalidScenario):
+                failed += 1
+                click.echo(f"FAILED  {path}: {entry}")
+            elif differences := play(entry):
                 failed += 1
                 click.echo(f"FAILED  {path}: {entry.name}")
                 for text in differences:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice, permutations, product
+from collections.abc import Mapping, Sequence
+from itertools import permutations
 
 import msgspec
 
 from capstan.api import quantity
 from capstan.scheduling import Plan
 from capstan.scheduling.model import GPU, GPU_COLUMN, Status, Task
-from capstan.simulate.scenario import JobSetup, Outcome, Scenario, load, task_names
+from capstan.simulate.scenario import JobSetup, Outcome, Scenario, task_names
 from capstan.simulate.stage import Stage
 
 _NAMES = {status: status.name.capitalize() for status in Status} | {Status.STUCK: "StuckInReleasing"}
-_MOST_ASSIGNMENTS = 20_000
+_MOST_STEPS = 100_000
 _CLOSE = 0.011
 """Fractions are rounded in tables."""
 
@@ -47,12 +47,6 @@ def run(scenario: Scenario) -> list[str]:
         if found:
             return found
     return []
-
-
-def run_text(text: str) -> Iterator[tuple[Scenario, list[str]]]:
-    """Every scenario of a file with its differences. Raises InvalidScenario before the first runs."""
-    for scenario in load(text):
-        yield scenario, run(scenario)
 
 
 def _bounds(scenario: Scenario, plan: Plan, number: int) -> list[str]:
@@ -137,59 +131,101 @@ def _task(name: str, task: Task | None, outcome: Outcome) -> list[str]:
 
 def _tasks(stage: Stage, expected: Mapping[str, Outcome]) -> list[str]:
     """Tasks written alike are interchangeable: some assignment of the expected results to them has to hold."""
-    names, choices = [], []
-    for job in stage.scenario.jobs:
-        for alike in _alike(job):
-            if any(name in expected for name in alike):
-                names.append(alike)
-                choices.append(list(islice(permutations(alike), 720)))
-    best: list[str] | None = None
-    fixed: list[tuple[list[str], list[tuple[str, ...]]]] = []
-    for alike, orders in zip(names, choices, strict=True):
-        # Orders that already fail without looking at devices cannot become right.
-        scored = [(len(_assigned(stage, expected, alike, order)), order) for order in orders]
-        least = min(score for score, _ in scored)
-        fixed.append((alike, [order for score, order in scored if score == least]))
-    for combination in islice(product(*(orders for _, orders in fixed)), _MOST_ASSIGNMENTS):
-        found: list[str] = []
-        placed: list[tuple[Task, Sequence[str]]] = []
-        for (alike, _), order in zip(fixed, combination, strict=True):
-            found += _assigned(stage, expected, alike, order)
-            for name, actual in zip(alike, order, strict=True):
-                outcome, task = expected.get(name), stage.task(actual)
-                if outcome is not None and outcome.gpu_groups is not None and task is not None:
-                    placed.append((task, outcome.gpu_groups))
-        found += _devices(placed)
-        if not found:
-            return []
-        if best is None or len(found) < len(best):
-            best = found
-    return best or []
+    choices = {
+        name: alike for job in stage.scenario.jobs for alike in _alike(job) for name in alike if name in expected
+    }
+    fitting = {
+        name: [actual for actual in alike if not _task(name, stage.task(actual), expected[name])]
+        for name, alike in choices.items()
+    }
+    assigned = _matching(fitting)
+    for name in expected.keys() - assigned.keys():
+        assigned[name] = next(actual for actual in choices[name] if actual not in assigned.values())
+    found = [text for name in expected for text in _task(name, stage.task(assigned[name]), expected[name])]
+    if found or not any(outcome.gpu_groups for outcome in expected.values()):
+        return found
+    return [] if _Devices(stage, expected, fitting).agree() else _devices(stage, expected, assigned)
 
 
-def _assigned(stage: Stage, expected: Mapping[str, Outcome], alike: Sequence[str], order: Sequence[str]) -> list[str]:
-    return [
-        text
-        for name, actual in zip(alike, order, strict=True)
-        if name in expected
-        for text in _task(name, stage.task(actual), expected[name])
-    ]
+def _matching(fitting: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """A largest assignment of names to different tasks that fit them (augmenting paths)."""
+    taken: dict[str, str] = {}
+
+    def give(name: str, seen: set[str]) -> bool:
+        for actual in fitting[name]:
+            if actual not in seen:
+                seen.add(actual)
+                if actual not in taken or give(taken[actual], seen):
+                    taken[actual] = name
+                    return True
+        return False
+
+    for name in fitting:
+        give(name, set())
+    return {name: actual for actual, name in taken.items()}
 
 
-def _devices(placed: Sequence[tuple[Task, Sequence[str]]]) -> list[str]:
-    """Device ids are labels: equal ids on one node have to be one device, different ids different ones."""
-    names: dict[tuple[str, str], str] = {}
-    taken: dict[tuple[str, str], str] = {}
-    found = []
-    for task, groups in placed:
+class _Devices:
+    """Device ids are labels: equal ids on one node have to be one device, different ids different ones.
+
+    Looks for an assignment of names to tasks, and of ids to devices, under which that holds.
+    """
+
+    def __init__(self, stage: Stage, expected: Mapping[str, Outcome], fitting: Mapping[str, Sequence[str]]) -> None:
+        self.stage, self.expected, self.fitting = stage, expected, fitting
+        self.open = sorted(fitting, key=lambda name: (expected[name].gpu_groups is None, len(fitting[name])))
+        self.used: set[str] = set()
+        self.names: dict[tuple[str, str], str] = {}
+        self.taken: dict[tuple[str, str], str] = {}
+        self.steps = 0
+
+    def agree(self, at: int = 0) -> bool:
+        """Whether the names from `at` on can be given to tasks so that the devices agree with what was given before."""
+        if at == len(self.open):
+            return True
+        name = self.open[at]
+        groups = self.expected[name].gpu_groups
+        tried = set()
+        for actual in self.fitting[name]:
+            task = self.stage.task(actual)
+            assert task is not None, "a task that is gone fits nothing"
+            if actual in self.used or _profile(task) in tried or self.steps > _MOST_STEPS:
+                continue
+            tried.add(_profile(task))
+            self.used.add(actual)
+            for devices in permutations(task.devices) if groups is not None else [()]:
+                self.steps += 1
+                before = dict(self.names), dict(self.taken)
+                if (groups is None or self._call(task, groups, devices)) and self.agree(at + 1):
+                    return True
+                self.names, self.taken = before
+            self.used.discard(actual)
+        return False
+
+    def _call(self, task: Task, groups: Sequence[str], devices: Sequence[str]) -> bool:
         node = task.node.name if task.node is not None else ""
-        if len(task.devices) != len(groups):
-            found.append(f"task {task.name}: {len(task.devices)} shared devices, expected {len(groups)}")
-            continue
-        for wanted, actual in zip(sorted(groups), sorted(task.devices), strict=True):
-            if names.setdefault((node, wanted), actual) != actual or taken.setdefault((node, actual), wanted) != wanted:
-                found.append(f"task {task.name}: on device {actual} of {node}, expected on the device called {wanted}")
+        return len(groups) == len(devices) and all(
+            self.names.setdefault((node, wanted), actual) == actual
+            and self.taken.setdefault((node, actual), wanted) == wanted
+            for wanted, actual in zip(groups, devices, strict=True)
+        )
+
+
+def _devices(stage: Stage, expected: Mapping[str, Outcome], assigned: Mapping[str, str]) -> list[str]:
+    """Where the tasks are, when no naming of the devices suits all of them."""
+    found = []
+    for name, outcome in expected.items():
+        task = stage.task(assigned[name])
+        if outcome.gpu_groups is not None and task is not None:
+            node = task.node.name if task.node is not None else "no node"
+            found.append(
+                f"task {name}: on devices {list(task.devices)} of {node}, expected on those called {outcome.gpu_groups}"
+            )
     return found
+
+
+def _profile(task: Task) -> object:
+    return (task.status, task.node and task.node.name, task.charge, task.devices, task.zones)
 
 
 def _alike(job: JobSetup) -> list[list[str]]:

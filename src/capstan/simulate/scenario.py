@@ -6,6 +6,7 @@ scenario. The format is documented in docs/scheduling.md.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import msgspec
@@ -223,45 +224,48 @@ class InvalidScenario(ValueError):
     """A scenario file that cannot be understood; the message names the scenario and the field."""
 
 
-def load(text: str) -> list[Scenario]:
-    """All scenarios of a file: YAML or JSON, one mapping, a list, or several YAML documents. Raises InvalidScenario."""
+def load(text: str) -> list[Scenario | InvalidScenario]:
+    """All scenarios of a file: YAML or JSON, one mapping, a list, or several YAML documents.
+
+    In the place of a scenario that is wrong in itself stands what is wrong with it. Raises InvalidScenario if the file
+    as a whole cannot be read.
+    """
     try:
         documents = manifests.load_all(text, "scenario file")
     except manifests.InvalidManifest as malformed:
         raise InvalidScenario(str(malformed)) from malformed
-    found: list[Scenario] = []
-    for document in documents:
-        for entry in document if isinstance(document, list) else [document]:
-            name = entry.get("name", "?") if isinstance(entry, dict) else "?"
-            try:
-                scenario = msgspec.convert(entry, Scenario)
-            except msgspec.ValidationError as wrong:
-                raise InvalidScenario(f"scenario {name!r}: {wrong}") from wrong
-            found.append(scenario)
-    for scenario in found:
-        _check(scenario)
-    return found
-
-
-def _check(scenario: Scenario) -> None:
-    """Names that point nowhere are mistakes of the file, not behaviour to test."""
-    queues = {queue.name for queue in scenario.queues}
-    tasks = {name for job in scenario.jobs for name in task_names(job)}
-    problems = [
-        f"job {job.name} is in the unknown queue {job.queue}" for job in scenario.jobs if job.queue not in queues
+    return [
+        _read(entry) for document in documents for entry in (document if isinstance(document, list) else [document])
     ]
+
+
+def _read(entry: object) -> Scenario | InvalidScenario:
+    name = entry.get("name", "?") if isinstance(entry, dict) else "?"
+    try:
+        scenario = msgspec.convert(entry, Scenario)
+    except msgspec.ValidationError as wrong:
+        return InvalidScenario(f"scenario {name!r}: {wrong}")
+    problem = next(_problems(scenario), None)
+    return scenario if problem is None else InvalidScenario(f"scenario {name!r}: {problem}")
+
+
+def _problems(scenario: Scenario) -> Iterator[str]:
+    """Names that point nowhere are mistakes of the file. (A job whose queue does not exist is behaviour to test.)"""
+    tasks = {name for job in scenario.jobs for name in task_names(job)}
     for job in scenario.jobs:
         for name, task in zip(task_names(job), job.tasks, strict=True):
             if task.node is not None and task.node not in scenario.nodes:
-                problems.append(f"task {name} is on the unknown node {task.node}")
+                yield f"task {name} is on the unknown node {task.node}"
             if task.state in PLACED and task.node is None:
-                problems.append(f"task {name} is {task.state} and needs a node")
+                yield f"task {name} is {task.state} and needs a node"
     jobs = {job.name for job in scenario.jobs}
-    problems += [f"expect names the unknown job {name}" for name in scenario.expect.jobs if name not in jobs]
-    problems += [f"expect names the unknown task {name}" for name in scenario.expect.tasks if name not in tasks]
-    problems += [f"unknown action {name}" for name in scenario.actions if name not in ACTIONS]
-    if problems:
-        raise InvalidScenario(f"scenario {scenario.name!r}: {problems[0]}")
+    expect = scenario.expect
+    yield from (f"expect names the unknown job {name}" for name in expect.jobs if name not in jobs)
+    yield from (
+        f"expect names the unknown task {name}" for name in [*expect.tasks, *expect.errors] if name not in tasks
+    )
+    yield from (f"expect names the unknown node {name}" for name in expect.nodes if name not in scenario.nodes)
+    yield from (f"unknown action {name}" for name in scenario.actions if name not in ACTIONS)
 
 
 def task_names(job: JobSetup) -> list[str]:
