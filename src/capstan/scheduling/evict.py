@@ -59,7 +59,7 @@ def consolidate(session: Session) -> None:
 
 
 def _each(session: Session, action: str, attempt: Callable[[Session, Gang, Sequence[Task]], Refusal | None]) -> None:
-    """Pop waiting gangs in queue order; one that is like another that failed in this action is not tried again."""
+    """Pop waiting gangs in queue order, each for one unit; one that is like another that failed is not tried again."""
     order = JobOrder(session.world, list(session.candidates()))
     failed: dict[object, Refusal] = {}
     while (gang := order.pop()) is not None:
@@ -76,7 +76,7 @@ def _each(session: Session, action: str, attempt: Callable[[Session, Gang, Seque
             refusal = attempt(session, gang, unit)
             if refusal is None:
                 session.refusals.pop(gang.key, None)
-                order.done(gang if gang.pending else None)
+                order.done()
                 continue
             failed[signature] = refusal
         if refusal.message:

@@ -152,7 +152,7 @@ class Solver:
         session = self.session
         if not self.every and self.judge is None:
             self._lost = self._spare(count)
-        evicted = False
+        evicted = displaced = False
         reason = self._reason()
         winner = self.gang.name.removeprefix("pod/")
         for victim in self.taken[:count]:
@@ -162,7 +162,9 @@ class Solver:
                     evicted = True
                 elif task.status == Status.PENDING:
                     session.refuse(victim.gang, Refusal("PodSchedulingErrors", f"gave way: {reason}"))
-        if evicted or not session.start_now(self.unit):
+                    displaced = True
+        # Only where everyone who gives way was about to start in this very cycle, nothing has to end first.
+        if evicted or not displaced or not session.start_now(self.unit):
             session.won.append(self.gang)
 
     def _spare(self, count: int) -> list[Victim]:
