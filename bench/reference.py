@@ -362,24 +362,29 @@ class Simulation:
             for column, amount in task.shape.requests:
                 largest[column] = max(largest.get(column, 0), amount)
                 total[column] = total.get(column, 0) + amount
-            if task.shape.share is not None:
-                portion = task.shape.share.portion / GPU * task.shape.share.devices
-                total[-1] = total.get(-1, 0) + portion  # type: ignore[assignment]
+        parts = [task.charge[2] for task in own if task.shape.share is not None]
 
         def slots(node: Node) -> int:
-            return min(node.later[column] // amount for column, amount in largest.items())
+            fitting = [node.later[column] // amount for column, amount in largest.items()]
+            if parts:
+                shared = sum(GPU - d.used_later for d in node.devices.values() if d.users_later)
+                fitting.append((node.later[GPU_COLUMN] * GPU + shared) // max(parts))
+            return min(fitting)
 
         def ratio(domain: tuple[int, str]) -> float:
             worst = 0.0
             for column, amount in total.items():
                 if column == PODS_COLUMN:
                     continue
-                room = sum(node.later[GPU_COLUMN if column < 0 else column] for node in tree[domain])
+                room = sum(node.later[column] for node in tree[domain])
                 worst = max(worst, amount / room if room > 0 else 1000.0)
+            if parts:
+                whole = sum(node.later[GPU_COLUMN] for node in tree[domain])
+                worst = max(worst, sum(parts) / (whole * GPU) if whole > 0 else 1000.0)
             return worst
 
         def fitting(domain: tuple[int, str]) -> bool:
-            if uniform and not any(task.shape.share for task in own):
+            if uniform and len(parts) in (0, len(own)):
                 return sum(slots(node) for node in tree[domain]) >= len(own)
             return ratio(domain) <= 1
 

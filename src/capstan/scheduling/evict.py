@@ -131,7 +131,7 @@ def _reclaim_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal 
 
     order = VictimOrder(world, leaves, allowed, fairness.admit)
     solver = Solver(session, gang, unit, "reclaim", replace=policy.reclaim_may_consolidate)
-    if solver.solve(order):
+    if (_anyone(leaves, allowed) and solver.fits_as_it_is()) or solver.solve(order):
         return None
     if policy.reclaim_may_consolidate and leaves and solver.conceivable():
         # Victims that get another place are not taken from anybody: look again, and judge only what is really lost.
@@ -145,6 +145,11 @@ def _reclaim_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal 
 def _fair(fairness: Fairness, lost: Iterable[Victim]) -> bool:
     fresh = Fairness(fairness.reclaimer, fairness.demand, fairness.multiplier)
     return all(fresh.admit(victim) == "take" for victim in lost)
+
+
+def _anyone(leaves: Iterable[Queue], allowed: Callable[[Gang], Allowed]) -> bool:
+    """Whether there is a gang to take from, be it one that was itself placed in this cycle."""
+    return any(allowed(gang) != "none" for leaf in leaves for _, gang in leaf.active)
 
 
 def _leaves(queues: Iterable[Queue]) -> Iterator[Queue]:
@@ -167,7 +172,7 @@ def _preempt_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal 
         return "surplus" if preempt_protection(victim, policy, session.now) else "all"
 
     solver = Solver(session, gang, unit, "preempt", replace=policy.reclaim_may_consolidate)
-    if solver.solve(victims_of(queue, allowed)):
+    if (_anyone([queue], allowed) and solver.fits_as_it_is()) or solver.solve(victims_of(queue, allowed)):
         return None
     return solver.refusal("preemptible at lower priority" + (f" in queue {queue.name}" if queue.name else ""))
 

@@ -68,9 +68,7 @@ class ShapeIndex:
         policy = self.policy
         sharing = kind = 0
         if shape.on_gpu:
-            whole = node.later[GPU_COLUMN]
-            free = whole * GPU - node.lent_later
-            free += sum(GPU - d.used_later for d in node.devices.values() if d.users_later)
+            free = node.later[GPU_COLUMN] * GPU - node.lent_later  # whole devices: a shared one counts as taken
             if not node.capacity[GPU_COLUMN]:
                 density = 0.0
             elif policy.gpu_placement == "binpack":

@@ -293,7 +293,28 @@ def exceeded(gang: Gang, demand: Amounts) -> Exceeded | None:
 
 # -- order -------------------------------------------------------------------------------------------------------
 
-QueueKey = tuple[bool, bool, int, bool, float, float, int, int, int, int]
+
+class Share(tuple[int, int, int]):
+    """An allocatable share in the order of queues: it comes first where it is smaller in no resource larger.
+
+    Shares of which neither is smaller count as equal, so that what follows in a key decides.
+    """
+
+    def __lt__(self, other: tuple[int, ...]) -> bool:
+        return tuple(self) != tuple(other) and all(_no_larger(a, b) for a, b in zip(self, other, strict=True))
+
+    def __eq__(self, other: object) -> bool:
+        assert isinstance(other, Share)
+        return not self < other and not other < self
+
+    __hash__ = tuple.__hash__
+
+
+def _no_larger(a: int, b: int) -> bool:
+    return b == UNLIMITED or (a != UNLIMITED and a <= b)
+
+
+QueueKey = tuple[bool, bool, int, bool, float, float, Share, int]
 
 
 def queue_key(queue: Queue, demand: Amounts, removed: Amounts, total: Sequence[int]) -> QueueKey:
@@ -315,9 +336,7 @@ def queue_key(queue: Queue, demand: Amounts, removed: Amounts, total: Sequence[i
         zero,
         dominant_share(queue, [allocated[i] + demand[i] - removed[i] for i in range(3)], total),
         dominant_share(queue, allocated, total),
-        _bounded(share[2], total[2]),
-        _bounded(share[0], total[0]),
-        _bounded(share[1], total[1]),
+        Share(share),
         queue.rank,
     )
 

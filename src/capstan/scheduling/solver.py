@@ -80,6 +80,17 @@ class Solver:
             failed_at = len(taken)
         return False
 
+    def fits_as_it_is(self) -> bool:
+        """Try without victims: earlier evictions of this cycle may have left more room than their winners took."""
+        if not self.room.enough():
+            return False
+        mark = self.session.world.mark()
+        if self._simulate(0):
+            self._finish(0)
+            return True
+        self.session.world.rollback(mark)
+        return False
+
     def _smallest(self, failed: int, worked: int) -> int:
         """The smallest number of victims that works, between one that fails and one that works."""
         while worked - failed > 1:

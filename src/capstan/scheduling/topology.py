@@ -6,10 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from capstan.scheduling.filters import node_reason
-from capstan.scheduling.model import GPU, GPU_COLUMN, Levels, Node, Shape, Task
+from capstan.scheduling.model import GPU, GPU_COLUMN, PODS_COLUMN, Levels, Node, Shape, Task
 from capstan.scheduling.world import World
 
 _NONE: Mapping[int, int] = {}
+_NOTHING_FREE = 1000.0
+"""Tightness of a domain that has none of a resource."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,29 +61,24 @@ def scopes(
             nodes = [node for node in nodes if _domain(node, labels, required) in pinned]
     lowest = labels.index(levels.preferred) if levels.preferred else required
     room = _Room(tasks, nodes)
+    tree = _Tree(nodes, labels, room)
     for level in range(lowest, max(required, 0) - 1, -1):
-        yield from _ranked(room, nodes, labels, level, lowest, within)
+        for members in tree.level(level):
+            if room.fits(members):
+                boost = _boost(tree, labels, lowest, members) if level < lowest else {}
+                yield Scope(members, _merged(within.boost, boost))
     if required < 0:
-        boost = _boost(room, nodes, labels, lowest) if lowest >= 0 else {}
         if room.fits(nodes):
-            yield Scope(nodes, _merged(within.boost, boost))
+            yield Scope(nodes, _merged(within.boost, _boost(tree, labels, lowest, nodes) if lowest >= 0 else {}))
         yield within
 
 
-def _ranked(
-    room: _Room, nodes: list[Node], labels: Sequence[str], level: int, lowest: int, within: Scope
-) -> Iterator[Scope]:
-    fitting = [(members, name) for name, members in _domains(nodes, labels, level) if room.fits(members)]
-    fitting.sort(key=lambda item: (-room.tightness(item[0]), item[1]))
-    for members, _ in fitting:
-        boost = _boost(room, members, labels, lowest) if level < lowest else {}
-        yield Scope(members, _merged(within.boost, boost))
-
-
-def _boost(room: _Room, nodes: Sequence[Node], labels: Sequence[str], level: int) -> dict[str, int]:
+def _boost(tree: _Tree, labels: Sequence[str], level: int, within: Sequence[Node]) -> dict[str, int]:
     """Rank the domains of the preferred level so that the roomiest is filled first and the fewest are used."""
-    ordered = sorted(_domains(nodes, labels, level), key=lambda item: (room.capacity(item[1]), item[0]))
-    return {node.name: rank for rank, (_, members) in enumerate(ordered) for node in members}
+    inside = {node.name for node in within}
+    return {
+        node.name: rank for rank, members in enumerate(tree.level(level)) for node in members if node.name in inside
+    }
 
 
 def _merged(outer: dict[str, int], inner: dict[str, int]) -> dict[str, int]:
@@ -94,11 +91,23 @@ def _domain(node: Node, labels: Sequence[str], level: int) -> tuple[str, ...]:
     return tuple(node.labels.get(label, "") for label in labels[: level + 1])
 
 
-def _domains(nodes: Iterable[Node], labels: Sequence[str], level: int) -> list[tuple[tuple[str, ...], list[Node]]]:
-    found: dict[tuple[str, ...], list[Node]] = {}
-    for node in nodes:
-        found.setdefault(_domain(node, labels, level), []).append(node)
-    return sorted(found.items())
+class _Tree:
+    """The domains of a topology, level by level; below every domain the tightest for the tasks comes first."""
+
+    def __init__(self, nodes: Sequence[Node], labels: Sequence[str], room: _Room) -> None:
+        self.labels, self.room = labels, room
+        self._levels: list[list[tuple[tuple[str, ...], list[Node]]]] = [[((), list(nodes))]]
+
+    def level(self, level: int) -> list[list[Node]]:
+        while len(self._levels) <= level + 1:
+            below: list[tuple[tuple[str, ...], list[Node]]] = []
+            for _, members in self._levels[-1]:
+                found: dict[tuple[str, ...], list[Node]] = {}
+                for node in members:
+                    found.setdefault(_domain(node, self.labels, len(self._levels) - 1), []).append(node)
+                below += sorted(found.items(), key=lambda item: (-self.room.tightness(item[1]), item[0]))
+            self._levels.append(below)
+        return [members for _, members in self._levels[level + 1]]
 
 
 class _Room:
@@ -116,24 +125,25 @@ class _Room:
             self.slots = {node.name: slots(self.uniform, node) for node in nodes}
         else:
             self.slots = {node.name: int(any(not node_reason(shape, node) for shape in shapes)) for node in nodes}
-
-    def capacity(self, nodes: Iterable[Node]) -> int:
-        if self.uniform is not None:
-            return sum(self.slots[node.name] for node in nodes)
-        return sum(node.later[GPU_COLUMN] for node in nodes)
+        self._wanted = [(column, amount) for column, amount in self.needs.items() if column != PODS_COLUMN]
+        self._shared = sum(task.charge[2] for task in tasks if task.shape.share is not None)
 
     def fits(self, nodes: Sequence[Node]) -> bool:
         if self.uniform is not None:
-            return self.capacity(nodes) >= len(self.tasks)
+            return sum(self.slots[node.name] for node in nodes) >= len(self.tasks)
         usable = [node for node in nodes if self.slots[node.name]]
         return all(sum(node.later[column] for node in usable) >= amount for column, amount in self.needs.items())
 
     def tightness(self, nodes: Sequence[Node]) -> float:
-        """Requested over free; the tightest domain that fits wastes least."""
-        if self.uniform is not None:
-            return len(self.tasks) / max(self.capacity(nodes), 1)
-        column = GPU_COLUMN if GPU_COLUMN in self.needs else 0
-        return self.needs[column] / max(sum(node.later[column] for node in nodes), 1)
+        """Requested over free, of the scarcest resource; the tightest domain that fits wastes least."""
+        tightest = 0.0
+        for column, amount in self._wanted:
+            free = sum(node.later[column] for node in nodes)
+            tightest = max(tightest, amount / free if free > 0 else _NOTHING_FREE)
+        if self._shared:
+            free = sum(node.later[GPU_COLUMN] for node in nodes) * GPU
+            tightest = max(tightest, self._shared / free if free > 0 else _NOTHING_FREE)
+        return tightest
 
 
 def slots(shape: Shape, node: Node, freed: Mapping[int, int] = _NONE) -> int:

@@ -16,7 +16,7 @@ from capstan.scheduling.gangs import Part, shrink
 from capstan.scheduling.model import NOTHING, UNLIMITED, Amounts, Gang, Queue, Status, Task
 from capstan.scheduling.order import demand_of
 from capstan.scheduling.policy import Policy
-from capstan.scheduling.queues import queue_key
+from capstan.scheduling.queues import QueueKey, queue_key
 from capstan.scheduling.world import World
 
 Allowed = Literal["all", "surplus", "none"]
@@ -76,7 +76,7 @@ class VictimOrder:
         self._removed: dict[str, list[int]] = {}
         self._next: dict[str, Victim] = {}
         self._streams: dict[str, Iterator[Victim]] = {}
-        self._below: dict[str, list[tuple[tuple[float, ...], int, Queue]]] = {}
+        self._below: dict[str, list[tuple[Reversed | None, int, Queue]]] = {}
         self._queues: dict[str, Queue] = {}
         for leaf in leaves:
             stream = victims_of(leaf, allowed)
@@ -85,7 +85,7 @@ class VictimOrder:
                 self._streams[leaf.name], self._next[leaf.name] = stream, first
                 self._hang(leaf)
         for queue in sorted(self._queues.values(), key=lambda queue: -queue.depth):
-            self._below.setdefault(_parent(queue), []).append((NONE, -queue.rank, queue))
+            self._below.setdefault(_parent(queue), []).append((None, -queue.rank, queue))
         for siblings in self._below.values():
             if len(siblings) > 1:
                 siblings[:] = [(self._key(queue), rank, queue) for _, rank, queue in siblings]
@@ -97,14 +97,14 @@ class VictimOrder:
             self._removed[queue.name] = [0, 0, 0]
             queue = queue.parent
 
-    def _key(self, queue: Queue) -> tuple[float, ...]:
+    def _key(self, queue: Queue) -> Reversed:
         a = self._removed[queue.name]
         leaf = queue
         while self._below.get(leaf.name):
             leaf = self._below[leaf.name][0][2]
         top = self._next[leaf.name].amounts if leaf.name in self._next else NOTHING
         removed = (a[0] + top[0], a[1] + top[1], a[2] + top[2])
-        return tuple(-float(part) for part in queue_key(queue, NOTHING, removed, self._total))
+        return Reversed(queue_key(queue, NOTHING, removed, self._total))
 
     def __iter__(self) -> Iterator[Victim]:
         """Admitted victims. A queue whose victims are exhausted for good is not asked again."""
@@ -133,11 +133,25 @@ class VictimOrder:
             _, rank, top = heappop(siblings)
             assert top is queue
             if queue.name in self._next or self._below.get(queue.name):
-                heappush(siblings, (self._key(queue) if siblings else NONE, rank, queue))
+                heappush(siblings, (self._key(queue) if siblings else None, rank, queue))
             queue = queue.parent
 
 
-NONE: tuple[float, ...] = ()
+class Reversed:
+    """A key of the scheduling order that sorts the other way round."""
+
+    __slots__ = ("key",)
+
+    def __init__(self, key: QueueKey) -> None:
+        self.key = key
+
+    def __lt__(self, other: Reversed) -> bool:
+        return other.key < self.key
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Reversed) and self.key == other.key
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def _parent(queue: Queue) -> str:
