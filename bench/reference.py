@@ -1,8 +1,8 @@
 """A naive scheduler after KAI's rules, to measure the engine against and to compare decisions with.
 
-It shares with the engine what a node and a claim are (`World`, its journal, single filters) and nothing of how decisions
-are found: every pod looks at every node and scores it, every queue comparison starts from the sums, every probe of
-victims is simulated from scratch. Sources: the rules of KAI Scheduler as docs/scheduling.md states them.
+It shares with the engine what a node and a claim are (`World`, its journal, single filters) and nothing of how
+decisions are found: every pod looks at every node and scores it, every queue comparison starts from the sums, every
+probe of victims is simulated from scratch. Sources: the rules of KAI Scheduler as docs/scheduling.md states them.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cmp_to_key
 
 from capstan.scheduling import devices
-from capstan.scheduling.filters import node_reason
 from capstan.scheduling.model import (
-    ACTIVE,
     CPU_COLUMN,
     GPU,
     GPU_COLUMN,
@@ -30,9 +28,6 @@ from capstan.scheduling.model import (
 from capstan.scheduling.placement import fits
 from capstan.scheduling.session import Refusal, Session
 from capstan.scheduling.victims import levelled, preempt_protection, reclaim_min_runtime, runtime
-
-Order = dict[str, int]
-
 
 # -- gangs: what to place and what to evict next -----------------------------------------------------------------------
 
@@ -161,9 +156,6 @@ def phase(gang: Gang) -> int:
         return 0
     surplus = tasks_to_evict(gang.root, {id(leaf): [t for _, t in leaf.active] for leaf in gang.root.leaves()})
     return 2 if len(surplus) < have else 1
-
-
-Job = tuple[Gang, dict[int, list[Task]]]
 
 
 class Order:
@@ -462,8 +454,11 @@ Filter = Callable[[Gang], bool]
 class Search:
     """Finds victims for one job: ever more of them, each probe simulated from scratch."""
 
-    def __init__(self, session: Session, gang: Gang, action: str, victims: Filter, judge: Judge) -> None:
+    def __init__(
+        self, session: Session, gang: Gang, action: str, victims: Filter, judge: Judge, most: int | None = None
+    ) -> None:
         self.session, self.gang, self.action, self.filter, self.judge = session, gang, action, victims, judge
+        self.most = most
         self.world = session.world
         self.recorded: list[list[Task]] = []
 
@@ -518,7 +513,7 @@ class Search:
             for _, gang in queue.active
             if gang is not self.gang and self.filter(gang)
         ]
-        order = Order(self.session, gangs, victims=True)
+        order = Order(self.session, gangs[: self.most], victims=True)
         while (gang := order.pop()) is not None:
             left = order.left[id(gang)]
             unit = tasks_to_evict(gang.root, left)
@@ -558,7 +553,7 @@ class Search:
             yield from self._top_nodes(taken)
 
     def _top_nodes(self, taken: list[list[Task]]) -> Iterator[list[list[Task]]]:
-        first: Order | dict[str, int] = {}
+        first: dict[str, int] = {}
         room: dict[str, float] = {}
         flat = [task for tasks in taken for task in tasks]
         gone = flat + [task for tasks in self.recorded for task in tasks]
@@ -782,6 +777,11 @@ def consolidate(session: Session) -> None:
     _each(session, _consolidate, only_preemptible=True)
 
 
+def _most(session: Session) -> int | None:
+    allowed = session.policy.max_consolidation_victims
+    return None if allowed < 0 else allowed + 1
+
+
 def _consolidate(session: Session, gang: Gang) -> bool:
     free = 0
     for node in session.world.nodes.values():
@@ -790,25 +790,9 @@ def _consolidate(session: Session, gang: Gang) -> bool:
     unit = tasks_to_place(gang.root)
     if demand(unit)[2] > free:
         return False
-    allowed = session.policy.max_consolidation_victims
-    counted = 0
-
-    def candidate(victim: Gang) -> bool:
-        nonlocal counted
-        if not victim.preemptible or (allowed >= 0 and counted > allowed):
-            return False
-        counted += 1
-        return True
-
-    search = Search(session, gang, "consolidate", candidate, lambda lost: not lost)
-    original = search._units
-
-    def units() -> Iterator[list[Task]]:
-        nonlocal counted
-        counted = 0
-        return original()
-
-    search._units = units  # type: ignore[method-assign]
+    search = Search(
+        session, gang, "consolidate", lambda victim: victim.preemptible, lambda lost: not lost, most=_most(session)
+    )
     return search.solve()
 
 
@@ -818,4 +802,3 @@ STEPS: dict[str, Callable[[Session], None]] = {
     "reclaim": reclaim,
     "preempt": preempt,
 }
-__all__ = ["STEPS", "ACTIVE", "node_reason"]

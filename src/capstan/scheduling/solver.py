@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Sequence
 from capstan.scheduling import verdicts
 from capstan.scheduling.filters import dynamic_reason, needs_company
 from capstan.scheduling.gangs import next_unit
-from capstan.scheduling.model import GPU, GPU_COLUMN, Gang, Node, Shape, Status, Task, Zones
+from capstan.scheduling.model import GPU, GPU_COLUMN, NOTHING, Gang, Node, Shape, Status, Task, Zones
 from capstan.scheduling.order import JobOrder, demand_of
-from capstan.scheduling.queues import exceeded
+from capstan.scheduling.queues import exceeded, queue_key
 from capstan.scheduling.session import Refusal, Session
 from capstan.scheduling.topology import slots
-from capstan.scheduling.victims import Victim
+from capstan.scheduling.victims import Victim, levelled
 from capstan.scheduling.world import World
 
 
@@ -45,6 +45,8 @@ class Solver:
         self.taken: list[Victim] = []
         self.room = Bound(session, unit)
         self._lost: list[Victim] = []
+        self._kept: set[int] = set()
+        """Victims (by id) of the simulation that have their place again, because they come before the winner."""
         self._was: dict[str, tuple[Status, Node | None, tuple[str, ...], Zones]] = {}
 
     def solve(self, victims: Iterable[Victim]) -> bool:
@@ -118,6 +120,7 @@ class Solver:
                 self._evict(task)
         if self.every:
             return self._rearrange(count)
+        self._keep_higher(count)
         if exceeded(self.gang, demand_of(self.unit)) is not None:
             return False
         if not session.place(self.gang, self.unit, later=True):
@@ -136,6 +139,34 @@ class Solver:
             world.move(task, Status.PENDING, None, leaving=(task.node, task.devices))
         else:
             world.move(task, Status.RELEASING, task.node, task.devices, zones=task.zones)
+
+    def _keep_higher(self, count: int) -> None:
+        """Whoever would be scheduled before the winner, were both waiting, is not evicted for it."""
+        self._kept.clear()
+        ours = self.gang.queue
+        total = self.session.world.total
+        assert ours is not None
+        by_queue: dict[str, list[Victim]] = {}
+        for victim in self.taken[:count]:
+            if victim.gang.queue is not ours:
+                by_queue.setdefault(victim.gang.queue_name, []).append(victim)
+        demand = demand_of(self.unit)
+        for victims in by_queue.values():
+            theirs = victims[0].gang.queue
+            assert theirs is not None
+            our_side, their_side = levelled(ours, theirs)
+            if our_side is their_side:
+                continue
+            while victims:
+                best = victims.pop()  # the most important was taken last
+                if exceeded(best.gang, best.amounts) is not None:
+                    continue
+                theirs_first = queue_key(their_side, best.amounts, NOTHING, total)
+                if theirs_first > queue_key(our_side, demand, NOTHING, total):
+                    break
+                for task in best.tasks:
+                    self._put_back(task)
+                self._kept.add(id(best))
 
     def _rearrange(self, count: int) -> bool:
         """Place the winner and all victims in queue order, as if none had a place yet; all have to get one."""
@@ -183,6 +214,8 @@ class Solver:
         # The most important come first, which is the reverse of the order in which they were chosen.
         homeless, broken = [], _Broken()
         for victim in reversed(self.taken[:count]):
+            if id(victim) in self._kept:
+                continue
             if broken.concerns(victim) or not self._restore(victim):
                 homeless.append(victim)
                 broken.add(victim)

@@ -221,7 +221,7 @@ class Fairness:
     def may_reclaim(self, *, preemptible: bool) -> bool:
         """Whether the reclaimer stays within its fair share, and within its quota if it cannot be preempted."""
         queue, demand = self.reclaimer, self.demand
-        if any(queue.allocated[i] + demand[i] > queue.entitled[i] for i in range(3) if demand[i]):
+        if any(queue.allocated[i] + demand[i] > queue.entitled[i] for i in range(3)):
             return False
         return preemptible or _within(queue.fixed, demand, queue.quota)
 
@@ -249,13 +249,10 @@ class Fairness:
             known = self._leaves[leaf.name] = (*levelled(self.reclaimer, leaf), leaf.path())
         ours, theirs, path = known
         left = self.left.get(theirs.name, theirs.allocated)
-        bound: Amounts | list[int] = theirs.share
-        if not _exceeds(left, bound):
-            bound = theirs.quota
-            if not _within(ours.allocated, self.demand, ours.quota) or not _exceeds(left, bound):
-                return "exhausted"
-        if not any(bound[i] != UNLIMITED and left[i] > bound[i] and victim.amounts[i] for i in range(3)):
-            return "skip"  # ending it would not bring the queue nearer to what it is entitled to
+        if not _exceeds(left, theirs.share) and not (
+            _within(ours.allocated, self.demand, ours.quota) and _exceeds(left, theirs.quota)
+        ):
+            return "exhausted"
         self._take(path, victim.amounts, -1)
         if self._balanced():
             return "take"
