@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from itertools import pairwise
 
 import pytest
@@ -190,13 +191,20 @@ def test_bytes_that_are_not_what_was_written_are_refused_and_change_nothing(nois
     usage.observe(START + 60, {("a", "gpu"): 8}, CAPACITY)
     written = usage.encode()
     spoilt = bytearray(written)
-    spoilt[2 + place % (len(written) - 2)] = value  # the two bytes before say how it was compressed
+    spoilt[place % len(written)] = value
     for data in (noise, written[: place % len(written)], bytes(spoilt)):
-        if data == written:
-            continue
+        if unpacked(data) == unpacked(written):
+            continue  # a few bits of compressed bytes mean nothing
         with pytest.raises(CorruptUsage):
             usage.restore(data)
         assert usage.shares() == {"a": {"gpu": 1.0}}
+
+
+def unpacked(data: bytes) -> bytes:
+    try:
+        return zlib.decompress(data)
+    except zlib.error:
+        return b""
 
 
 def test_ten_thousand_queues_fit_into_a_config_map():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from capstan.scheduling.gangs import next_unit
 from capstan.scheduling.model import Gang, Status
 from capstan.scheduling.order import JobOrder
-from capstan.scheduling.session import Session
+from capstan.scheduling.session import Refusal, Session
 
 
 def _keep_promises(session: Session, waiting: list[Gang]) -> None:
@@ -30,7 +30,11 @@ def allocate(session: Session) -> None:
     """Pop gangs in queue order and place one unit of each; a gang that has more comes back for it in its turn."""
     waiting = list(session.candidates())
     _keep_promises(session, waiting)
-    order = JobOrder(session.world, [gang for gang in waiting if gang.pending])
+    depth = session.policy.queue_depth.get("allocate")
+    order = JobOrder(session.world, [gang for gang in waiting if gang.pending], depth)
+    for late in order.left_out:
+        text = f"waits behind {depth} others of queue {late.queue_name}: no more are looked at in a cycle"
+        session.refuse(late, Refusal("PodSchedulingErrors", text))
     while (gang := order.pop()) is not None:
         unit = next_unit(gang)
         if not unit:

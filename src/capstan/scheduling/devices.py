@@ -10,7 +10,6 @@ import msgspec
 from capstan.allocation import Allocation, NodeView
 from capstan.allocation import allocate as allocate_claims
 from capstan.api.resource import MAX_RESERVED_FOR, ResourceClaim, ResourceClaimSpec
-from capstan.api.scheduling import QUEUE_LABEL
 from capstan.scheduling.model import GPU, GPU_COLUMN, Node, Shape, Share, Status, Task
 from capstan.scheduling.policy import Policy
 from capstan.scheduling.world import World
@@ -167,7 +166,7 @@ def _same_queue(world: World, task: Task, claim: ResourceClaim) -> bool:
     gang = task.gang
     if gang is None or gang.queue is world.free_queue or claim.metadata.controller() is not None:
         return True
-    return not world.claims_gpus(claim) or claim.metadata.labels.get(QUEUE_LABEL) == gang.queue_name
+    return not world.claims_gpus(claim) or claim.metadata.labels.get(world.policy.queue_label) == gang.queue_name
 
 
 def _regrant(
@@ -219,7 +218,7 @@ def allocate(world: World, policy: Policy, task: Task, node: Node, *, later: boo
         if _crowded(world, task, claim):
             return f"claim {claim.key[1]} has {MAX_RESERVED_FOR} users already"
         if not _same_queue(world, task, claim):
-            return f"claim {claim.key[1]} needs the label {QUEUE_LABEL} of the pod's queue"
+            return f"claim {claim.key[1]} needs the label {policy.queue_label} of the pod's queue"
         held = inventory.allocation(claim.key)
         if held is None:
             open_claims.append(claim)

@@ -60,7 +60,7 @@ def consolidate(session: Session) -> None:
 
 def _each(session: Session, action: str, attempt: Callable[[Session, Gang, Sequence[Task]], Refusal | None]) -> None:
     """Pop waiting gangs in queue order, each for one unit; one that is like another that failed is not tried again."""
-    order = JobOrder(session.world, list(session.candidates()))
+    order = JobOrder(session.world, list(session.candidates()), session.policy.queue_depth.get(action))
     failed: dict[object, Refusal] = {}
     while (gang := order.pop()) is not None:
         unit = next_unit(gang)

@@ -15,7 +15,6 @@ from capstan.api.scheduling import (
     DEFAULT_PRIORITY,
     EXPECTED_RUNTIME,
     MAX_RUNTIME,
-    NODE_POOL_LABEL,
     QUEUE_LABEL,
     REQUEUE_DELAY,
     PodGroup,
@@ -23,13 +22,14 @@ from capstan.api.scheduling import (
 )
 from capstan.scheduling import durations
 from capstan.scheduling.model import Gang, Group, Levels, Task
+from capstan.scheduling.policy import Policy
 
 STALE_SINCE = "kai.scheduler/stale-podgroup-timestamp"
 LAST_START = "kai.scheduler/last-start-timestamp"
 REQUEUE_NOT_BEFORE = "kai.scheduler/requeue-not-before"
 
 
-def build_gang(obj: PodGroup, priorities: Mapping[str, int]) -> Gang:
+def build_gang(obj: PodGroup, priorities: Mapping[str, int], queue_label: str = QUEUE_LABEL) -> Gang:
     """The gang of a PodGroup. What is contradictory in it becomes `error`; the gang then never starts."""
     spec, meta = obj.spec, obj.metadata
     gang = Gang(
@@ -37,11 +37,10 @@ def build_gang(obj: PodGroup, priorities: Mapping[str, int]) -> Gang:
         name=meta.name,
         uid=meta.uid or f"{meta.namespace}/{meta.name}",
         created=clock.parse(meta.creation_timestamp),
-        queue_name=spec.queue or meta.labels.get(QUEUE_LABEL, ""),
+        queue_name=spec.queue or meta.labels.get(queue_label, ""),
         root=Group("", None, 1, _levels(spec.topology_constraint)),
         groups={},
         priority_class=spec.priority_class_name,
-        pool=meta.labels.get(NODE_POOL_LABEL, ""),
     )
     if spec.preemptibility:
         gang.explicit = spec.preemptibility.lower() == "preemptible"
@@ -138,7 +137,7 @@ def _levels(constraint: TopologyConstraint | None) -> Levels | None:
     return Levels(constraint.topology, constraint.required_topology_level, constraint.preferred_topology_level)
 
 
-def implicit_gang(pod: Pod, priorities: Mapping[str, int], default_queue: str) -> Gang:
+def implicit_gang(pod: Pod, priorities: Mapping[str, int], policy: Policy) -> Gang:
     """The gang of one that a pod without a PodGroup forms."""
     meta, spec = pod.metadata, pod.spec
     root = Group("", None, 1)
@@ -147,12 +146,11 @@ def implicit_gang(pod: Pod, priorities: Mapping[str, int], default_queue: str) -
         name=f"pod/{meta.name}",
         uid=meta.uid or f"{meta.namespace}/{meta.name}",
         created=clock.parse(meta.creation_timestamp),
-        queue_name=meta.labels.get(QUEUE_LABEL, default_queue),
+        queue_name=meta.labels.get(policy.queue_label, policy.default_queue),
         root=root,
         groups={"": root},
         priority_class=spec.priority_class_name,
         implicit=True,
-        pool=meta.labels.get(NODE_POOL_LABEL, ""),
     )
     try:
         _take_runtimes(gang, meta.annotations)

@@ -336,7 +336,6 @@ class Gang:
     queue: Queue | None = None
     pending: int = 0
     active: int = 0
-    pool: str = ""
     priority_class: str = ""
     explicit: bool | None = None
     """Preemptibility as the user set it, if at all."""

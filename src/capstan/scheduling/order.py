@@ -50,9 +50,12 @@ class Branch:
 
 
 class JobOrder:
-    """Pops gangs in the order in which they are to be scheduled; `done` re-keys after each."""
+    """Pops gangs in the order in which they are to be scheduled; `done` re-keys after each.
 
-    def __init__(self, world: World, gangs: Iterable[Gang]) -> None:
+    Of every leaf queue only the first `depth` are popped, if that is given; the others are `left_out`.
+    """
+
+    def __init__(self, world: World, gangs: Iterable[Gang], depth: int | None = None) -> None:
         self.world = world
         self.root = Branch(None, None)
         leaves: dict[str, Branch] = {}
@@ -63,6 +66,12 @@ class JobOrder:
             if leaf is None:
                 leaf = leaves[queue.name] = Branch(queue, None)
             leaf.jobs.append((job_key(gang), gang))
+        self.left_out: list[Gang] = []
+        for leaf in leaves.values():
+            if depth is not None and len(leaf.jobs) > depth:
+                leaf.jobs.sort(key=lambda job: job[0])
+                self.left_out += [gang for _, gang in leaf.jobs[depth:]]
+                del leaf.jobs[depth:]
         self._current: Branch | None = None
         self._hang(leaves)
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
-from capstan.api.scheduling import SCHEDULER_NAME
+from capstan.api.scheduling import NODE_POOL_LABEL, QUEUE_LABEL, SCHEDULER_NAME
 
 Placement = Literal["binpack", "spread"]
 ACTIONS = ("allocate", "consolidate", "reclaim", "preempt", "evict-stale", "requeue")
-STUCK_AFTER = 120.0
-"""Seconds past its deletion deadline after which a terminating pod's resources are no longer counted on (KAI)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +22,8 @@ class Policy:
 
     actions: tuple[str, ...] = ACTIONS
     scheduler_names: frozenset[str] = frozenset({SCHEDULER_NAME})
+    grouped_scheduler: str = SCHEDULER_NAME
+    """The one of them whose pods wait until the grouper has named their gang; pods of others may be gangs of one."""
     default_queue: str = ""
     gpu_placement: Placement = "binpack"
     cpu_placement: Placement = "binpack"
@@ -37,8 +38,20 @@ class Policy:
     saturation_multiplier: float = 1.0
     k_value: float = 1.0
     """How much past usage (`World.usage`) takes away from the weight of a queue when over-quota shares are divided."""
+    queue_depth: Mapping[str, int] = field(default_factory=dict)
+    """Action -> how many gangs of a leaf queue it looks at, in the order of the queue; others are looked at in full."""
+    stuck_after: float = 120.0
+    """Past its deletion deadline, after which a terminating pod's resources are no longer counted on."""
+    gpu_sharing: bool = True
+    """Whether pods may ask for a part of a GPU."""
     node_pool: str | None = None
-    """Value of the node pool label this shard serves; None: nodes and gangs without the label... and all others too."""
+    """Value of the node pool label on the nodes and gangs that are served; empty: those without it; None: all."""
+    node_pool_label: str = NODE_POOL_LABEL
+    queue_label: str = QUEUE_LABEL
     gpu_drivers: frozenset[str] = frozenset({"gpu.nvidia.com"})
     """DRA drivers whose allocated devices count as GPUs in quotas."""
     allocation_policy: Literal["best-fit", "kubernetes"] = "best-fit"
+
+    def serves(self, labels: Mapping[str, str]) -> bool:
+        """Whether a node or gang with these labels is in the node pool."""
+        return self.node_pool is None or labels.get(self.node_pool_label) == (self.node_pool or None)

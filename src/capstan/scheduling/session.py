@@ -52,8 +52,6 @@ class Session:
         world = self.world
         for queue in (*world.queues.values(), world.free_queue, world.nowhere):
             for _, gang in queue.pending:
-                if self.policy.node_pool is not None and gang.pool != self.policy.node_pool:
-                    continue
                 refusal = self._unfit(gang, queue)
                 if refusal is None:
                     yield gang

@@ -25,7 +25,6 @@ from capstan.api.resource import (
 from capstan.api.scheduling import (
     POD_GROUP_ANNOTATION,
     PRIORITY_CLASSES,
-    SCHEDULER_NAME,
     SUBGROUP_LABEL,
     TASK_PRIORITY_LABEL,
     PodGroup,
@@ -49,7 +48,8 @@ from capstan.scheduling.model import (
     Zones,
 )
 from capstan.scheduling.plan import Bind, Eviction, Plan
-from capstan.scheduling.policy import STUCK_AFTER, Policy
+from capstan.scheduling.policy import Policy
+from capstan.scheduling.pools import Membership
 from capstan.scheduling.queues import QueueStatus, link, parse_queue, set_fair_shares, status_of
 from capstan.scheduling.runtimes import History, declared, run_key, started
 
@@ -69,6 +69,8 @@ Object = (
     | DeviceClass
     | DeviceTaintRule
 )
+
+_SHARING_OFF = "GPU sharing is switched off in this cluster (Config spec.admission.gpuSharing); ask for whole GPUs"
 
 
 class World(Holdings):
@@ -107,10 +109,13 @@ class World(Holdings):
         self.evictions: dict[str, Eviction] = {}
         self.guards: dict[str, Task] = {}
         """Tasks whose required anti-affinity keeps others away."""
+        self._members = Membership(self.policy)
         self._uids: dict[Key, str] = {}
         self._pods: dict[str, Pod] = {}
         self._sources: dict[object, bytes] = {}
         self._waiting_for_node: dict[str, set[str]] = {}
+        self._awaited: dict[str, str] = {}
+        """uid -> the node, unknown here, that the pod is on."""
         self._relink = False
         self._terminating: dict[str, Task] = {}
         self._memory_shares: set[str] = set()
@@ -171,9 +176,11 @@ class World(Holdings):
                 self._remove_node(name)
             case "PodGroup":
                 self._sources.pop(("PodGroup", key), None)
+                self._members.forget_group(key)
                 gang = self.gangs.get(key)
                 if gang is not None:
                     self._replace_gang(gang, self._placeholder(key))
+                self._seat_again(self._members.take_up(key))
             case "Queue":
                 self._sources.pop(("Queue", name), None)
                 if self.queues.pop(name, None) is not None:
@@ -294,7 +301,7 @@ class World(Holdings):
         if self._relink:
             self._relink_queues()
         for task in self._terminating.values():
-            stuck = now > task.terminating_since + STUCK_AFTER
+            stuck = now > task.terminating_since + self.policy.stuck_after
             status = Status.STUCK if stuck else Status.RELEASING
             if task.status in (Status.RELEASING, Status.STUCK) and task.status != status:
                 self.move(task, status, task.node, task.devices, zones=task.zones)
@@ -329,7 +336,8 @@ class World(Holdings):
         before = self.tasks.get(uid)
         if before is not None:
             task.held = before.held
-            if before.gang is not None and before.gang.key != self._gang_key(pod):
+            key = self._gang_key(pod)
+            if before.gang is not None and (before.gang.key != key or not self._members.admits(key, pod)):
                 self._drop_from_gang(before)
         self.tasks[uid] = task
         self._attach(task, pod)
@@ -377,7 +385,7 @@ class World(Holdings):
                 for v in spec.volumes
                 if v.persistent_volume_claim or v.ephemeral
             ),
-            error=shape.error,
+            error=shape.error or (_SHARING_OFF if shape.share is not None and not self.policy.gpu_sharing else ""),
             blocked=", ".join(gate.name for gate in spec.scheduling_gates),
             nominated=pod.status.nominated_node_name,
             started=clock.parse(pod.status.start_time),
@@ -419,7 +427,7 @@ class World(Holdings):
                 status = Status.RELEASING
         node = self.nodes.get(node_name) if node_name else None
         if node_name and node is None:
-            self._waiting_for_node.setdefault(node_name, set()).add(uid)
+            self._await(node_name, uid)
         devices: tuple[str, ...] = ()
         if node is not None and task.shape.share is not None and not node.by_claims and HOLDS_NOW[status]:
             devices = bind.gpu_groups if bind is not None else shared_devices(pod, task.shape.share.devices)
@@ -469,9 +477,14 @@ class World(Holdings):
         self.gated.pop(uid, None)
         self._terminating.pop(uid, None)
         self._memory_shares.discard(uid)
-        for home in [home for home, waiting in self._waiting_for_node.items() if uid in waiting]:
-            self._waiting_for_node[home].discard(uid)
-            if not self._waiting_for_node[home]:
+        key = self._gang_key(self._pods[uid]) if task.gang is None else None
+        if key is not None:
+            self._members.take_up(key, uid)
+        home = self._awaited.pop(uid, "")
+        waiting = self._waiting_for_node.get(home)
+        if waiting is not None:
+            waiting.discard(uid)
+            if not waiting:
                 del self._waiting_for_node[home]
         for _, name in task.claims:
             users = self.claim_users.get((task.namespace, name or ""))
@@ -519,7 +532,7 @@ class World(Holdings):
             group = pod.spec.scheduling_group.pod_group_name
         if group:
             return (pod.metadata.namespace, group)
-        if pod.spec.scheduler_name == SCHEDULER_NAME:
+        if pod.spec.scheduler_name == self.policy.grouped_scheduler:
             return None  # the grouper has not seen it yet
         return (pod.metadata.namespace, f"pod/{pod.metadata.name}")
 
@@ -527,10 +540,13 @@ class World(Holdings):
         key = self._gang_key(pod)
         if key is None:
             return
+        if not self._members.admits(key, pod):
+            self._members.set_aside(key, task.uid)
+            return
         gang = self.gangs.get(key)
         if gang is None:
             if key[1].startswith("pod/"):
-                gang = implicit_gang(pod, self.priorities, self.policy.default_queue)
+                gang = implicit_gang(pod, self.priorities, self.policy)
             else:
                 gang = self._placeholder(key)
             self._add_gang(gang)
@@ -555,12 +571,18 @@ class World(Holdings):
         return gang
 
     def _upsert_gang(self, obj: PodGroup) -> None:
-        source = encode((obj.spec, obj.metadata.annotations, obj.metadata.uid, obj.metadata.creation_timestamp))
+        meta = obj.metadata
+        source = encode((obj.spec, meta.labels, meta.annotations, meta.uid, meta.creation_timestamp))
         if self._sources.get(("PodGroup", obj.key)) == source:
             return
         self._sources[("PodGroup", obj.key)] = source
-        gang = build_gang(obj, self.priorities)
         old = self.gangs.get(obj.key)
+        if not self._members.place_group(obj.key, meta.labels):
+            if old is not None:
+                self._forget_gang(old)
+                self._seat_again([task.uid for task in sorted(old.tasks.values(), key=lambda task: task.order)])
+            return
+        gang = build_gang(obj, self.priorities, self.policy.queue_label)
         if old is not None:
             gang.stale_since = gang.stale_since if gang.stale_since is not None else old.stale_since
             gang.last_start = gang.last_start if gang.last_start is not None else old.last_start
@@ -569,6 +591,15 @@ class World(Holdings):
             self._replace_gang(old, gang)
         else:
             self._add_gang(gang)
+        self._seat_again(self._members.take_up(obj.key))
+
+    def _seat_again(self, uids: Iterable[str]) -> None:
+        """Pods whose gang came to this shard, left it, or is unknown now."""
+        for uid in uids:
+            task = self.tasks[uid]
+            self._detach(task, keep_gang=True)
+            task.gang = task.group = None
+            self._attach(task, self._pods[uid])
 
     def _add_gang(self, gang: Gang) -> None:
         self.gangs[gang.key] = gang
@@ -649,6 +680,9 @@ class World(Holdings):
 
     def _upsert_node(self, obj: ApiNode) -> None:
         name = obj.metadata.name
+        if not self.policy.serves(obj.metadata.labels):
+            self._remove_node(name)
+            return
         source = encode(
             (
                 obj.metadata.labels,
@@ -700,9 +734,13 @@ class World(Holdings):
         if self.inventory is not None:
             self.inventory.delete("Node", "", name)
         for task, *_ in self._lift(name):
-            self._waiting_for_node.setdefault(name, set()).add(task.uid)
+            self._await(name, task.uid)
         self.layout += 1
         self.touched.clear()
+
+    def _await(self, node: str, uid: str) -> None:
+        self._waiting_for_node.setdefault(node, set()).add(uid)
+        self._awaited[uid] = node
 
     # -- claims ------------------------------------------------------------------------------------------------------
 
