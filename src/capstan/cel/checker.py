@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from capstan.cel.errors import CompileError, EvaluationError, Issue
+from capstan.cel.mathematics import VARIADIC
 from capstan.cel.standard import regex
 from capstan.cel.syntax import (
     Bind,
@@ -272,6 +273,8 @@ class _Checker:
                 if functions.find(candidate, member=False):
                     node.function = candidate
                     break
+        if node.function in VARIADIC and len(node.args) > 2:
+            node.args = [ListLiteral(node.position, node.args, frozenset())]
         types = [self.check(operand) for operand in node.operands]
         if node.function in _PATTERN_FUNCTIONS and self.environment.checks_patterns:
             self.check_pattern(node.operands)

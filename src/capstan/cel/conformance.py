@@ -7,15 +7,18 @@ the sum last.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from capstan.cel import textproto
 from capstan.cel.environments import Environment, standard
 from capstan.cel.errors import CelError, CompileError, EvaluationError
+from capstan.cel.library import Library, Overload
 from capstan.cel.messages import build_message
 from capstan.cel.program import compile
 from capstan.cel.textproto import Message
@@ -120,13 +123,17 @@ def _read(test: Any) -> Case:
     matcher = next((key for key, _ in test if key in _MATCHERS), "value")
     if matcher in ("unknown", "any_unknowns"):
         raise Skip("partial evaluation")
-    if _true(field(test, "disable_macros")):
-        raise Skip("macros switched off")
     try:
-        declarations = [value for key, value in test if key == "type_env"]
-        environment = standard(tuple(_declared(each) for each in declarations if each), text(test, "container"))
-        if _true(field(test, "disable_check")):
-            environment = replace(environment, checked=False)
+        declarations = [value for key, value in test if key == "type_env" and value]
+        functions = [each for each in declarations if field(each, "function") is not None]
+        variables = tuple(_variable(each) for each in declarations if each not in functions)
+        environment = standard(variables, text(test, "container"))
+        environment = replace(
+            environment,
+            libraries=(*environment.libraries, _library(functions)),
+            macros=not _true(field(test, "disable_macros")),
+            checked=not _true(field(test, "disable_check")),
+        )
         typed = field(test, "typed_result", [])
         expected = field(typed, "result") if matcher == "typed_result" else field(test, "value", [("bool_value", True)])
         error = "error" in matcher
@@ -170,16 +177,36 @@ def _true(value: Any) -> bool:
     return value in ("true", "True", "t") or value == 1
 
 
-def _declared(declaration: Message) -> tuple[str, str]:
-    if field(declaration, "function") is not None:
-        raise Skip("functions declared by the test")
+def _variable(declaration: Message) -> tuple[str, str]:
     return text(declaration, "name"), str(_type(field(field(declaration, "ident", []), "type", [])))
+
+
+def _library(declarations: list[Message]) -> Library:
+    """Functions that a test declares and nobody implements: the checker knows them, to call one is an error."""
+    library = Library("declared by the test")
+    for declaration in declarations:
+        name = text(declaration, "name")
+        for key, overload in field(declaration, "function"):
+            if key == "overloads":
+                member = _true(field(overload, "is_instance_function"))
+                params = tuple(_type(value) for key, value in overload if key == "params")
+                result = _type(field(overload, "result_type", []))
+                library.declared.append((name, Overload(params, result, member, partial(_unimplemented, name))))
+    return library
+
+
+def _unimplemented(name: str, *_: Any) -> Any:
+    raise EvaluationError(f"the function {name} is declared only")
 
 
 def _type(message: Message) -> Type:
     if not message:
         return DYN
     kind, value = message[0]
+    if kind == "type_param":
+        if not re.fullmatch(b"[A-Z]", value):
+            raise Skip("type parameters that are not one capital letter")
+        return Type(value.decode())
     if kind == "primitive":
         return Type(_PRIMITIVES[value])
     if kind == "wrapper":

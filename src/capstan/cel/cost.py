@@ -167,6 +167,11 @@ def _replaced(text: Any, old: Any, new: Any, *_: Any) -> int:
     return _traverse(len(text), text.count(old) * max(len(new) - len(old), 0))
 
 
+def _rewritten(text: Any, pattern: Any, replacement: Any = "", *_: Any) -> int:
+    """Every character may be a match, and every reference in the replacement that match."""
+    return _matched(text, pattern) + _traverse((length(text) + 1) * length(replacement))
+
+
 def _joined(parts: Any, separator: Any = "") -> int:
     if not isinstance(parts, (list, tuple)):
         return 0
@@ -199,7 +204,8 @@ SIZED: Final[dict[str, Callable[..., int]]] = {
     "@in": _member,
     "matches": _matched,
     "find": _matched,
-    "findAll": _matched,
+    **dict.fromkeys(("findAll", "regex.extract", "regex.extractAll"), _matched),
+    "regex.replace": _rewritten,
     "contains": _product,
     "replace": _replaced,
     "join": _joined,
@@ -288,6 +294,7 @@ _SCALAR_TYPES: Final = frozenset(
     )
 )
 _PLAIN_TYPES: Final = _SCALAR_TYPES | {"string", "bytes"}
+_SEARCHES: Final = frozenset(("matches", "find", "findAll", "regex.extract", "regex.extractAll"))
 _SAME_SIZE: Final = frozenset(
     ("lowerAscii", "upperAscii", "trim", "substring", "reverse", "sort", "distinct", "slice", "dyn")
 )
@@ -450,10 +457,14 @@ class _Estimator:
         if name == "_+_" and node.type.name not in _SCALAR_TYPES:
             joined = ranges[0] + ranges[1]
             return total + joined.scaled(TRAVERSAL), Size(joined, sizes[0].union(sizes[1]).element)
-        if name in ("matches", "find", "findAll"):
+        if name in _SEARCHES:
             own = (ranges[0] + ONE).scaled(TRAVERSAL).times(ranges[1].scaled(PATTERN))
-            if name == "findAll":
+            if name in ("findAll", "regex.extractAll"):
                 result = Size(Range(0, ranges[0].high + 1), Size(Range(0, ranges[0].high)))
+        elif name == "regex.replace":
+            grown = (ranges[0] + ONE).times(ranges[2] + ONE)
+            own = (ranges[0] + ONE).scaled(TRAVERSAL).times(ranges[1].scaled(PATTERN)) + grown.scaled(TRAVERSAL)
+            result = Size(Range(0, grown.high))
         elif name in ("contains",):
             own = ranges[0].scaled(TRAVERSAL).times(ranges[1].scaled(TRAVERSAL))
         elif name == "@in":

@@ -20,7 +20,7 @@ from capstan.cel.messages import JSON_PATCH, WELL_KNOWN, MessageType
 from capstan.cel.network import CIDRS, IPS, URLS
 from capstan.cel.operators import OPERATORS
 from capstan.cel.optionals import OPTIONALS
-from capstan.cel.sequences import ENCODERS, INCLUDES, KUBERNETES_LISTS, LISTS, REGEX, SETS
+from capstan.cel.sequences import ENCODERS, INCLUDES, KUBERNETES_LISTS, LISTS, REGEX, REGEX_EXTENSION, SETS
 from capstan.cel.standard import STANDARD
 from capstan.cel.strings import STRINGS
 from capstan.cel.times import TIMES, timestamp_from_string
@@ -76,8 +76,8 @@ class Environment:
     how the value of a variable or field (`Type.field`) arrives from JSON where that is not how CEL has it. `sizes`
     bounds values by the name of their type and `bounds` those of one variable or field, for the cost estimate; what is
     in neither is unbounded. `cost_limit` stops an evaluation; `estimate_limit` refuses an expression whose worst case
-    exceeds it. `results` are the acceptable result types (none: any). Where not `checked`, mistakes of type show when
-    the expression runs.
+    exceeds it. `results` are the acceptable result types (none: any). Without `macros`, `has`, `all` and their kin are
+    functions that nobody declares. Where not `checked`, mistakes of type show when the expression runs.
     """
 
     name: str
@@ -92,6 +92,7 @@ class Environment:
     container: str = ""
     homogeneous: bool = True
     mutating: bool = False
+    macros: bool = True
     checked: bool = True
     checks_patterns: bool = True
     cost_limit: int = CALL_LIMIT
@@ -124,7 +125,7 @@ def standard(variables: tuple[tuple[str, str], ...] = (), container: str = "") -
     return Environment(
         name="standard",
         variables={name: parse_type(type_) for name, type_ in variables},
-        libraries=(*_CORE, *_KUBERNETES, LISTS, SEMVERS, MATH, ENCODERS),
+        libraries=(*_CORE, *_KUBERNETES, LISTS, SEMVERS, MATH, ENCODERS, REGEX_EXTENSION),
         constants={"google.protobuf.NullValue.NULL_VALUE": 0},
         container=container,
         homogeneous=False,

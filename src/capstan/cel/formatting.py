@@ -10,7 +10,6 @@ from typing import Any, Final
 
 from capstan.cel.errors import EvaluationError
 from capstan.cel.library import Library
-from capstan.cel.standard import string_from_bytes
 from capstan.cel.times import string_from_timestamp
 from capstan.cel.values import Duration, Timestamp, TypeValue, Uint, type_name
 
@@ -18,6 +17,8 @@ FORMATTING: Final = Library("string formatting")
 
 MAX_PRECISION: Final = 100
 
+# What decoding makes of a byte that is no UTF-8.
+_INVALID = re.compile("[\udc80-\udcff]+")
 _CLAUSE = re.compile(r"%(?:\.([0-9]{1,9}))?(.?)", re.DOTALL)
 
 
@@ -71,7 +72,7 @@ def _string(value: Any, _: int = 0) -> str:
     if kind is float:
         return _special(value) or format(Decimal(repr(value)).normalize(), "f")
     if kind is bytes:
-        return string_from_bytes(value)
+        return _INVALID.sub("\ufffd", value.decode(errors="surrogateescape"))
     if kind is TypeValue:
         return str(value.name)
     if kind is Timestamp:
@@ -90,9 +91,9 @@ def _string(value: Any, _: int = 0) -> str:
 def _decimal(value: Any, _: int) -> str:
     if type(value) in (int, Uint):
         return str(int(value))
-    if type(value) is float and (special := _special(value)):
-        return special
-    raise _wrong("decimal", "integers", value)
+    if type(value) is float:
+        return _string(value)
+    raise _wrong("decimal", "integers and doubles", value)
 
 
 def _number(clause: str, value: Any) -> float | str:

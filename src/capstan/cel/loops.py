@@ -11,7 +11,7 @@ from functools import cmp_to_key, partial
 from typing import Any
 
 from capstan.cel.errors import CostExceeded, EvaluationError
-from capstan.cel.values import as_bool, elements, greater, insert, less, pairs
+from capstan.cel.values import as_bool, build_map, elements, greater, less, pairs
 
 Thunk = Callable[[], Any]
 Body = Callable[..., Any]
@@ -109,20 +109,20 @@ def transform_list(container: Any, body: Body, condition: Body | None = None) ->
 
 
 def transform_map(container: Any, body: Body, condition: Body | None = None) -> dict[Any, Any]:
-    return {pair[0]: body(*pair) for pair in pairs(container) if condition is None or as_bool(condition(*pair))}
+    chosen = (pair for pair in pairs(container) if condition is None or as_bool(condition(*pair)))
+    return build_map(*((pair[0], body(*pair)) for pair in chosen))
 
 
 def transform_map_entry(container: Any, body: Body, condition: Body | None = None) -> dict[Any, Any]:
     """Each body gives a map of entries to add; a key may come once."""
-    result: dict[Any, Any] = {}
+    entries: list[tuple[Any, Any]] = []
     for pair in pairs(container):
         if condition is None or as_bool(condition(*pair)):
-            entries = body(*pair)
-            if not isinstance(entries, dict):
+            added = body(*pair)
+            if not isinstance(added, dict):
                 raise EvaluationError("no such overload: transformMapEntry needs a map")
-            for key, value in entries.items():
-                insert(result, key, value)
-    return result
+            entries += added.items()
+    return build_map(*entries)
 
 
 def sort_by(container: Any, key: Body) -> list[Any]:

@@ -13,16 +13,16 @@ from capstan.cel.values import NUMBERS, UINT_MAX, Uint, no_such_overload
 MATH: Final = Library("math")
 
 _KINDS: Final = ("int", "uint", "double")
-_MOST_ARGUMENTS: Final = 16
+VARIADIC: Final = frozenset(("math.greatest", "math.least"))
+"""Macros in the specification: three arguments and more count as one list of them."""
 
 
 def _extreme(name: str) -> list[str]:
-    """One list, or any number of numbers: the same type in and out, dyn for mixtures."""
+    """One list, one number, or two: the same type in and out, dyn for mixtures."""
     pairs = [(left, right) for left in _KINDS for right in _KINDS]
     return [
         *(f"math.{name}({kind}) -> {kind}" for kind in _KINDS),
         *(f"math.{name}({left}, {right}) -> {left if left == right else 'dyn'}" for left, right in pairs),
-        *(f"math.{name}({', '.join(['dyn'] * count)}) -> dyn" for count in range(3, _MOST_ARGUMENTS)),
     ]
 
 

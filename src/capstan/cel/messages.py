@@ -80,7 +80,10 @@ def build_message(name: str, *entries: tuple[str, Any]) -> Any:
     if short in WRAPPERS:
         return _wrapper(short, fields.get("value"))
     if short in ("Timestamp", "Duration"):
-        nanos = fields.get("seconds", 0) * NANOS + fields.get("nanos", 0)
+        seconds, nanos = fields.get("seconds", 0), fields.get("nanos", 0)
+        if short == "Duration" and seconds * nanos < 0:
+            raise EvaluationError(f"duration sign mismatch: seconds={seconds}, nanos={nanos}")
+        nanos += seconds * NANOS
         if short == "Timestamp":
             return checked_timestamp(nanos)
         return long_duration(nanos)

@@ -53,12 +53,13 @@ _LOOPS: Final = {
 _BINDS: Final = {"optMap", "optFlatMap"}
 
 
-def parse(source: str) -> Node:
-    """The tree of one expression. Raises CompileError with the position of the first mistake."""
+def parse(source: str, *, macros: bool = True) -> Node:
+    """The tree of one expression; without `macros`, they are calls of functions as any other. Raises CompileError with
+    the position of the first mistake."""
     if len(source) > MAX_LENGTH:
         message = f"expression code point size exceeds limit: size: {len(source)}, limit {MAX_LENGTH}"
         raise CompileError(source, [Issue(0, message)])
-    parser = _Parser(source)
+    parser = _Parser(source, macros)
     node = parser.expression()
     parser.expect("end")
     _check_height(source, node)
@@ -66,8 +67,9 @@ def parse(source: str) -> Node:
 
 
 class _Parser:
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, macros: bool) -> None:
         self.source = source
+        self.macros = macros
         self.tokens = tokenize(source)
         self.at = 0
         self.depth = 0
@@ -218,6 +220,8 @@ class _Parser:
     def arguments(self, closing: str, optional: set[int] | None = None) -> list[Node]:
         """The comma-separated expressions up to the closing token; a list literal marks its `?` items in `optional`."""
         items: list[Node] = []
+        if optional is not None and self.lone_comma(closing):
+            return items
         while not self.accept(closing):
             if optional is not None and self.accept("?"):
                 optional.add(len(items))
@@ -229,8 +233,17 @@ class _Parser:
                 raise self.fail(self.token.position, f"Syntax error: unexpected '{closing}' after ','")
         return items
 
+    def lone_comma(self, closing: str) -> bool:
+        """`[,]` and `{,}` are empty literals: the comma after the elements is optional, and so are they."""
+        if self.token.kind != "," or self.tokens[self.at + 1].kind != closing:
+            return False
+        self.at += 2
+        return True
+
     def map(self, position: int) -> Node:
         entries: list[Entry] = []
+        if self.lone_comma("}"):
+            return MapLiteral(position, entries)
         while not self.accept("}"):
             start = self.token.position
             optional = self.accept("?") is not None
@@ -256,6 +269,8 @@ class _Parser:
         return MessageLiteral(position, name, fields)
 
     def call(self, position: int, name: str, target: Node | None, args: list[Node]) -> Node:
+        if not self.macros:
+            return Call(position, name, target, args)
         if target is None:
             if name == "has":
                 return self.has(position, args)

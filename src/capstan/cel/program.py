@@ -95,7 +95,7 @@ def compile(expression: str, environment: Environment) -> Program:
     """Compile an expression. Raises CompileError with line and column of what is wrong."""
     if environment.max_bytes is not None and len(expression.encode()) > environment.max_bytes:
         raise CompileError(expression, [Issue(0, f"Too long: may not be more than {environment.max_bytes} bytes")])
-    tree = parse(expression)
+    tree = parse(expression, macros=environment.macros)
     result = check(expression, tree, environment)
     accepted = environment.results
     if accepted and result not in accepted:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from functools import cmp_to_key
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, Final
 
 from capstan.cel.errors import EvaluationError
@@ -20,10 +21,12 @@ KUBERNETES_LISTS: Final = Library("kubernetes lists")
 LISTS: Final = Library("lists")
 SETS: Final = Library("sets")
 REGEX: Final = Library("regex")
+REGEX_EXTENSION: Final = Library("regex extension")
 ENCODERS: Final = Library("encoders")
 INCLUDES: Final = Library("includes")
 
 MAX_RANGE: Final = 1_000_000
+_REFERENCE = re.compile(r"\\(.?)", re.DOTALL)
 
 add: Final = Function("_+_", [overload for name, overload in OPERATORS.declared if name == "_+_"])
 
@@ -171,6 +174,43 @@ def find_all(text: str, pattern: str, limit: int = -1) -> list[str]:
             break
         found.append(match.group())
     return found
+
+
+@REGEX_EXTENSION.declare("regex.extract(string, string) -> optional(string)")
+def extract(text: str, pattern: str) -> Optional:
+    """The first match, or what its only group captured."""
+    found = extract_all(text, pattern, 1)
+    return Optional(found[0]) if found else NONE
+
+
+@REGEX_EXTENSION.declare("regex.extractAll(string, string) -> list(string)")
+def extract_all(text: str, pattern: str, limit: int = -1) -> list[str]:
+    """All matches, or what their only group captured; matches without a capture are left out."""
+    compiled = regex(pattern)
+    if compiled.groups > 1:
+        raise EvaluationError(f"regular expression has more than one capturing group: {pattern[:200]!r}")
+    captured = (match.group(compiled.groups) for match in compiled.finditer(text))
+    return list(islice((part for part in captured if part is not None), limit if limit >= 0 else None))
+
+
+@REGEX_EXTENSION.declare(
+    "regex.replace(string, string, string) -> string", "regex.replace(string, string, string, int) -> string"
+)
+def regex_replace(text: str, pattern: str, replacement: str, limit: int = -1) -> str:
+    """`\\1` to `\\9` in the replacement are the groups of the match, `\\0` is all of it, `\\\\` a backslash."""
+    compiled = regex(pattern)
+    pieces = _REFERENCE.split(replacement)  # text, reference, text, ...
+    for reference in pieces[1::2]:
+        if reference != "\\" and not (reference.isdecimal() and int(reference) <= compiled.groups):
+            raise EvaluationError(f"invalid replacement string: \\{reference} names no group of {pattern[:200]!r}")
+    result: list[str] = []
+    last = 0
+    for match in islice(compiled.finditer(text), limit if limit >= 0 else None):
+        result.append(text[last : match.start()])
+        for position, piece in enumerate(pieces):
+            result.append((match.group(int(piece)) or "") if position % 2 and piece != "\\" else piece)
+        last = match.end()
+    return "".join([*result, text[last:]])
 
 
 @ENCODERS.declare("base64.encode(bytes) -> string")

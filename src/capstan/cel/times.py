@@ -119,10 +119,13 @@ def _zone(name: str) -> tzinfo:
 def _accessor(name: str, read: Callable[[datetime], int]) -> None:
     @TIMES.declare(f"<timestamp>.{name}() -> int", f"<timestamp>.{name}(string) -> int")
     def access(value: Timestamp, zone: str = "UTC") -> int:
+        moment = _EPOCH + timedelta(microseconds=value.nanos // 1000)
         try:
-            return read((_EPOCH + timedelta(microseconds=value.nanos // 1000)).astimezone(_zone(zone)))
-        except OverflowError:
-            raise EvaluationError(f"timestamp out of range in time zone {zone}") from None
+            return read(moment.astimezone(_zone(zone)))
+        except OverflowError:  # year 0 or 10000 there: the calendar repeats every 400 years
+            years = 400 if moment.year == 1 else -400
+            found = read(moment.replace(year=moment.year + years).astimezone(_zone(zone)))
+            return found - years if name == "getFullYear" else found
 
     access.__name__ = name
 

@@ -6,7 +6,7 @@ the other kinds are the classes below and those of the Kubernetes libraries. Not
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
@@ -84,6 +84,33 @@ class DefaultMap(dict[str, Any]):
 
     def get(self, key: str, default: object = None) -> Any:
         return self[key]
+
+
+class MixedMap(dict[Any, Any]):
+    """A map with bools and numbers among its keys: CEL tells true from 1, Python's dict does not."""
+
+    __slots__ = ()
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__((key,) if type(key) is bool else key, value)
+
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__((key,) if type(key) is bool else key)
+
+    def __contains__(self, key: object) -> bool:
+        return super().__contains__((key,) if type(key) is bool else key)
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return super().get((key,) if type(key) is bool else key, default)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (key[0] if type(key) is tuple else key for key in super().__iter__())
+
+    def keys(self) -> Any:
+        return list(self)
+
+    def items(self) -> Any:
+        return list(zip(self, self.values(), strict=True))
 
 
 class KeyedList(list[Any]):
@@ -358,7 +385,8 @@ def pairs(container: Any) -> Iterable[tuple[Any, Any]]:
 
 def build_map(*entries: tuple[Any, Any]) -> dict[Any, Any]:
     """A map literal; a key may occur once and is a bool, int, uint or string."""
-    result: dict[Any, Any] = {}
+    kinds = {type(key) for key, _ in entries}
+    result: dict[Any, Any] = MixedMap() if bool in kinds and len(kinds) > 1 else {}
     for key, value in entries:
         insert(result, key, value)
     return result
