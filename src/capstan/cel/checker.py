@@ -91,7 +91,7 @@ class _Checker:
         return ERROR
 
     def check(self, node: Node) -> Type:
-        node.type = self.bindings.resolve(self._check(node))
+        node.type = self.bindings.head(self._check(node))
         return node.type
 
     def _check(self, node: Node) -> Type:
@@ -154,7 +154,7 @@ class _Checker:
             return self.bindings.fresh()
         joined = types[0]
         for node, found in zip(nodes[1:], types[1:], strict=True):
-            if joined.name == "dyn":
+            if found is joined or joined.name == "dyn":
                 continue
             if self.bindings.assignable(found, joined):
                 joined = self.general(joined, found)
@@ -276,7 +276,7 @@ class _Checker:
         if node.function in VARIADIC and len(node.args) > 2:
             node.args = [ListLiteral(node.position, node.args, frozenset())]
         types = [self.check(operand) for operand in node.operands]
-        if node.function in _PATTERN_FUNCTIONS and self.environment.checks_patterns:
+        if node.function in _PATTERN_FUNCTIONS and self.environment.checks_patterns and not self.issues:
             self.check_pattern(node.operands)
         return self.resolve(node, node.function, types, member=node.target is not None)
 

@@ -14,7 +14,7 @@ from keyword import iskeyword
 from typing import TYPE_CHECKING, Any, Final
 
 from capstan.cel import loops, optionals, values
-from capstan.cel.cost import SIZED, body_cost, round_cost
+from capstan.cel.cost import body_cost, round_cost, sized
 from capstan.cel.errors import EvaluationError
 from capstan.cel.library import Function
 from capstan.cel.messages import build_message
@@ -310,30 +310,27 @@ class _Generator:
         ]
         return f"{self.use(build_message)}({', '.join([repr(node.name), *written])})"
 
-    def body(self, node: Loop, body: Node) -> str:
-        """One body of a comprehension as a lambda over its variables."""
+    def body(self, node: Loop, body: Node, cost: int) -> str:
+        """One body of a comprehension as a lambda over its variables; it pays first."""
         outer = self.scope
         names = [self.local(name) for name in node.variables]
         self.scope = {**outer, **dict(zip(node.variables, names, strict=True))}
         written = self.write(body)
         self.scope = outer
-        if self.metered:
-            cost = body_cost(body) + (round_cost(node.kind) if body is node.bodies[0] else 0)
+        if self.metered and cost:
             written = f"meter.charge({cost}) or ({written})"  # charge returns None
         return f"lambda {', '.join(names)}: {written}"
 
     def loop(self, node: Loop) -> str:
         range_ = self.write(node.range)
-        arguments = [range_]
-        if node.kind in ("all", "exists", "exists_one", "existsOne"):
-            arguments.append(self.body(node, node.bodies[0]))
-            if len(node.variables) == 2:
-                return f"{self.use(_PAIR_LOOPS[node.kind])}({', '.join(arguments)})"
-        else:
-            *conditions, body = node.bodies
-            arguments.append(self.body(node, body))
-            arguments += [self.body(node, condition) for condition in conditions]
-        return f"{self.use(_LOOPS[node.kind])}({', '.join(arguments)})"
+        first, *others = node.bodies
+        each = round_cost(node.kind) + body_cost(first)
+        if self.metered and node.kind not in ("all", "exists"):  # no element is left out: all rounds are paid at once
+            range_, each = f"meter.rounds({range_}, {each})", 0
+        bodies = [self.body(node, first, each), *(self.body(node, other, body_cost(other)) for other in others)]
+        arguments = [range_, *reversed(bodies)]  # what an element becomes, then the condition on it
+        function = _PAIR_LOOPS.get(node.kind) if len(node.variables) == 2 else None
+        return f"{self.use(function or _LOOPS[node.kind])}({', '.join(arguments)})"
 
     def bind(self, node: Bind) -> str:
         value = self.write(node.value)
@@ -367,8 +364,8 @@ class _Generator:
             return f"{self.use(unknown_function)}({name!r})"
         arguments = [self.write(operand) for operand in operands]
         implementation: Any = function if self.exact else self.implementation(function, operands)
-        if self.metered and name in SIZED:
-            return f"meter.call({', '.join([self.use(SIZED[name]), self.use(implementation), *arguments])})"
+        if self.metered and (cost := sized(node)) is not None:
+            return f"meter.call({', '.join([self.use(cost), self.use(implementation), *arguments])})"
         return f"{self.use(implementation)}({', '.join(arguments)})"
 
     def implementation(self, function: Function, operands: list[Node]) -> Any:

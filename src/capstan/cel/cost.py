@@ -3,8 +3,8 @@
 The unit and the weights are those of cel-go and the Kubernetes libraries: 1 for a name, a selection or a call, 10 for
 a list literal, 30 for a map, 40 for a message; text is traversed at 0.1 a character; a regular expression costs 0.25 a
 character of the pattern for every 10 characters of text. The meter charges the fixed part of a body at once when it
-starts, so that a short-circuited operand is paid for too: never less than upstream's tracker, and never more than the
-estimate.
+starts, or of all rounds where none can be left out, so that a short-circuited operand is paid for too: never less than
+upstream's tracker, and never more than the estimate.
 """
 
 from __future__ import annotations
@@ -65,6 +65,11 @@ class Meter:
         if spent > self.limit:
             raise CostExceeded(self.limit)
 
+    def rounds(self, container: Any, cost: int) -> Any:
+        """Pay for a loop over the container, `cost` an element."""
+        self.charge(cost * len(container) if isinstance(container, (list, tuple, dict)) else 0)
+        return container
+
     def call(self, cost: Callable[..., int], function: Callable[..., Any], *args: Any) -> Any:
         """Call a function whose cost depends on the sizes of its arguments; pay first."""
         self.spent = spent = self.spent + cost(*args)
@@ -97,6 +102,12 @@ def body_cost(node: Node) -> int:
         case _:
             own = 1
     return own + sum(map(body_cost, children(node)))
+
+
+def sized(node: Call) -> Callable[..., int] | None:
+    """What a call costs beside the fixed part, by its arguments; None where their types leave nothing to add."""
+    scalar = all(operand.type.name in _SCALAR_TYPES for operand in node.operands)
+    return None if scalar and node.function != "lists.range" else SIZED.get(node.function)
 
 
 def round_cost(kind: str) -> int:
@@ -383,11 +394,13 @@ class _Estimator:
 
     def literal(self, parts: list[Node], own: int, count: int, optional: int) -> tuple[Range, Size]:
         total = Range(own, own)
-        element: Size | None = None
+        literals = [float(length(part.value)) for part in parts if isinstance(part, Literal)]
+        element = Size(Range(min(literals), max(literals))) if literals else None
         for part in parts:
-            cost, size = self.cost(part)
-            total += cost
-            element = size if element is None else element.union(size)
+            if not isinstance(part, Literal):
+                cost, size = self.cost(part)
+                total += cost
+                element = size if element is None else element.union(size)
         return total, Size(Range(count - optional, count), element)
 
     def loop(self, node: Loop) -> tuple[Range, Size]:
@@ -424,20 +437,26 @@ class _Estimator:
 
         A few functions make text grow, and what is wrong with a text takes some words.
         """
-        parts: list[Size] = []
+        if not sizes:
+            return self.declared(node)
+        levels: list[Range] = []
+        high = 0.0
         for size in sizes:
             each: Size | None = size
+            level = 0
             while each is not None:
-                parts.append(each)
-                each = each.element
-        if not parts:
-            return self.declared(node)
-        high = _GROWTH.get(node.function, 1) * sum(part.range.high for part in parts)
-        high += 400 if node.function == "validate" else 1
+                high += each.range.high
+                if level == len(levels):
+                    levels.append(each.range)
+                else:
+                    levels[level] = levels[level].union(each.range)
+                each, level = each.element, level + 1
         element: Size | None = None
-        for part in parts:
-            if part.element is not None:
-                element = part.element if element is None else element.union(part.element)
+        inside = ZERO
+        for range_ in reversed(levels[1:]):
+            inside = range_ if element is None else inside.union(range_)
+            element = Size(inside, element)
+        high = _GROWTH.get(node.function, 1) * high + (400 if node.function == "validate" else 1)
         return Size(Range(0, high), element)
 
     def call(self, node: Call) -> tuple[Range, Size]:

@@ -13,6 +13,7 @@ RESERVED = frozenset(
     {"as", "break", "const", "continue", "else", "for", "function", "if", "import", "let", "loop", "package"}
     | {"namespace", "return", "var", "void", "while"}
 )
+MAX_TOKENS = 5_000
 INT_MIN, INT_MAX, UINT_MAX = -(2**63), 2**63 - 1, 2**64 - 1
 
 _TOKEN = re.compile(
@@ -27,6 +28,7 @@ _TOKEN = re.compile(
   | (?P<name>[_a-zA-Z][_a-zA-Z0-9]*)
   | (?P<quoted>`[a-zA-Z0-9_.\-/ ]+`)
   | (?P<operator>==|!=|<=|>=|&&|\|\||[-+*/%<>!?:.,()\[\]{}])
+  | (?P<nothing>[\s\S])
     """,
     re.VERBOSE | re.ASCII,
 )
@@ -45,18 +47,19 @@ class Token(NamedTuple):
 
 
 def tokenize(source: str) -> list[Token]:
-    """All tokens, with an `end` token last. Raises CompileError at the first character that starts none."""
+    """All tokens, with an `end` token last. Raises CompileError at the first character that starts none, and where
+    there are too many."""
     tokens: list[Token] = []
-    position = 0
     for match in _TOKEN.finditer(source):
-        if match.start() != position:
-            break
-        position = match.end()
         kind = match.lastgroup
         if kind == "space":
             continue
         text = match.group()
         start = match.start()
+        if kind == "nothing":
+            raise CompileError(source, [Issue(start, f"Syntax error: token recognition error at: {text!r}")])
+        if len(tokens) == MAX_TOKENS:
+            raise CompileError(source, [Issue(start, f"expression exceeds the limit of {MAX_TOKENS} tokens")])
         if kind == "operator":
             tokens.append(Token(text, start))
         elif kind == "name":
@@ -68,10 +71,7 @@ def tokenize(source: str) -> list[Token]:
             tokens.append(Token("quoted", start, text[1:-1]))
         else:
             tokens.append(Token("literal", start, _literal(source, start, str(kind), text)))
-    if position != len(source):
-        message = f"Syntax error: token recognition error at: {source[position]!r}"
-        raise CompileError(source, [Issue(position, message)])
-    tokens.append(Token("end", position))
+    tokens.append(Token("end", len(source)))
     return tokens
 
 

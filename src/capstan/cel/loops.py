@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cmp_to_key, partial
+from operator import itemgetter
 from typing import Any
 
 from capstan.cel.errors import CostExceeded, EvaluationError
-from capstan.cel.values import as_bool, build_map, elements, greater, less, pairs
+from capstan.cel.values import ORDERED, as_bool, build_map, elements, greater, less, pairs
 
 Thunk = Callable[[], Any]
 Body = Callable[..., Any]
@@ -126,15 +127,17 @@ def transform_map_entry(container: Any, body: Body, condition: Body | None = Non
 
 
 def sort_by(container: Any, key: Body) -> list[Any]:
-    keyed: list[tuple[Any, Any]] = [(key(element), element) for element in elements(container)]
-    keyed.sort(key=cmp_to_key(_compare_keys))
-    return [element for _, element in keyed]
+    found = list(elements(container))
+    return [element for _, element in sort_pairs([(key(element), element) for element in found])]
+
+
+def sort_pairs(keyed: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """Pairs sorted by their first parts, which are of the ordered types; equal ones stay in their order."""
+    kinds = {type(key) for key, _ in keyed}
+    if len(kinds) == 1 and kinds <= ORDERED:
+        return sorted(keyed, key=itemgetter(0))
+    return sorted(keyed, key=cmp_to_key(_compare_keys))
 
 
 def _compare_keys(left: tuple[Any, Any], right: tuple[Any, Any]) -> int:
-    return compare(left[0], right[0])
-
-
-def compare(left: Any, right: Any) -> int:
-    """-1, 0 or 1 for values of the ordered types."""
-    return -1 if less(left, right) else int(greater(left, right))
+    return -1 if less(left[0], right[0]) else int(greater(left[0], right[0]))

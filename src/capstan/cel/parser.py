@@ -37,6 +37,7 @@ _PRECEDENCE: Final = {
     **dict.fromkeys(("+", "-"), 4),
     **dict.fromkeys(("*", "/", "%"), 5),
 }
+_ENDS: Final = frozenset((",", "]", ")", "}", ":"))
 # macro name -> {number of arguments: number of them that are variable names}
 _LOOPS: Final = {
     "all": {2: 1, 3: 2},
@@ -101,7 +102,10 @@ class _Parser:
         return token
 
     def expression(self) -> Node:
-        start = self.token.position
+        token = self.token
+        if token.kind == "literal" and self.tokens[self.at + 1].kind in _ENDS:
+            return self.primary()  # most elements and arguments are literals
+        start = token.position
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise self.too_deep(start)

@@ -6,13 +6,12 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from functools import cmp_to_key
 from itertools import islice, pairwise
 from typing import Any, Final
 
 from capstan.cel.errors import EvaluationError
 from capstan.cel.library import Function, Library
-from capstan.cel.loops import compare
+from capstan.cel.loops import sort_pairs
 from capstan.cel.operators import OPERATORS
 from capstan.cel.standard import regex
 from capstan.cel.values import NONE, NUMBERS, Optional, contains, equal, greater, less
@@ -25,7 +24,7 @@ REGEX_EXTENSION: Final = Library("regex extension")
 ENCODERS: Final = Library("encoders")
 INCLUDES: Final = Library("includes")
 
-MAX_RANGE: Final = 1_000_000
+MAX_RANGE: Final = 100_000
 _REFERENCE = re.compile(r"\\(.?)", re.DOTALL)
 
 add: Final = Function("_+_", [overload for name, overload in OPERATORS.declared if name == "_+_"])
@@ -121,7 +120,7 @@ def reverse(values: list[Any]) -> list[Any]:
 
 @LISTS.declare("<list(A)>.sort() -> list(A)")
 def sort(values: list[Any]) -> list[Any]:
-    return sorted(values, key=cmp_to_key(compare))
+    return [value for value, _ in sort_pairs([(value, None) for value in values])]
 
 
 @LISTS.declare("<list(A)>.first() -> optional(A)")

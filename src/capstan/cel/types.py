@@ -144,7 +144,7 @@ class Bindings:
 
     def resolve(self, type_: Type) -> Type:
         """The type with every bound variable replaced."""
-        type_ = self._head(type_)
+        type_ = self.head(type_)
         if not type_.open or not type_.params:
             return type_
         params = tuple(map(self.resolve, type_.params))
@@ -156,7 +156,7 @@ class Bindings:
             return type_
         answer = known.get(id(type_))
         if answer is None:
-            head = self._head(type_)
+            head = self.head(type_)
             if head.is_variable:
                 head = DYN
             elif head.open:
@@ -164,7 +164,7 @@ class Bindings:
             answer = known[id(type_)] = (type_, head)  # the type itself, so that its identity stays its own
         return answer[1]
 
-    def _head(self, type_: Type) -> Type:
+    def head(self, type_: Type) -> Type:
         """The type with a bound variable replaced, its parameters as they are."""
         while (bound := self._bound.get(type_.name)) is not None:
             type_ = bound
@@ -242,12 +242,12 @@ class Bindings:
         return True
 
     def _occurs(self, variable: Type, inside: Type) -> bool:
-        inside = self._head(inside)
+        inside = self.head(inside)
         return inside == variable or any(self._occurs(variable, param) for param in inside.params)
 
     def more_general(self, left: Type, right: Type) -> bool:
         """Whether every `right` is a `left` (dyn over all, wrapper over its scalar, by parameter)."""
-        left, right = self._head(left), self._head(right)
+        left, right = self.head(left), self.head(right)
         if left.is_dynamic:
             return True
         if right.is_dynamic:

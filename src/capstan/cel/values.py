@@ -284,13 +284,13 @@ def greater_equal(left: Any, right: Any) -> bool:
     return bool(left >= right)
 
 
-_ORDERED = frozenset((bool, int, Uint, float, str, bytes, Timestamp, Duration))
+ORDERED: Final = frozenset((bool, int, Uint, float, str, bytes, Timestamp, Duration))
 
 
 def _ordered(function: str, left: Any, right: Any) -> tuple[Any, Any]:
     kind, other = type(left), type(right)
     if kind is other:
-        if kind in _ORDERED:
+        if kind in ORDERED:
             return left, right
     elif kind in NUMBERS and other in NUMBERS:
         # Beside a double an integer counts as the nearest double, as in the other implementations.
