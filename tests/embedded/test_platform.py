@@ -8,7 +8,7 @@ from capstan import kube, local
 from capstan.api import resources
 from capstan.embedded import Platform, PlatformError, accounts
 from capstan.embedded import platform as platform_module
-from capstan.embedded.components import CONTROLLERS, Component
+from capstan.embedded.components import Component, controllers
 from capstan.node.models import parse_fleet
 
 pytestmark = pytest.mark.anyio
@@ -50,7 +50,7 @@ async def test_a_pod_runs_on_a_gpu_of_the_embedded_cluster(tmp_path):
 
 async def test_no_component_may_do_what_its_rules_do_not_say(tmp_path):
     async with Platform(parse_fleet("1xcpux4"), data_dir=tmp_path, port=None) as platform:
-        for component in CONTROLLERS:
+        for component in controllers({}):
             user = local.service_account(accounts.NAMESPACE, component.name)
             client = kube.Client(platform.server.transport(user))
             with pytest.raises(kube.Forbidden):
@@ -68,7 +68,7 @@ async def test_a_component_that_fails_is_started_again(tmp_path, monkeypatch, ca
             raise RuntimeError("broken on purpose")
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(platform_module, "CONTROLLERS", (Component("fragile", [], fragile),))
+    monkeypatch.setattr(platform_module, "controllers", lambda pages: (Component("fragile", [], fragile),))
     monkeypatch.setattr(platform_module, "_FIRST_PAUSE_SECONDS", 0.01)
     async with Platform([], data_dir=tmp_path, port=None):
 
@@ -96,3 +96,22 @@ async def test_nodes_that_are_no_longer_asked_for_are_gone_after_a_restart(tmp_p
                 return {node.metadata.name for node in (await client.list(resources.NODES)).items} == expected
 
             await seen(named, f"exactly {expected}")
+
+
+async def test_metrics_are_served_to_those_who_may_read_them(tmp_path):
+    async with Platform(parse_fleet("1xl4x1"), data_dir=tmp_path, port=0) as platform:
+        server = platform.server
+
+        async def served():
+            return "/metrics" in server.pages
+
+        await seen(served, "the scheduler has registered its page")
+        answer = await kube.kubeconfig(platform.kubeconfig).transport().request("GET", "/metrics")
+        assert answer.status == 200
+        assert answer.headers["content-type"].startswith("text/plain")
+        assert b"kai_e2e_scheduling_latency_milliseconds" in answer.body
+        nobody = server.transport(local.User("nobody", ("system:authenticated",)))
+        assert (await nobody.request("GET", "/metrics")).status == 403
+        monitor = server.transport(local.User("prometheus", ("system:monitoring",)))
+        assert (await monitor.request("GET", "/metrics")).status == 200
+        assert (await monitor.request("POST", "/metrics")).status == 403

@@ -19,7 +19,9 @@ from capstan.allocation import Inventory
 from capstan.api import resource, resources
 from capstan.api.base import ObjectReference
 from capstan.api.rbac import PolicyRule
+from capstan.controllers.metrics import MetricSettings, SchedulerMetrics, Stopwatch
 from capstan.controllers.pool_problems import PoolProblems
+from capstan.controllers.timed_transport import TimedTransport
 from capstan.controllers.verdicts import VerdictWriter
 
 log = logging.getLogger(__name__)
@@ -76,6 +78,7 @@ class Scheduler:
         client: kube.Client,
         policy: scheduling.Policy | None = None,
         *,
+        metrics: MetricSettings | None = None,
         now: Callable[[], float] = time.time,
         steady: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -84,10 +87,8 @@ class Scheduler:
         self.world = scheduling.World(inventory, self.policy)
         self.cycles = 0
         self._cycle_began = self._cycle_seconds = 0.0
-        self._client = client
         self._now, self._steady = now, steady
         self._clocks: tuple[float, float] | None = None
-        self._events = kube.EventRecorder(client, "capstan-scheduler")
         self._changed = asyncio.Event()
         self._writes = asyncio.Semaphore(WRITES_IN_FLIGHT)
         self._in_flight: set[asyncio.Task[None]] = set()
@@ -95,7 +96,17 @@ class Scheduler:
         self._caches: list[kube.Cache[Any]] = [kube.Cache(client, r) for r in OBSERVED]
         for cache in self._caches:
             cache.on_change(self._observe)
-        self._verdicts = VerdictWriter(client, self._events, self._caches[-1])
+        queues = self._caches[OBSERVED.index(resources.QUEUES)]
+        self.metrics = SchedulerMetrics(self.world, queues.objects.values, metrics)
+        self._client = kube.Client(TimedTransport(client.transport, self.metrics.written), client.field_manager)
+        self._events = kube.EventRecorder(self._client, "capstan-scheduler")
+        self._verdicts = VerdictWriter(
+            self._client,
+            self._events,
+            self._caches[-1],
+            self.metrics.told,
+            self.policy.node_pool or "default",
+        )
         slices = self._caches[OBSERVED.index(resources.RESOURCE_SLICES)]
         self._problems = PoolProblems(self._events, inventory, slices)
 
@@ -121,8 +132,10 @@ class Scheduler:
         while True:
             await self._wait_for_change()
             self._cycle_began = time.perf_counter()
-            plan = scheduling.cycle(self.world, self.policy, self._read_clock())
-            self._cycle_seconds = time.perf_counter() - self._cycle_began
+            now, watch = self._read_clock(), Stopwatch()
+            plan = scheduling.cycle(self.world, self.policy, now, watch.lap)
+            self._cycle_seconds = watch.seconds
+            self.metrics.cycle(plan, watch, now)
             self.cycles += 1
             if plan.binds or plan.evictions:
                 log.info(
@@ -131,9 +144,10 @@ class Scheduler:
                     len(plan.evictions),
                     self._cycle_seconds * 1000,
                 )
+            decided = time.perf_counter()
             for bind in plan.binds:
                 attempt = f"binding {bind.namespace}/{bind.pod} to {bind.node}"
-                self._spawn(self._carry_out(self._bind(bind), attempt, bind.uid))
+                self._spawn(self._carry_out(self._bind(bind, decided), attempt, bind.uid))
             for eviction in plan.evictions:
                 attempt = f"evicting {eviction.namespace}/{eviction.pod}"
                 self._spawn(self._carry_out(self._evict(eviction), attempt, eviction.uid))
@@ -198,7 +212,7 @@ class Scheduler:
             self.world.forget(uid)
             self._changed.set()
 
-    async def _bind(self, bind: scheduling.Bind) -> None:
+    async def _bind(self, bind: scheduling.Bind, decided: float) -> None:
         """Allocate and reserve the pod's claims, then bind it: a bound pod must find its claims ready."""
         if bind.implied is not None:
             await self._make_implied_claim(bind, bind.implied)
@@ -219,6 +233,7 @@ class Scheduler:
                 "target": {"apiVersion": "v1", "kind": "Node", "name": bind.node},
             },
         )
+        self.metrics.bound(time.perf_counter() - decided)
 
     async def _make_implied_claim(self, bind: scheduling.Bind, implied: scheduling.ImpliedClaim) -> None:
         """The claim behind an extended resource or a GPU share (KEP-5004). Its name follows from the pod's uid."""
@@ -296,6 +311,7 @@ class Scheduler:
                 "deleteOptions": {"preconditions": {"uid": eviction.uid}},
             },
         )
+        self.metrics.evicted(eviction)
         pod = ObjectReference(
             api_version="v1", kind="Pod", namespace=eviction.namespace, name=eviction.pod, uid=eviction.uid
         )

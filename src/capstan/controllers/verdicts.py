@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,12 +38,18 @@ class _Told:
 
 
 class VerdictWriter:
-    """Remembers what was told about each waiting gang and writes the differences."""
+    """Remembers what was told about each waiting gang and writes the differences; `count` hears each reason told."""
 
     def __init__(
-        self, client: kube.Client, events: kube.EventRecorder, pods: kube.Cache[Pod], node_pool: str = "default"
+        self,
+        client: kube.Client,
+        events: kube.EventRecorder,
+        pods: kube.Cache[Pod],
+        count: Callable[[str], None],
+        node_pool: str = "default",
     ) -> None:
         self._client = client
+        self._count = count
         self._events = events
         self._pods = pods
         self._node_pool = node_pool
@@ -91,6 +97,7 @@ class VerdictWriter:
         told = self._told.get(key)
         transition = told.transition + 1 if told else 1
         self._told[key] = _Told(verdict.reason, verdict.message, now, transition)
+        self._count(verdict.reason)
         explanation: dict[str, Any] = {"reason": verdict.reason, "message": verdict.message}
         if verdict.details:
             explanation["details"] = verdict.details

@@ -20,7 +20,7 @@ from capstan import kube, local
 from capstan.api import crds, manifests, resources
 from capstan.controllers.blueprint_agent import BlueprintAgent
 from capstan.embedded import accounts
-from capstan.embedded.components import CONTROLLERS, Component
+from capstan.embedded.components import Component, controllers
 from capstan.embedded.nodes import Drivers, NodeDirectories
 from capstan.local import credentials
 from capstan.local.agents import SIMULATED_LABEL, Fleet
@@ -114,7 +114,7 @@ class Platform:
         if self._demo_queues:
             await install(admin, _packaged("demo-queues.yaml"))
         await self._forget_other_nodes(admin)
-        for component in (*CONTROLLERS, *self._parts()):
+        for component in (*controllers(self.server.pages), *self._parts()):
             await self._run(admin, component)
 
     async def _forget_other_nodes(self, admin: kube.Client) -> None:

@@ -96,10 +96,12 @@ CLUSTER_ROLES: dict[str, list[Json]] = {
     "system:discovery": [_DISCOVERY],
     "system:basic-user": _SELF,
     "system:public-info-viewer": [_urls("/healthz", "/livez", "/readyz", "/version", "/version/")],
+    "system:monitoring": [_urls("/healthz", "/livez", "/readyz", "/metrics", "/metrics/slis")],
 }
 CLUSTER_ROLE_BINDINGS: dict[str, tuple[str, list[str]]] = {
     "cluster-admin": ("cluster-admin", ["system:masters"]),
     "system:discovery": ("system:discovery", ["system:authenticated"]),
+    "system:monitoring": ("system:monitoring", ["system:monitoring"]),
     "system:basic-user": ("system:basic-user", ["system:authenticated"]),
     "system:public-info-viewer": (
         "system:public-info-viewer",

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from capstan.local import bootstrap, credentials, status
@@ -46,13 +46,17 @@ log = logging.getLogger(__name__)
 
 _LONGEST_BURST_SECONDS = 30.0
 _LOOK_SECONDS = 0.02
+Page = Callable[[str], Awaitable[tuple[bytes, str]]]
+"""From an Accept header to a body and its content type."""
 _PROBES = frozenset({"/healthz", "/livez", "/readyz"})
 
 
 class Server:
     """`data_dir` None keeps the state in memory. `now` gives POSIX seconds.
 
-    `logs` maps a node's name to what reads the logs of its pods; node agents register themselves there.
+    `logs` maps a node's name to what reads the logs of its pods; node agents register themselves there. `pages` maps a
+    path outside of the API, such as `/metrics`, to what answers it; components register theirs, and callers need the
+    right to `get` that path (`nonResourceURLs`).
     """
 
     def __init__(self, data_dir: Path | None = None, *, now: Callable[[], float] = time.time) -> None:
@@ -66,6 +70,7 @@ class Server:
         self.admission.validating += [self.authorizer.admit, Policies(self.store, self.registry, "Validating").admit]
         self.credentials: credentials.Credentials | None = None
         self.logs: dict[str, LogProvider] = {}
+        self.pages: dict[str, Page] = {}
         self.reads = Reads(self.store)
         self.writes = Writes(self.store, self.admission, now)
         self.definitions = Definitions(self.registry, self.reads, self.writes)
@@ -144,7 +149,7 @@ class Server:
             request.user = self._impersonated(request)
         target = route(request.path)
         if target is None:
-            return self._other(request)
+            return await self._other(request)
         verb = verb_of(request, target)
         if not verb:
             raise status.method_not_allowed()
@@ -216,8 +221,8 @@ class Server:
             groups += ("system:authenticated",)
         return User(name, groups)
 
-    def _other(self, request: Request) -> Response:
-        """Paths that name no resource: probes, version, discovery, OpenAPI."""
+    async def _other(self, request: Request) -> Response:
+        """Paths that name no resource: probes, pages of components, version, discovery, OpenAPI."""
         path = request.path.rstrip("/") or "/"
         if path in _PROBES or path.startswith(("/livez/", "/readyz/", "/healthz/")):
             ready = self._ready and not self.store.failed
@@ -225,6 +230,9 @@ class Server:
         self._authorize(request, Action(request.method.lower(), path=path))
         if request.method not in ("GET", "HEAD"):
             raise status.method_not_allowed()
+        page = self.pages.get(path)
+        if page is not None:
+            return Response(200, *await page(request.headers.get("accept", "")))
         answer = self._discovery.answer(
             path, request.headers.get("accept", ""), request.headers.get("if-none-match", "")
         )

@@ -1,6 +1,7 @@
 """Which pods start where, who must make room, and why: a pure function from a World to a Plan."""
 
 from capstan.scheduling.cycle import UnknownAction, cycle
+from capstan.scheduling.measures import Lap, Measures, Work
 from capstan.scheduling.plan import Bind, Eviction, ImpliedClaim, Plan, Promise, Stamp, Verdict
 from capstan.scheduling.policy import Policy
 from capstan.scheduling.queues import QueueStatus
@@ -14,6 +15,8 @@ __all__ = [
     "Eviction",
     "Explanation",
     "ImpliedClaim",
+    "Lap",
+    "Measures",
     "Plan",
     "Policy",
     "Promise",
@@ -22,6 +25,7 @@ __all__ = [
     "UnknownAction",
     "Usage",
     "Verdict",
+    "Work",
     "World",
     "cycle",
     "explain",

@@ -35,13 +35,16 @@ def allocate(session: Session) -> None:
     for late in order.left_out:
         text = f"waits behind {depth} others of queue {late.queue_name}: no more are looked at in a cycle"
         session.refuse(late, Refusal("PodSchedulingErrors", text))
+    work = session.measures.of("allocate")
     while (gang := order.pop()) is not None:
         unit = next_unit(gang)
         if not unit:
             order.done()
             continue
+        work.tried += 1
         refusal = session.over(gang, unit)
         if refusal is None and session.place(gang, unit, later=False):
+            work.placed += 1
             session.refusals.pop(gang.key, None)
             order.done(gang if gang.pending else None)
             continue

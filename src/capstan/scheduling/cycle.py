@@ -9,6 +9,7 @@ from capstan.api import clock
 from capstan.scheduling.allocate import allocate
 from capstan.scheduling.evict import consolidate, evict_stale, preempt, reclaim
 from capstan.scheduling.gangs import LAST_START, REQUEUE_NOT_BEFORE, STALE_SINCE
+from capstan.scheduling.measures import Lap, untimed
 from capstan.scheduling.model import Gang, Group, Status, Task
 from capstan.scheduling.plan import Bind, Eviction, ImpliedClaim, Plan, Promise, Stamp
 from capstan.scheduling.policy import Policy
@@ -33,30 +34,36 @@ class UnknownAction(ValueError):
         super().__init__(f"unknown action {name!r}; the actions are {', '.join(_STEPS)}")
 
 
-def cycle(world: World, policy: Policy, now: float) -> Plan:
+def cycle(world: World, policy: Policy, now: float, lap: Lap = untimed) -> Plan:
     """Decide what starts, what is evicted and why the rest waits, at POSIX time `now`.
 
     The decisions stay in the World as assumed: binds and evictions until the cluster confirms them or `World.forget`
-    takes them back, promises until the next cycle. Raises UnknownAction.
+    takes them back, promises until the next cycle. `lap` hears when each part of the work ends. Raises UnknownAction.
     """
     for name in policy.actions:
         if name not in _STEPS:
             raise UnknownAction(name)
     world.begin(now)
+    lap("refresh", "")
     world.share_out(policy)
-    session = Session(world, policy, now)
+    lap("proportion", "")
+    session = Session(world, policy, now, lap)
     start = world.mark()
     for name in policy.actions:
         _STEPS[name](session)
+        lap(name, "")
     session.finish()
     plan = _plan(session)
+    lap("plan", "")
     world.adopt(plan, start, session.won)
+    lap("adopt", "")
     return plan
 
 
 def _plan(session: Session) -> Plan:
     world = session.world
-    plan = Plan()
+    plan = Plan(measures=session.measures)
+    plan.measures.moves, plan.measures.devices, plan.measures.grants = world.mark()
     changed: dict[str, Task] = {}
     for task, *_ in world.moves:
         changed[task.uid] = task
@@ -91,6 +98,7 @@ def _stamps(session: Session, plan: Plan) -> Iterator[Stamp]:
         bound = sum(task.status == Status.ALLOCATED for leaf in gang.root.leaves() for _, task in leaf.active)
         if gang.root.satisfied and gang.active - bound < _smallest_start(gang.root):
             gang.last_start = session.now
+            plan.measures.waits.append((gang.queue_name, max(0.0, session.now - gang.created)))
             if not gang.implicit:
                 yield Stamp(gang.namespace, gang.name, LAST_START, clock.render(session.now))
     for gang, since in session.stale.items():

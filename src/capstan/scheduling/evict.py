@@ -72,8 +72,11 @@ def _each(session: Session, action: str, attempt: Callable[[Session, Gang, Seque
             continue
         signature = _signature(gang, unit, action)
         refusal = failed.get(signature)
-        if refusal is None:
+        if refusal is not None:
+            session.searched(action, "not_attempted")
+        else:
             refusal = attempt(session, gang, unit)
+            session.searched(action, "generators_exhausted" if refusal else "solved")
             if refusal is None:
                 session.refusals.pop(gang.key, None)
                 order.done()

@@ -6,6 +6,7 @@ import msgspec
 
 from capstan.api.core import ExtendedResourceRequestMapping
 from capstan.api.resource import AllocationResult, ResourceClaim
+from capstan.scheduling.measures import Measures
 
 Key = tuple[str, str]
 """(namespace, name)"""
@@ -93,3 +94,4 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
     promises: list[Promise] = []
     verdicts: list[Verdict] = []
     stamps: list[Stamp] = []
+    measures: Measures = msgspec.field(default_factory=Measures)

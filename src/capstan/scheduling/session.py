@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from capstan.scheduling import devices, runtimes, verdicts
 from capstan.scheduling.filters import dynamic_reason, needs_company, node_reason
+from capstan.scheduling.measures import Lap, Measures, untimed
 from capstan.scheduling.model import Gang, Group, Queue, Shape, Status, Task
 from capstan.scheduling.order import demand_of
 from capstan.scheduling.placement import Placer
@@ -29,8 +30,10 @@ class Refusal:
 
 
 class Session:
-    def __init__(self, world: World, policy: Policy, now: float) -> None:
+    def __init__(self, world: World, policy: Policy, now: float, lap: Lap = untimed) -> None:
         self.world, self.policy, self.now = world, policy, now
+        self.measures = Measures()
+        self._lap = lap
         self.placer = Placer.of(world, policy)
         self.placer.said.clear()
         self.refusals: dict[tuple[str, str], Refusal] = {}
@@ -197,6 +200,15 @@ class Session:
         for gang in gangs:
             if gang is not None:
                 self._wait_together(gang, [task for leaf in gang.root.leaves() for _, task in leaf.active])
+
+    def searched(self, action: str, result: str) -> None:
+        """Count a gang for which an action looked for victims; see `measures.Work.searches`."""
+        work = self.measures.of(action)
+        work.tried += 1
+        work.placed += result == "solved"
+        work.searches[result] = work.searches.get(result, 0) + 1
+        if result != "not_attempted":
+            self._lap(action, result)
 
     # -- explaining ----------------------------------------------------------------------------------------------------
 

@@ -44,6 +44,7 @@ class Solver:
         self.replace, self.every, self.judge = replace, every, judge
         self.taken: list[Victim] = []
         self.room = Bound(session, unit)
+        self._work = session.measures.of(action)
         self._lost: list[Victim] = []
         self._kept: set[int] = set()
         """Victims (by id) of the simulation that have their place again, because they come before the winner."""
@@ -66,9 +67,10 @@ class Solver:
                 taken.append(victim)
                 self.room.add(victim)
             if len(taken) == failed_at or not taken or not self.room.enough():
+                self._work.filtered += 1
                 return False
             mark = self.session.world.mark()
-            works = self._simulate(len(taken))
+            works = self._try(len(taken))
             if works and max(failed_at, self.room.too_few) == len(taken) - 1:
                 self._finish(len(taken))
                 return True
@@ -106,8 +108,14 @@ class Solver:
     def _probe(self, count: int) -> bool:
         world = self.session.world
         mark = world.mark()
-        works = self._simulate(count)
+        works = self._try(count)
         world.rollback(mark)
+        return works
+
+    def _try(self, count: int) -> bool:
+        works = self._simulate(count)
+        self._work.simulated += 1
+        self._work.rejected += not works
         return works
 
     def _simulate(self, count: int) -> bool:
