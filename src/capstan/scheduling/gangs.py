@@ -1,7 +1,7 @@
 """Gangs: the tree of a PodGroup, and the units in which a gang starts, grows and shrinks.
 
 A *unit* is what is placed or evicted as a whole: all pods of the minimum at first, then one pod (or one more subgroup)
-at a time; backwards, surplus pods one by one, then surplus subgroups, then the rest.
+at a time; backwards, surplus pods one by one and subgroups that are not needed, the fullest first, then the rest.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def _grow(group: Group) -> list[Task]:
             return []
         return [task for _, task in group.pending[: max(missing, 1)]]
     lacking = group.minimum - sum(child.satisfied for child in group.children)
-    ordered = sorted(group.children, key=lambda child: (child.satisfied, child.saturation, child.name))
+    ordered = sorted(group.children, key=lambda child: child.rank)
     if lacking > 0:
         unit: list[Task] = []
         for child in ordered:
@@ -200,14 +200,12 @@ Part = Literal["pod", "subgroup", "core"]
 def shrink(gang: Gang) -> Iterator[tuple[list[Task], Part]]:
     """The units to give up, in order, each assuming that those before it are gone."""
     have = {leaf: [task for _, task in leaf.active] for leaf in gang.root.leaves()}
-    while surplus := _surplus_leaf(gang.root, have):
-        yield [have[surplus].pop()], "pod"
-    while extra := _surplus_group(gang.root, have):
-        gone = [task for leaf in extra.leaves() for task in have[leaf]]
-        for leaf in extra.leaves():
-            have[leaf] = []
-        yield gone, "subgroup"
-    rest = [task for leaf in gang.root.leaves() for task in have[leaf]]
+    while found := _surplus(gang.root, have):
+        yield found
+        for task in found[0]:
+            assert task.group is not None
+            have[task.group].remove(task)
+    rest = _all_of(gang.root, have)
     if rest:
         yield rest, "core"
 
@@ -215,37 +213,36 @@ def shrink(gang: Gang) -> Iterator[tuple[list[Task], Part]]:
 Have = dict[Group, list[Task]]
 
 
-def _satisfied(group: Group, have: Have) -> bool:
+def _count(group: Group, have: Have) -> int:
+    """Satisfied children of a group, pods of a leaf."""
     if group.children:
-        return sum(_satisfied(child, have) for child in group.children) >= group.minimum
-    return len(have[group]) >= group.minimum
+        return sum(_count(child, have) >= child.minimum for child in group.children)
+    return len(have[group])
 
 
-def _surplus_leaf(root: Group, have: Have) -> Group | None:
-    """The leaf above its minimum that can best do without a pod: the fullest, last by name."""
-    leaves = [leaf for leaf in root.leaves() if len(have[leaf]) > leaf.minimum]
-    return max(leaves, key=lambda leaf: (len(have[leaf]) / max(leaf.minimum, 1), leaf.name), default=None)
+def _all_of(group: Group, have: Have) -> list[Task]:
+    return [task for leaf in group.leaves() for task in have[leaf]]
 
 
-def _surplus_group(group: Group, have: Have) -> Group | None:
-    """A whole subgroup that its parent does not need for its minimum."""
-    for child in group.children:
-        if child.children and (found := _surplus_group(child, have)):
+def _surplus(group: Group, have: Have) -> tuple[list[Task], Part] | None:
+    """What a group can best do without: surplus deep in its fullest child, else a whole child that it does not need."""
+    count = _count(group, have)
+    if not group.children:
+        return ([have[group][-1]], "pod") if count > group.minimum else None
+    if not count:
+        return None
+    ordered = sorted(group.children, key=lambda child: child.rank_with(_count(child, have)), reverse=True)
+    for child in ordered:
+        if found := _surplus(child, have):
             return found
-    running = [c for c in group.children if any(have[leaf] for leaf in c.leaves())]
-    satisfied = [c for c in running if _satisfied(c, have)]
-    partial = [c for c in running if not _satisfied(c, have)]
-    if partial and len(satisfied) >= group.minimum:
-        return max(partial, key=lambda c: c.name)
-    if len(satisfied) > group.minimum:
-        return max(satisfied, key=lambda c: c.name)
+    if count > group.minimum:
+        return next(((tasks, "subgroup") for child in ordered if (tasks := _all_of(child, have))), None)
     return None
 
 
 def surplus(gang: Gang) -> bool:
     """Whether the gang has more than its minimum at any place of its tree."""
-    have = {leaf: [task for _, task in leaf.active] for leaf in gang.root.leaves()}
-    return _surplus_leaf(gang.root, have) is not None or _surplus_group(gang.root, have) is not None
+    return _surplus(gang.root, {leaf: [task for _, task in leaf.active] for leaf in gang.root.leaves()}) is not None
 
 
 def phase(gang: Gang) -> int:

@@ -297,13 +297,16 @@ class Group:
         return [leaf for child in self.children for leaf in child.leaves()] if self.children else [self]
 
     @property
-    def saturation(self) -> float:
-        """Active over minimum, for the order among siblings."""
-        if self.children:
-            have = sum(child.satisfied for child in self.children)
-        else:
-            have = len(self.active)
-        return have / self.minimum if self.minimum else float(have)
+    def rank(self) -> tuple[bool, bool, float, str]:
+        """Position among siblings when a gang starts or grows."""
+        have = sum(child.satisfied for child in self.children) if self.children else len(self.active)
+        return self.rank_with(have)
+
+    def rank_with(self, have: int) -> tuple[bool, bool, float, str]:
+        """Below the minimum first, then those that are needed at all, then the emptiest, by name."""
+        if have < self.minimum:
+            return (False, False, 0.0, self.name)
+        return (True, not self.minimum, have / (self.minimum or 1), self.name)
 
 
 @dataclass(slots=True, eq=False)

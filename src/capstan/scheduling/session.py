@@ -147,7 +147,7 @@ class Session:
 
     def _place_inside(self, group: Group, tasks: dict[int, list[Task]], scope: Scope, later: bool) -> bool:
         if group.children:
-            ordered = sorted(group.children, key=lambda child: (child.satisfied, child.saturation, child.name))
+            ordered = sorted(group.children, key=lambda child: (not child.children, child.rank))
             return all(self._place_group(child, tasks, scope, later) for child in ordered)
         place = self.placer.place
         for task in tasks.get(id(group), ()):

@@ -43,8 +43,8 @@ def victims_of(queue: Queue, allowed: Callable[[Gang], Allowed]) -> Iterator[Vic
             growing = elastic.pop()
             if _settled(growing) and (verdict := allowed(growing)) != "none":
                 units = [Victim(growing, tasks, part, demand_of(tasks)) for tasks, part in shrink(growing)]
-                rest[growing.key] = [unit for unit in units if unit.part != "pod"] if verdict == "all" else []
-                yield from (unit for unit in units if unit.part == "pod")
+                rest[growing.key] = [unit for unit in units if unit.part == "core"] if verdict == "all" else []
+                yield from (unit for unit in units if unit.part != "core")
         if gang.key in rest:
             yield from rest[gang.key]
         elif gang.key not in queue.elastic and _settled(gang) and allowed(gang) == "all":
