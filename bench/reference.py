@@ -66,7 +66,7 @@ def tasks_to_place(group: Group) -> list[Task]:
         for child in ordered:
             if wanted and not _done(child, _active) and (more := tasks_to_place(child)):
                 unit, wanted = unit + more, wanted - 1
-        return unit
+        return unit if not wanted else []
     return next((more for child in ordered if (more := tasks_to_place(child))), [])
 
 

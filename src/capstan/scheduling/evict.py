@@ -34,7 +34,7 @@ from capstan.scheduling.victims import (
 )
 
 _NODE_TRIES = 64
-"""Consolidation tries so many single nodes to empty for a pod before it combines several."""
+"""Consolidation tries so many single nodes to empty before it only combines several."""
 _ANY = 1 << 40
 """`-1 % _ANY` is a bound that nothing reaches."""
 
@@ -195,12 +195,13 @@ def _consolidate_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refu
 
 
 def _movable(session: Session, gang: Gang, unit: Sequence[Task]) -> Iterator[list[Victim]]:
-    """Sets of victims worth trying, each in order: for a single pod those of one node, then those of several nodes.
+    """Sets of victims worth trying, each in order: those of one node that could take the unit, then those of several.
 
-    On a node the victims are taken in victim order until one more pod of the unit would fit there.
+    A node's victims are taken in victim order; it counts with as many as give it one more pod of the unit.
     """
     world, most = session.world, session.policy.max_consolidation_victims
     shape = max((task.shape for task in unit), key=lambda shape: (shape.quota[2], shape.quota[0]))
+    lacking = len(unit) - session.slot_count(shape)
 
     def allowed(victim: Gang) -> Allowed:
         if not victim.preemptible or victim is gang:
@@ -210,23 +211,25 @@ def _movable(session: Session, gang: Gang, unit: Sequence[Task]) -> Iterator[lis
 
     by_node: dict[str, list[Victim]] = {}
     ready: dict[str, list[Victim]] = {}
-    tries, stage = 0, len(unit) - session.slot_count(shape)
+    gains: dict[str, int] = {}
+    tries, gained, stage = 0, 0, max(lacking, 1)
     for victim in VictimOrder(world, _leaves(world.queues.values()), allowed, lambda victim: "take"):
         for name in sorted({task.node.name for task in victim.tasks if task.node is not None}):
-            if name in ready:
-                continue
             chosen = by_node.setdefault(name, [])
             chosen.append(victim)
-            node = world.nodes[name]
-            if not shape.share and slots(shape, node, _given_back(chosen, name)) <= slots(shape, node):
+            node, before = world.nodes[name], gains.get(name, 0)
+            # What a share gains shows only when the devices are really looked at.
+            gain = before + 1 if shape.share else slots(shape, node, _given_back(chosen, name)) - slots(shape, node)
+            if gain <= before:
                 continue
-            ready[name] = chosen
-            if len(unit) == 1 and _pods(chosen) <= most % _ANY and tries < _NODE_TRIES:
+            ready[name], gains[name] = list(chosen), gain
+            gained += gain - before
+            if (gain >= lacking or shape.share) and _pods(chosen) <= most % _ANY and tries < _NODE_TRIES:
                 tries += 1
-                yield chosen
-        if len(unit) > 1 and len(ready) >= stage:
+                yield ready[name]
+        if len(unit) > 1 and len(ready) > 1 and gained >= stage:
             yield _cheapest(ready, most)
-            stage = 2 * len(ready)
+            stage = 2 * gained
     if len(ready) > 1:
         yield _cheapest(ready, most)
 
