@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from capstan.api import apps, batch, coordination, core, platform, policy, rbac, resource, scheduling
+from capstan.api import apps, batch, coordination, core, kai, platform, policy, rbac, resource, scheduling
 
 T = TypeVar("T")
 
@@ -93,6 +93,8 @@ QUEUES = _of("scheduling.run.ai/v2", "queues", scheduling.Queue, namespaced=Fals
 POD_GROUPS = _of("scheduling.run.ai/v2alpha2", "podgroups", scheduling.PodGroup)
 BIND_REQUESTS = _of("scheduling.run.ai/v1alpha2", "bindrequests", scheduling.BindRequest)
 TOPOLOGIES = _of("kai.scheduler/v1alpha1", "topologies", scheduling.Topology, namespaced=False)
+SCHEDULING_SHARDS = _of("kai.scheduler/v1", "schedulingshards", kai.SchedulingShard, namespaced=False)
+CONFIGS = _of("kai.scheduler/v1", "configs", kai.Config, namespaced=False)
 
 BLUEPRINTS = _of("platform.capstan.dev/v1alpha1", "blueprints", platform.Blueprint, namespaced=False)
 BLUEPRINT_VERSIONS = _of(

@@ -6,21 +6,26 @@ from capstan.scheduling.plan import Bind, Eviction, ImpliedClaim, Plan, Promise,
 from capstan.scheduling.policy import Policy
 from capstan.scheduling.queues import QueueStatus
 from capstan.scheduling.report import Explanation, explain
+from capstan.scheduling.settings import Accounting, Installation, Problem, Settings, installation, shard_settings
 from capstan.scheduling.usage import CorruptUsage, Usage
 from capstan.scheduling.world import World
 
 __all__ = [
+    "Accounting",
     "Bind",
     "CorruptUsage",
     "Eviction",
     "Explanation",
     "ImpliedClaim",
+    "Installation",
     "Lap",
     "Measures",
     "Plan",
     "Policy",
+    "Problem",
     "Promise",
     "QueueStatus",
+    "Settings",
     "Stamp",
     "UnknownAction",
     "Usage",
@@ -29,4 +34,6 @@ __all__ = [
     "World",
     "cycle",
     "explain",
+    "installation",
+    "shard_settings",
 ]

@@ -1,11 +1,12 @@
-"""Go durations (`1h30m`, `600s`, `250ms`), as KAI's fields and annotations carry them."""
+"""Durations as KAI's fields and annotations carry them: Go's (`1h30m`, `600s`), and Prometheus' days, weeks, years."""
 
 from __future__ import annotations
 
 import re
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
+_UNITS |= {"d": 86_400.0, "w": 604_800.0, "y": 31_536_000.0}
+_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h|d|w|y)")
 
 
 def seconds(text: str) -> float:

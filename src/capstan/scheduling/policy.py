@@ -42,6 +42,8 @@ class Policy:
     """Action -> how many gangs of a leaf queue it looks at, in the order of the queue; others are looked at in full."""
     stuck_after: float = 120.0
     """Past its deletion deadline, after which a terminating pod's resources are no longer counted on."""
+    detailed_fit_errors: bool = False
+    """Whether verdicts name nodes one by one, with the reason of each."""
     gpu_sharing: bool = True
     """Whether pods may ask for a part of a GPU."""
     node_pool: str | None = None
@@ -51,6 +53,20 @@ class Policy:
     gpu_drivers: frozenset[str] = frozenset({"gpu.nvidia.com"})
     """DRA drivers whose allocated devices count as GPUs in quotas."""
     allocation_policy: Literal["best-fit", "kubernetes"] = "best-fit"
+
+    @property
+    def scope(self) -> tuple[object, ...]:
+        """The part by which a World takes objects in: a World lives as long as it stays the same."""
+        return (
+            self.scheduler_names,
+            self.grouped_scheduler,
+            self.default_queue,
+            self.gpu_sharing,
+            self.node_pool,
+            self.node_pool_label,
+            self.queue_label,
+            self.gpu_drivers,
+        )
 
     def serves(self, labels: Mapping[str, str]) -> bool:
         """Whether a node or gang with these labels is in the node pool."""

@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from capstan.scheduling import devices, runtimes, verdicts
 from capstan.scheduling.filters import dynamic_reason, needs_company, node_reason
 from capstan.scheduling.measures import Lap, Measures, untimed
-from capstan.scheduling.model import Gang, Group, Queue, Shape, Status, Task
+from capstan.scheduling.model import Gang, Group, Node, Queue, Shape, Status, Task
 from capstan.scheduling.order import demand_of
 from capstan.scheduling.placement import Placer
 from capstan.scheduling.plan import Verdict
@@ -17,6 +19,9 @@ from capstan.scheduling.policy import Policy
 from capstan.scheduling.queues import exceeded
 from capstan.scheduling.topology import ANYWHERE, Scope, contradiction, scopes
 from capstan.scheduling.world import World
+
+_NODES_TOLD = 50
+"""In a verdict that names nodes one by one."""
 
 
 @dataclass(slots=True)
@@ -244,7 +249,10 @@ class Session:
                 if number not in counted:
                     counted[number] = self.node_reasons(refusal.task)
                 nodes = counted[number]
-            found.append(verdicts.verdict(gang, refusal.reason, refusal.message, refusal.details, nodes))
+            told = verdicts.verdict(gang, refusal.reason, refusal.message, refusal.details, nodes)
+            if self.policy.detailed_fit_errors and refusal.task is not None:
+                told = msgspec.structs.replace(told, message=f"{told.message}; {self._node_by_node(refusal.task)}")
+            found.append(told)
         return found
 
     def _queues(self) -> Iterable[Queue]:
@@ -254,12 +262,16 @@ class Session:
         """How many nodes refuse the task, by reason, most frequent first."""
         if not needs_company(self.world, task):
             return self.placer.reasons(task.shape).counts()
-        counts: Counter[str] = Counter()
-        for node in self.world.nodes.values():
-            reason = node_reason(task.shape, node) or verdicts.short_of(self.world, task.shape, node)
-            reason = reason or dynamic_reason(self.world, task, node, later=False)
-            counts[reason or verdicts.ROOM] += 1
-        return verdicts.by_frequency(counts)
+        return verdicts.by_frequency(Counter(self._reason(task, node) for node in self.world.nodes.values()))
+
+    def _node_by_node(self, task: Task) -> str:
+        nodes = sorted(self.world.nodes.items())
+        told = [f"{name}: {self._reason(task, node)}" for name, node in nodes[:_NODES_TOLD]]
+        return "; ".join(told + [f"and {len(nodes) - _NODES_TOLD} more nodes"] * (len(nodes) > _NODES_TOLD))
+
+    def _reason(self, task: Task, node: Node) -> str:
+        reason = node_reason(task.shape, node) or verdicts.short_of(self.world, task.shape, node)
+        return reason or dynamic_reason(self.world, task, node, later=False) or verdicts.ROOM
 
 
 def _all_groups(group: Group) -> Iterator[Group]:

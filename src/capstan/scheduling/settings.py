@@ -1,0 +1,419 @@
+"""What KAI's settings objects mean here: a SchedulingShard and the Config become a Policy, an account of usage, and a
+list of what is wrong in them.
+
+A value that makes no sense is named in `problems` and replaced by the default; everything else holds.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from capstan.api import clock
+from capstan.api.cron import InvalidSchedule, Schedule
+from capstan.api.kai import Config, SchedulingShard, UsageParams
+from capstan.api.scheduling import NODE_POOL_LABEL, QUEUE_LABEL, SCHEDULER_NAME
+from capstan.scheduling import durations
+from capstan.scheduling.policy import ACTIONS, Placement, Policy
+from capstan.scheduling.usage import STALENESS, WEEK, Cron, Sliding, Tumbling, Window
+
+METRICS_NAMESPACE = "kai"
+PERIOD = 1.0
+FETCH_INTERVAL = 60.0
+_KAI_ACTIONS = {
+    "allocate": ("allocate", 500),
+    "consolidation": ("consolidate", 400),
+    "reclaim": ("reclaim", 300),
+    "preempt": ("preempt", 200),
+    "stalegangeviction": ("evict-stale", 100),
+}
+"""KAI's name -> ours, and its priority unless the shard sets another."""
+PLUGINS = {
+    "predicates", "proportion", "priority", "nodeavailability", "resourcetype", "podaffinity", "elastic", "kubeflow",
+    "ray", "subgrouporder", "taskorder", "nominatednode", "dynamicresources", "minruntime", "topology", "snapshot",
+    "sg-nodelocalgreedy", "sg-multinodegang", "gpupack", "gpuspread", "nodeplacement", "gpusharingorder", "numa",
+    "reflectjoborder",
+}  # fmt: skip
+UNNEEDED_FLAGS = {
+    "namespace", "metrics-namespace", "resource-reservation-app-label", "scheduler-conf",
+    "leader-elect", "listen-address", "enable-profiler", "profiler-port", "pyroscope-address",
+    "pyroscope-mutex-profiler-rate", "pyroscope-block-profiler-rate", "v", "verbosity", "qps", "burst",
+    "update-pod-eviction-condition", "schedule-csi-storage", "use-scheduling-signatures", "full-hierarchy-fairness",
+    "num-of-status-recording-workers", "plugin-server-port", "log-json", "cpu-worker-node-label-key",
+    "gpu-worker-node-label-key", "mig-worker-node-label-key", "feature-gates",
+}  # fmt: skip
+"""Flags of KAI's scheduler that are accepted and change nothing; docs/scheduling.md gives the reasons."""
+_ELSEWHERE = {"schedule-period", "scheduler-name", "partition-label-value", "nodepool-label-key", "queue-label-key"}
+"""Flags that are read where the fields are that they override."""
+_LONGEST = 1e10
+"""Seconds, some three hundred years: every longer time is as good as this one."""
+_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
+_TRUE, _FALSE = ("1", "t", "T", "TRUE", "true", "True"), ("0", "f", "F", "FALSE", "false", "False")
+"""As Go reads flags."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """`field` is the path of the value that is not used, `message` what is wrong and what holds instead."""
+
+    field: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """What the Config says for all shards and components."""
+
+    scheduler_name: str = SCHEDULER_NAME
+    queue_label: str = QUEUE_LABEL
+    node_pool_label: str = NODE_POOL_LABEL
+    gpu_sharing: bool = True
+    metrics_namespace: str = METRICS_NAMESPACE
+    metric_labels: tuple[tuple[str, str], ...] = ()
+    """(label of a Queue, label of its metrics)"""
+    metric_defaults: tuple[tuple[str, str], ...] = ()
+    """(label of a Queue, value in metrics of Queues without it)"""
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Accounting:
+    """How usage is counted (`Usage`), and how often fair shares learn of it, in seconds."""
+
+    window: Window = field(default_factory=Sliding)
+    half_life: float = 0.0
+    staleness: float = STALENESS
+    refresh: float = FETCH_INTERVAL
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a shard's scheduler works by."""
+
+    policy: Policy
+    accounting: Accounting | None = None
+    """None: past usage does not count."""
+    period: float = PERIOD
+    """Seconds after which a cycle runs although nothing changed."""
+    problems: tuple[Problem, ...] = ()
+
+
+class _Reader:
+    """Turns texts into values; what cannot be is noted and replaced."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    def refuse(self, field: str, message: str) -> None:
+        self.problems.append(Problem(field, message))
+
+    def duration(self, field: str, text: str, default: float, *, lowest: float = 0.0) -> float:
+        if not text:
+            return default
+        try:
+            value = durations.seconds(text)
+        except ValueError as malformed:
+            self.refuse(field, f"{malformed}; {default:g}s is used")
+            return default
+        if value < lowest:
+            self.refuse(field, f"{text} is less than {lowest:g}s; {default:g}s is used")
+            return default
+        return min(value, _LONGEST)
+
+    def number(self, field: str, text: str, default: float, *, lowest: float) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if math.isfinite(value) and value >= lowest:
+            return value
+        self.refuse(field, f"{text!r} is no number of at least {lowest:g}; {default:g} is used")
+        return default
+
+    def integer(self, field: str, text: str, default: int, *, lowest: int) -> int:
+        if re.fullmatch(r"-?\d{1,9}", text) and int(text) >= lowest:
+            return int(text)
+        self.refuse(field, f"{text!r} is no whole number of at least {lowest}; {default} is used")
+        return default
+
+    def boolean(self, field: str, text: str, default: bool) -> bool:
+        if text in _TRUE or text in _FALSE:
+            return text in _TRUE
+        self.refuse(field, f"{text!r} is neither true nor false; {str(default).lower()} is used")
+        return default
+
+    def placement(self, field: str, text: str, default: Placement) -> Placement:
+        if text == "binpack":
+            return "binpack"
+        if text == "spread":
+            return "spread"
+        if text:
+            self.refuse(field, f"{text!r} is neither binpack nor spread; {default} is used")
+        return default
+
+    def pairs(self, field: str, text: str) -> tuple[tuple[str, str], ...]:
+        found = []
+        for part in filter(None, (part.strip() for part in text.split(","))):
+            key, equals, value = part.partition("=")
+            if not equals or not key.strip() or not value.strip():
+                self.refuse(field, f"{part!r} is not of the form key=value; it is left out")
+                continue
+            found.append((key.strip(), value.strip()))
+        return tuple(found)
+
+
+def installation(config: Config | None) -> Installation:
+    """What a Config says; without one, the defaults."""
+    if config is None:
+        return Installation()
+    read = _Reader()
+    spec = config.spec
+    metrics = spec.queue_controller
+    where = "spec.queueController"
+    return Installation(
+        scheduler_name=spec.global_.scheduler_name or SCHEDULER_NAME,
+        queue_label=spec.global_.queue_label_key or QUEUE_LABEL,
+        node_pool_label=spec.global_.node_pool_label_key or NODE_POOL_LABEL,
+        gpu_sharing=spec.admission.gpu_sharing is not False,
+        metrics_namespace=metrics.metrics_namespace or METRICS_NAMESPACE,
+        metric_labels=read.pairs(f"{where}.queueLabelToMetricLabel", metrics.queue_label_to_metric_label),
+        metric_defaults=read.pairs(
+            f"{where}.queueLabelToDefaultMetricValue", metrics.queue_label_to_default_metric_value
+        ),
+        problems=tuple(read.problems),
+    )
+
+
+def shard_settings(shard: SchedulingShard, config: Installation, base: Policy) -> Settings:
+    """What the scheduler of a shard works by. `base`: what the cluster sets apart from KAI's objects."""
+    read = _Reader()
+    spec = shard.spec
+    name = spec.args.get("scheduler-name") or config.scheduler_name
+    pool = spec.args.get("partition-label-value") or spec.partition_label_value
+    if not _LABEL_VALUE.fullmatch(pool):
+        read.refuse("spec.partitionLabelValue", f"{pool!r} cannot be the value of a label; no node can have it")
+    policy = replace(
+        base,
+        scheduler_names=base.scheduler_names - {base.grouped_scheduler} | {name},
+        grouped_scheduler=name,
+        gpu_sharing=config.gpu_sharing,
+        node_pool=pool,
+        node_pool_label=spec.args.get("nodepool-label-key") or config.node_pool_label,
+        queue_label=spec.args.get("queue-label-key") or config.queue_label,
+        **_min_runtimes(shard, read),
+        **_shares(shard, read),
+        **_placement(shard, read),
+        **_flags(spec.args, base, read),
+    )
+    policy = replace(policy, actions=_actions(shard, policy, read), queue_depth=_depths(shard, read))
+    _check_plugins(shard, read)
+    _check_budgets(shard, read)
+    period = read.duration("spec.args[schedule-period]", spec.args.get("schedule-period", ""), PERIOD, lowest=0.001)
+    return Settings(policy, _accounting(shard, read), period, tuple(read.problems))
+
+
+# -- the parts of a shard ------------------------------------------------------------------------------------------
+
+
+def _arguments(shard: SchedulingShard, plugin: str) -> Mapping[str, str]:
+    found = shard.spec.plugins.get(plugin)
+    return found.arguments if found is not None else {}
+
+
+def _min_runtimes(shard: SchedulingShard, read: _Reader) -> dict[str, Any]:
+    given, arguments = shard.spec.min_runtime, _arguments(shard, "minruntime")
+    where = "spec.plugins[minruntime].arguments"
+
+    def runtime(argument: str, field: str, text: str) -> float:
+        if argument in arguments:
+            return read.duration(f"{where}[{argument}]", arguments[argument], 0.0)
+        return read.duration(f"spec.minRuntime.{field}", text, 0.0)
+
+    method: Literal["lca", "queue"] = "lca"
+    wanted = arguments.get("reclaimResolveMethod") or "lca"
+    if wanted == "queue":
+        method = "queue"
+    elif wanted != "lca":
+        read.refuse(f"{where}[reclaimResolveMethod]", f"{wanted!r} is neither lca nor queue; lca is used")
+    return {
+        "preempt_min_runtime": runtime("defaultPreemptMinRuntime", "preemptMinRuntime", given.preempt_min_runtime),
+        "reclaim_min_runtime": runtime("defaultReclaimMinRuntime", "reclaimMinRuntime", given.reclaim_min_runtime),
+        "reclaim_min_runtime_method": method,
+    }
+
+
+_MULTIPLIERS = ("relcaimerSaturationMultiplier", "reclaimerSaturationMultiplier", "reclaimerUtilizationMultiplier")
+"""KAI reads the first, misspelt as it is; its documentation tells users to write the last."""
+
+
+def _shares(shard: SchedulingShard, read: _Reader) -> dict[str, Any]:
+    arguments = _arguments(shard, "proportion")
+    where = "spec.plugins[proportion].arguments"
+    found: dict[str, Any] = {}
+    given = next((name for name in _MULTIPLIERS if name in arguments), None)
+    if given is not None:
+        found["saturation_multiplier"] = read.number(f"{where}[{given}]", arguments[given], 1.0, lowest=1.0)
+    if "kValue" in arguments:
+        found["k_value"] = read.number(f"{where}[kValue]", arguments["kValue"], 0.0, lowest=0.0)
+    elif shard.spec.k_value is not None:
+        found["k_value"] = read.number("spec.kValue", str(shard.spec.k_value), 0.0, lowest=0.0)
+    for name in sorted(arguments.keys() - {"kValue", *_MULTIPLIERS}):
+        read.refuse(f"{where}[{name}]", "is not known; it changes nothing")
+    return found
+
+
+def _placement(shard: SchedulingShard, read: _Reader) -> dict[str, Any]:
+    given, arguments = shard.spec.placement_strategy, _arguments(shard, "nodeplacement")
+    where = "spec.plugins[nodeplacement].arguments"
+    found: dict[str, Any] = {}
+    for kind, text in (("gpu", given.gpu), ("cpu", given.cpu)):
+        found[f"{kind}_placement"] = read.placement(f"spec.placementStrategy.{kind}", text, "binpack")
+        if kind in arguments:
+            text = arguments[kind]
+            found[f"{kind}_placement"] = read.placement(f"{where}[{kind}]", text, found[f"{kind}_placement"])
+    switched: tuple[tuple[str, Placement], ...] = (("gpupack", "binpack"), ("gpuspread", "spread"))
+    for plugin, placement in switched:
+        config = shard.spec.plugins.get(plugin)
+        if config is not None and config.enabled:
+            found["shared_gpu_placement"] = placement
+    return found
+
+
+def _flags(args: Mapping[str, str], base: Policy, read: _Reader) -> dict[str, Any]:
+    """The scheduler's flags that set part of the policy."""
+    found: dict[str, Any] = {}
+    for name, text in sorted(args.items()):
+        field = f"spec.args[{name}]"
+        match name:
+            case "max-consolidation-preemptees":
+                victims = read.integer(field, text, base.max_consolidation_victims, lowest=-1)
+                found["max_consolidation_victims"] = victims
+            case "allow-consolidating-reclaim":
+                found["reclaim_may_consolidate"] = read.boolean(field, text, base.reclaim_may_consolidate)
+            case "detailed-fit-errors":
+                found["detailed_fit_errors"] = read.boolean(field, text, base.detailed_fit_errors)
+            case "default-staleness-grace-period":
+                found["stale_grace"] = read.duration(field, text, base.stale_grace, lowest=-math.inf)
+            case "stuck-in-releasing-threshold":
+                found["stuck_after"] = read.duration(field, text, base.stuck_after)
+            case "restrict-node-scheduling":
+                if read.boolean(field, text, False):
+                    read.refuse(field, "worker labels restrict nothing; keep pods off nodes with taints")
+            case _ if name not in _ELSEWHERE and name not in UNNEEDED_FLAGS:
+                read.refuse(field, "is no flag of the scheduler; it changes nothing")
+    return found
+
+
+def _actions(shard: SchedulingShard, policy: Policy, read: _Reader) -> tuple[str, ...]:
+    """Higher priority first. Actions that KAI does not have follow the one they follow by default."""
+    ours = {kai: name for kai, (name, _) in _KAI_ACTIONS.items()}
+    priorities: dict[str, int] = {}
+    defaults, latest = dict(_KAI_ACTIONS.values()), 0
+    for name in ACTIONS:
+        latest = priorities[name] = defaults.get(name, latest)
+    disabled = set(ACTIONS) - set(policy.actions)
+    for kai, config in sorted(shard.spec.actions.items()):
+        name = ours.get(kai, kai)
+        if name not in priorities:
+            read.refuse(f"spec.actions[{kai}]", f"is no action; the actions are {', '.join(_names())}")
+            continue
+        if config.priority is not None:
+            priorities[name] = config.priority
+        if config.enabled is False:
+            disabled.add(name)
+        if config.enabled and name == "consolidate" and "spread" in (policy.gpu_placement, policy.cpu_placement):
+            read.refuse(f"spec.actions[{kai}].enabled", "nothing is moved together while pods are spread")
+    ordered = sorted(ACTIONS, key=lambda name: (-priorities[name], ACTIONS.index(name)))
+    return tuple(name for name in ordered if name not in disabled)
+
+
+def _names() -> Iterator[str]:
+    kai = {name: known for known, (name, _) in _KAI_ACTIONS.items()}
+    return (kai.get(name, name) for name in ACTIONS)
+
+
+def _depths(shard: SchedulingShard, read: _Reader) -> dict[str, int]:
+    found = {}
+    for kai, depth in sorted(shard.spec.queue_depth_per_action.items()):
+        name = _KAI_ACTIONS[kai][0] if kai in _KAI_ACTIONS else kai
+        if name not in ACTIONS:
+            read.refuse(f"spec.queueDepthPerAction[{kai}]", f"is no action; the actions are {', '.join(_names())}")
+        elif depth > 0:
+            found[name] = depth
+        elif depth != -1:
+            message = f"{depth} is neither a number of jobs nor -1 for all; all are looked at"
+            read.refuse(f"spec.queueDepthPerAction[{kai}]", message)
+    return found
+
+
+def _check_plugins(shard: SchedulingShard, read: _Reader) -> None:
+    for name, config in sorted(shard.spec.plugins.items()):
+        field = f"spec.plugins[{name}]"
+        if name not in PLUGINS:
+            read.refuse(field, "is no plugin of KAI's, and Capstan loads no others")
+        elif config.enabled is False and name not in ("gpupack", "gpuspread", "numa", "reflectjoborder", "snapshot"):
+            read.refuse(f"{field}.enabled", "its rule cannot be switched off; it holds")
+
+
+def _check_budgets(shard: SchedulingShard, read: _Reader) -> None:
+    """Search is bounded in steps, not in time, so budgets are only read to find what is no duration."""
+    budgets = shard.spec.scenario_search_budgets
+    where = "spec.scenarioSearchBudgets"
+    texts = {f"{where}.maxActionSearchDuration[{k}]": v for k, v in budgets.max_action_search_duration.items()}
+    texts |= {f"{where}.maxGeneratorSearchDuration[{k}]": v for k, v in budgets.max_generator_search_duration.items()}
+    texts |= {f"{where}.maxJobSearchDuration": budgets.max_job_search_duration}
+    texts |= {f"{where}.minJobSearchDuration": budgets.min_job_search_duration}
+    for path, text in sorted(texts.items()):
+        read.duration(path, text, 0.0)
+
+
+# -- usage ---------------------------------------------------------------------------------------------------------
+
+
+def _accounting(shard: SchedulingShard, read: _Reader) -> Accounting | None:
+    config = shard.spec.usage_db_config
+    if config is None:
+        return None
+    params, where = config.usage_params, "spec.usageDBConfig.usageParams"
+    refresh = read.duration(f"{where}.fetchInterval", params.fetch_interval, FETCH_INTERVAL, lowest=1.0)
+    return Accounting(
+        window=_window(shard, params, where, read),
+        half_life=read.duration(f"{where}.halfLifePeriod", params.half_life_period, 0.0),
+        staleness=max(refresh, read.duration(f"{where}.stalenessPeriod", params.staleness_period, STALENESS)),
+        refresh=refresh,
+    )
+
+
+def _window(shard: SchedulingShard, params: UsageParams, where: str, read: _Reader) -> Window:
+    size = read.duration(f"{where}.windowSize", params.window_size, WEEK, lowest=1.0)
+    match params.window_type:
+        case "" | "sliding":
+            return Sliding(size)
+        case "tumbling":
+            # KAI's default is the time of reading, which would begin a new window with every restart.
+            return Tumbling(size, _start(shard, params, where, read))
+        case "cron":
+            try:
+                if Schedule(params.cron_string).latest(clock.parse(shard.metadata.creation_timestamp)) is not None:
+                    return Cron(params.cron_string)
+                read.refuse(f"{where}.cronString", f"{params.cron_string!r} never comes; the last {size:g}s count")
+            except InvalidSchedule as invalid:
+                read.refuse(f"{where}.cronString", f"{invalid}; the last {size:g}s count")
+        case other:
+            message = f"{other!r} is none of sliding, tumbling and cron; the last {size:g}s count"
+            read.refuse(f"{where}.windowType", message)
+    return Sliding(size)
+
+
+def _start(shard: SchedulingShard, params: UsageParams, where: str, read: _Reader) -> float:
+    created = clock.parse(shard.metadata.creation_timestamp)
+    if not params.tumbling_window_start_time:
+        return created
+    try:
+        return clock.parse(params.tumbling_window_start_time)
+    except ValueError as malformed:
+        read.refuse(f"{where}.tumblingWindowStartTime", f"{malformed}; windows begin when the shard was made")
+        return created
