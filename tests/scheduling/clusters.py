@@ -34,10 +34,12 @@ def queue(
     quota: float = -1,
     limit: float = -1,
     weight: float = 1,
+    lending: float = -1,
+    gpu_types: dict[str, dict[str, float]] | None = None,
     priority: int = 100,
     rank: int = 0,
 ) -> Queue:
-    gpu = {"quota": quota, "limit": limit, "overQuotaWeight": weight}
+    gpu = {"quota": quota, "limit": limit, "overQuotaWeight": weight, "lendingLimit": lending}
     free = {"quota": -1, "limit": -1, "overQuotaWeight": 1}
     created = clock.render(START - 1_000_000 + rank)
     return msgspec.convert(
@@ -46,7 +48,7 @@ def queue(
             "spec": {
                 "parentQueue": parent,
                 "priority": priority,
-                "resources": {"gpu": gpu, "cpu": free, "memory": free},
+                "resources": {"gpu": gpu, "cpu": free, "memory": free, "gpuTypes": gpu_types or {}},
             },
         },
         Queue,
@@ -168,10 +170,11 @@ def _line(entry: ApiObject) -> str:
     name = entry.metadata.name
     match entry:
         case Node():
-            return f"node {name} {entry.status.allocatable}"
+            return f"node {name} {entry.status.allocatable} {entry.metadata.labels}"
         case Queue():
             gpu = entry.spec.resources.gpu if entry.spec.resources else None
-            return f"queue {name} in {entry.spec.parent_queue!r} priority {entry.spec.priority} {gpu}"
+            types = entry.spec.resources.gpu_types if entry.spec.resources else None
+            return f"queue {name} in {entry.spec.parent_queue!r} priority {entry.spec.priority} {gpu} {types}"
         case PodGroup():
             tree = [(sub.name, sub.min_member) for sub in entry.spec.sub_groups]
             minimum = entry.spec.min_sub_group if tree else entry.spec.min_member
@@ -180,31 +183,59 @@ def _line(entry: ApiObject) -> str:
             requests = entry.spec.containers[0].resources.requests
             subgroup = entry.metadata.labels.get("kai.scheduler/subgroup-name", "")
             fraction = entry.metadata.annotations.get("gpu-fraction", "")
-            return f"  pod {name} {subgroup} {requests} {fraction} on {entry.spec.node_name!r}"
+            where = f"{entry.spec.node_selector} on {entry.spec.node_name!r}"
+            return f"  pod {name} {subgroup} {requests} {fraction} {where}"
     return name
 
 
+PRODUCT = "nvidia.com/gpu.product"
+
+
 @st.composite
-def clusters(draw: st.DrawFn) -> Cluster:
-    """Up to 4 nodes, two levels of queues, up to 10 gangs: plain, elastic, in subgroups, whole GPUs and shares."""
+def clusters(draw: st.DrawFn, products: bool = False) -> Cluster:
+    """Up to 4 nodes, two levels of queues, up to 10 gangs: plain, elastic, in subgroups, whole GPUs and shares.
+
+    With `products`, GPUs are of two products that some queues name and some pods ask for, and queues limit what they
+    lend.
+    """
     cluster = Cluster()
+    kinds = st.sampled_from([{PRODUCT: "H100"}, {PRODUCT: "H100"}, {PRODUCT: "A100"}, {}])
     for i in range(draw(st.integers(1, 4))):
-        cluster.put(node(f"n{i}", gpus=draw(st.integers(0, 4)), cpu=draw(st.sampled_from([4, 64]))))
+        labels = draw(kinds) if products else {}
+        cluster.put(node(f"n{i}", gpus=draw(st.integers(0, 4)), cpu=draw(st.sampled_from([4, 64])), labels=labels))
     leaves = []
     bounds = st.sampled_from([-1.0, 0.0, 1.0, 2.0, 3.0])
+    limits = st.sampled_from([-1.0, -1.0, 1.0, 2.0, 4.0])
+
+    def lending(quota: float) -> float:
+        return draw(limits) if products and quota >= 0 else -1.0
+
+    def types() -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, float]] = {}
+        for product in ("H100", "A100") if products else ():
+            if draw(st.booleans()):
+                own = draw(bounds)
+                found[product] = {"quota": own, "limit": draw(limits), "lendingLimit": lending(own)}
+        return found
+
     for d in range(draw(st.integers(1, 2))):
-        cluster.put(queue(f"d{d}", quota=draw(bounds), limit=draw(st.sampled_from([-1.0, 4.0, 6.0])), rank=d))
+        quota = draw(bounds)
+        limit = draw(st.sampled_from([-1.0, 4.0, 6.0]))
+        cluster.put(queue(f"d{d}", quota=quota, limit=limit, lending=lending(quota), gpu_types=types(), rank=d))
         for q in range(draw(st.integers(1, 2))):
             leaves.append(f"d{d}q{q}")
+            quota = draw(bounds)
             cluster.put(
                 queue(
                     leaves[-1],
                     f"d{d}",
-                    quota=draw(bounds),
+                    quota=quota,
                     limit=draw(st.sampled_from([-1.0, -1.0, 2.0, 5.0])),
                     weight=draw(st.sampled_from([0.0, 1.0, 2.0])),
                     priority=draw(st.sampled_from([100, 100, 200])),
                     rank=10 * d + q,
+                    lending=lending(quota),
+                    gpu_types=types(),
                 )
             )
     for g in range(draw(st.integers(1, 10))):
@@ -227,6 +258,7 @@ def clusters(draw: st.DrawFn) -> Cluster:
             )
         )
         kind = draw(st.sampled_from(["cpu", "gpu", "gpu", "share"]))
+        selector = draw(st.sampled_from([{}, {}, {PRODUCT: "H100"}])) if products else {}
         for p in range(size):
             cluster.put(
                 pod(
@@ -237,6 +269,7 @@ def clusters(draw: st.DrawFn) -> Cluster:
                     cpu=draw(st.sampled_from([1, 2])),
                     subgroup=draw(st.sampled_from(["a", "b"])) if tree else "",
                     rank=g,
+                    nodeSelector=selector,
                 )
             )
     return cluster

@@ -42,7 +42,9 @@ def dra_node(name: str) -> Node:
     )
 
 
-def slice_of(name: str, gpus: int) -> ResourceSlice:
+def slice_of(name: str, gpus: int, *products: str) -> ResourceSlice:
+    """`products`: what the driver says of the devices, in order."""
+    said = [{"productName": {"string": product}} for product in products] or [{}] * gpus
     memory = {"value": "40Gi", "requestPolicy": {"default": "40Gi", "validRange": {"min": "1Mi", "step": "1Mi"}}}
     return msgspec.convert(
         {
@@ -52,7 +54,12 @@ def slice_of(name: str, gpus: int) -> ResourceSlice:
                 "nodeName": name,
                 "pool": {"name": name, "generation": 1, "resourceSliceCount": 1},
                 "devices": [
-                    {"name": f"gpu-{i}", "allowMultipleAllocations": True, "capacity": {"memory": memory}}
+                    {
+                        "name": f"gpu-{i}",
+                        "attributes": said[i],
+                        "allowMultipleAllocations": True,
+                        "capacity": {"memory": memory},
+                    }
                     for i in range(gpus)
                 ],
             },

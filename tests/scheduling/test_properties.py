@@ -42,7 +42,7 @@ def check_nothing_is_overcommitted(world: World) -> None:
 
 def check_queues(world: World) -> None:
     for queue in world.queues.values():
-        for i in range(3):
+        for i in range(len(queue.resources)):
             assert queue.limit[i] == UNLIMITED or queue.allocated[i] <= queue.limit[i]
             assert queue.quota[i] == UNLIMITED or queue.fixed[i] <= queue.quota[i]
 
@@ -79,7 +79,7 @@ def snapshot(task: Task) -> tuple[Status, bool]:
 
 
 @several
-@given(clusters())
+@given(clusters() | clusters(products=True))
 def test_no_node_device_queue_or_gang_rule_is_ever_broken(cluster: Cluster) -> None:
     world = cluster.build()
     for number in range(ROUNDS):
@@ -93,13 +93,13 @@ def test_no_node_device_queue_or_gang_rule_is_ever_broken(cluster: Cluster) -> N
 
 
 @several
-@given(clusters())
+@given(clusters() | clusters(products=True))
 def test_equal_worlds_get_equal_plans(cluster: Cluster) -> None:
     assert cycle(cluster.build(), Policy(), START) == cycle(cluster.build(), Policy(), START)
 
 
 @several
-@given(clusters(), st.booleans())
+@given(clusters() | clusters(products=True), st.booleans())
 def test_an_incremental_world_equals_a_rebuilt_one(cluster: Cluster, backwards: bool) -> None:
     world = cluster.build()
     for number in range(ROUNDS):
@@ -114,7 +114,7 @@ def test_an_incremental_world_equals_a_rebuilt_one(cluster: Cluster, backwards: 
 
 
 @several
-@given(clusters())
+@given(clusters() | clusters(products=True))
 def test_a_settled_cluster_stays_as_it_is(cluster: Cluster) -> None:
     world = cluster.build()
     for number in range(12):
@@ -133,7 +133,7 @@ def test_a_settled_cluster_stays_as_it_is(cluster: Cluster) -> None:
 
 
 @several
-@given(clusters())
+@given(clusters() | clusters(products=True))
 def test_a_cycle_that_is_rolled_back_leaves_no_trace(cluster: Cluster) -> None:
     from capstan.scheduling.allocate import allocate
     from capstan.scheduling.evict import consolidate, evict_stale, preempt, reclaim

@@ -129,7 +129,7 @@ def test_a_gang_starts_as_a_whole_or_not_at_all() -> None:
 
 def test_the_limit_of_an_ancestor_holds() -> None:
     made = world(node("n0"), queue("top", limit=1), queue("a", "top"), gang("g", "a"), pod("p", "g", gpus=2))
-    assert verdict(made) == ("OverLimit", "needs 2 GPUs, but the limit of queue top is 1 and allocated are 0")
+    assert verdict(made) == ("OverLimit", "needs 2 GPUs, 1 left of the limit 1 of queue top")
 
 
 def test_non_preemptible_gangs_stay_within_the_quota() -> None:
@@ -138,7 +138,7 @@ def test_non_preemptible_gangs_stay_within_the_quota() -> None:
     )
     reason, message = verdict(made)
     assert reason == "NonPreemptibleOverQuota"
-    assert "the quota of queue a is 1" in message
+    assert "1 left of the quota 1 of queue a for jobs" in message
 
 
 def test_the_message_of_a_hopeless_reclaim_has_both_numbers() -> None:

@@ -18,6 +18,7 @@ from capstan.allocation.model import (
 )
 from capstan.allocation.node_resources import node_resources
 from capstan.allocation.pods import claim_for_pod, request_mappings, resolved
+from capstan.allocation.pools import Device
 
 __all__ = [
     "BUDGET",
@@ -25,6 +26,7 @@ __all__ = [
     "AllocationError",
     "Choice",
     "ClaimKey",
+    "Device",
     "DeviceId",
     "Features",
     "InvalidClaim",

@@ -395,6 +395,18 @@ class Inventory:
         chosen = [*self.classes[class_name].spec.selectors, *selectors]
         return tuple(selector.cel.expression for selector in chosen if selector.cel is not None)
 
+    def devices(self, node_name: str, class_name: str, selectors: Sequence[DeviceSelector] = ()) -> list[Device]:
+        """The devices on the node that the class and the given selectors select, in allocation order, taken or not;
+        none for an unknown class or for selectors that do not compile."""
+        if class_name not in self.classes:
+            return []
+        node = self.on_node(NodeView(node_name, self._labels.get(node_name, _NO_LABELS)))
+        try:
+            found, errors = node.matches(self.expressions(class_name, selectors))
+        except InvalidSelector:
+            return []
+        return [device for device in found if device not in errors]
+
     def free(self, node_name: str, class_name: str, tolerations: Sequence[Toleration] = ()) -> int:
         """How many devices of the class plain requests could still get on the node: exact for devices that share no
         counters, otherwise never too low. 0 for an unknown class or one whose selectors do not compile."""

@@ -35,6 +35,8 @@ class QueueResource(Struct):
     quota: float = 0
     over_quota_weight: float = 1
     limit: float = -1
+    lending_limit: float = -1
+    """How much of the quota others may use while it is free (KAI #2202)."""
 
 
 class QueueResources(Struct):
@@ -42,7 +44,7 @@ class QueueResources(Struct):
     cpu: QueueResource = msgspec.field(default_factory=QueueResource)
     memory: QueueResource = msgspec.field(default_factory=QueueResource)
     gpu_types: dict[str, QueueResource] = {}
-    """Capstan: the same bounds per GPU product."""
+    """Capstan: the same bounds per GPU product, by the value of the node label `nvidia.com/gpu.product`."""
 
 
 class QueueSpec(Struct):

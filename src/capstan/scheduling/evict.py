@@ -116,13 +116,15 @@ def _reclaim_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal 
     demand = demand_of(unit)
     fairness = Fairness(queue, demand, policy.saturation_multiplier)
     if not fairness.may_reclaim(preemptible=gang.preemptible):
-        spoken = verdicts.leading(demand)
-        if spoken is None or queue.allocated[spoken[1]] + demand[spoken[1]] <= queue.entitled[spoken[1]]:
+        i = fairness.beyond_share()
+        if i is None:
             return Refusal("", "")
-        resource, i = spoken
-        held, share = queue.allocated[i], queue.entitled[i]
-        text = f"needs {verdicts.amount(demand[i], resource)}, which with {verdicts.bare(held, resource)} already held"
-        return also(session, gang, f"{text} is over the fair share {verdicts.bare(share, resource)} of {queue.name}")
+        resource, held, share = queue.resources[i], queue.allocated[i], queue.entitled[i]
+        needs, holds = verdicts.amount(demand[i], resource), verdicts.bare(held, resource)
+        text = f"needs {needs}, which with {holds} already held is over the fair share"
+        if not demand[i]:
+            text = f"holds {verdicts.amount(held, resource)} already, more than the fair share"
+        return also(session, gang, f"{text} {verdicts.bare(share, resource)} of {queue.name}")
 
     leaves = [q for q in _leaves(world.queues.values()) if q is not queue and fairness.candidate(q)]
     protected = {leaf.name: reclaim_min_runtime(leaf, queue, policy) for leaf in leaves}
@@ -166,7 +168,7 @@ def _preempt_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal 
     policy, queue = session.policy, gang.queue
     assert queue is not None
     bound = exceeded(gang, demand_of(unit))
-    if bound is not None and bound.quota:
+    if bound is not None and bound.kind == "quota":
         return session.over(gang, unit)  # victims are preemptible: ending them does not free quota of this kind
 
     def allowed(victim: Gang) -> Allowed:

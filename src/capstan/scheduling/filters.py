@@ -6,10 +6,13 @@ Every refusal is a short reason in words; verdicts count nodes by reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from capstan.api.core import PodAffinityTerm, Taint, TopologySpreadConstraint, tolerates
 from capstan.scheduling.model import ACTIVE, Node, NodeClass, Shape, Status, Task
-from capstan.scheduling.world import World
+
+if TYPE_CHECKING:
+    from capstan.scheduling.world import World
 
 MIG_STRATEGY = "nvidia.com/mig.strategy"
 _UNSCHEDULABLE = Taint(key="node.kubernetes.io/unschedulable", effect="NoSchedule")

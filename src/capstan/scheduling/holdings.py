@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 
 from capstan.allocation import Inventory
-from capstan.api.resource import AllocationResult, ResourceClaim
+from capstan.api.resource import AllocationResult, DeviceSelector, ResourceClaim
+from capstan.scheduling.filters import node_reason
 from capstan.scheduling.layout import Layout
-from capstan.scheduling.model import ACTIVE, GPU, Amounts, Node, Status, Task
+from capstan.scheduling.model import ACTIVE, FIRST_PRODUCT, GPU, Amounts, Node, Shape, Status, Task
 from capstan.scheduling.policy import Policy
+from capstan.scheduling.products import held, product_of
 
 Key = tuple[str, str]
+Wanted = tuple[tuple[str, tuple[DeviceSelector, ...]], ...]
+"""(device class, selectors) of a claim's request, one for each of its alternatives."""
 Mark = tuple[int, int, int]
 """Positions in the three journals: moves, inventory, grants."""
 
@@ -27,6 +32,8 @@ class Holdings(Layout):
         self._grants: list[tuple[Task | Node, tuple[Key, ...]]] = []
         """Journal of what tasks held before a grant, and of drained nodes."""
         self._drained: set[str] = set()
+        self.certain: dict[object, str] = {}
+        """What pods may run on -> the GPU product of all of that; empty when there are several."""
 
     def mark(self) -> Mark:
         """A point to come back to; void once an object arrives."""
@@ -94,24 +101,28 @@ class Holdings(Layout):
 
     def charge(self, task: Task, node: Node | None) -> Amounts:
         """What a task costs its queue, on a node or (None) while it waits."""
-        cpu, memory, gpu = task.shape.quota
-        share = task.shape.share
-        if share is not None and share.memory:
+        quota, share = task.shape.quota, task.shape.share
+        by_memory = share is not None and share.memory > 0
+        if not (by_memory or task.claims or self.products):
+            return quota
+        cpu, memory, gpu = quota
+        if share is not None and by_memory:
             gpu += share.on(node.gpu_memory if node is not None else self.min_gpu_memory()) * share.devices
-        if task.claims:
-            gpu += self._claimed_gpus(task)
-        return (cpu, memory, gpu)
+        claims = list(self._charged_claims(task))
+        amounts = [cpu, memory, gpu + GPU * sum(map(self.claims_gpus, claims)), *self.nothing[FIRST_PRODUCT:]]
+        if self.products:
+            for product, amount in self._by_product(task, node, gpu, claims):
+                if product in self.products:
+                    amounts[self.products[product]] += amount
+        return tuple(amounts)
 
-    def _claimed_gpus(self, task: Task) -> int:
-        """GPU quota of the claims a task uses by name; a shared claim is charged to its oldest user only."""
-        total = 0
+    def _charged_claims(self, task: Task) -> Iterator[ResourceClaim]:
+        """The claims that a task uses by name; a shared one is charged to its oldest user only."""
         for _, name in task.claims:
             key = (task.namespace, name or "")
             claim = self.claims.get(key)
-            if claim is None or self.claim_users.get(key, [task.uid])[0] != task.uid:
-                continue
-            total += self.claims_gpus(claim)
-        return total * GPU
+            if claim is not None and self.claim_users.get(key, [task.uid])[0] == task.uid:
+                yield claim
 
     def claims_gpus(self, claim: ResourceClaim) -> int:
         """GPUs that a claim holds, or asks for while it is not allocated."""
@@ -119,9 +130,67 @@ class Holdings(Layout):
         if allocation is not None:
             results = allocation.devices.results
             return sum(r.driver in self.policy.gpu_drivers and not r.admin_access for r in results)
-        total = 0
+        return sum(count for count, _ in self._gpus_asked(claim))
+
+    def _gpus_asked(self, claim: ResourceClaim) -> Iterator[tuple[int, Wanted]]:
+        """For every request of GPUs: how many, and of which class and selectors."""
         for request in claim.spec.devices.requests:
             exact = request.exactly or (request.first_available[0] if request.first_available else None)
             if exact is not None and exact.device_class_name in self.gpu_classes():
-                total += exact.count if exact.allocation_mode == "ExactCount" else 1
-        return total
+                options = [request.exactly] if request.exactly is not None else request.first_available
+                wanted = tuple((option.device_class_name, tuple(option.selectors)) for option in options)
+                yield (exact.count if exact.allocation_mode == "ExactCount" else 1), wanted
+
+    # -- products ------------------------------------------------------------------------------------------------------
+
+    def _by_product(
+        self, task: Task, node: Node | None, gpu: int, claims: Iterable[ResourceClaim]
+    ) -> Iterator[tuple[str, int]]:
+        """The GPUs of a task by product: what it really holds, or what it is certain to get wherever it may run."""
+        home = node.product if node is not None else ""
+        if gpu and node is None:
+            yield self._only_product(task.shape, ()), gpu
+        elif gpu:
+            devices = self._devices_held(task.implied.key, home) if task.implied is not None else None
+            for product, count in devices.items() if devices else ((home, 1),):
+                yield product, gpu * count // (devices.total() if devices else 1)
+        for claim in claims:
+            devices = self._devices_held(claim.key, home)
+            if devices is not None:
+                yield from ((product, count * GPU) for product, count in devices.items())
+                continue
+            for count, wanted in self._gpus_asked(claim):
+                yield self._only_product(task.shape, wanted), count * GPU
+
+    def _devices_held(self, key: Key, otherwise: str) -> Counter[str] | None:
+        allocation = self.inventory.allocation(key) if self.inventory is not None else None
+        if allocation is None or self.inventory is None:
+            return None
+        return held(self.inventory, allocation, self.policy.gpu_drivers, otherwise)
+
+    def _only_product(self, shape: Shape, wanted: Wanted) -> str:
+        """The product of every GPU that pods of the shape may get; empty when there are several.
+
+        `wanted`: classes and selectors of a claim's request; none for GPUs of the node's device plugin.
+        """
+        key = (shape.number, tuple((name, tuple(s.cel.expression for s in by if s.cel)) for name, by in wanted))
+        found = self.certain.get(key)
+        if found is None:
+            found = self.certain[key] = self._find_only_product(shape, wanted)
+        return found
+
+    def _find_only_product(self, shape: Shape, wanted: Wanted) -> str:
+        only: str | None = None
+        for node in self.nodes.values():
+            if not node.offers[2] or node_reason(shape, node):
+                continue
+            if wanted and self.inventory is not None:
+                inventory = self.inventory
+                names = {product_of(d) or node.product for w in wanted for d in inventory.devices(node.name, *w)}
+            else:
+                names = {node.product}
+            for name in names:
+                if not name or name != (only or name):
+                    return ""
+                only = name
+        return only or ""

@@ -8,7 +8,8 @@ write those sums.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from operator import itemgetter
+from collections.abc import Sequence
+from operator import add, itemgetter, sub
 
 from capstan.scheduling.model import (
     ACTIVE,
@@ -40,7 +41,9 @@ class Ledger:
         """Nodes in the order of their changes; placement indexes read on from where they stopped."""
         self.changed: dict[Gang, None] = {}
         """Gangs whose active pods changed since somebody last looked."""
-        self.foreign: list[int] = [0, 0, 0]
+        self.nothing = NOTHING
+        """The amounts that are 0 everywhere."""
+        self.foreign: list[int] = list(NOTHING)
         """Held by pods that this engine does not own."""
 
     def position(self) -> int:
@@ -89,10 +92,11 @@ class Ledger:
         self.hold(task, -1)
         if task.gang is not None:
             self._count(task, before, status, charge)
-        elif task.node is not None or node is not None:
-            for i in range(3):
-                self.foreign[i] -= task.charge[i] if HOLDS_NOW[before] and task.node is not None else 0
-                self.foreign[i] += charge[i] if HOLDS_NOW[status] and node is not None else 0
+        else:
+            if HOLDS_NOW[before] and task.node is not None:
+                self.foreign[:] = map(sub, self.foreign, task.charge)
+            if HOLDS_NOW[status] and node is not None:
+                self.foreign[:] = map(add, self.foreign, charge)
         task.status, task.node, task.devices = status, node, devices
         task.leaving, task.charge, task.zones = leaving, charge, zones
         self.hold(task, 1)
@@ -145,33 +149,24 @@ class Ledger:
         queue = gang.queue
         if queue is None:
             return
-        old = task.charge
-        gone = old if was_active else NOTHING
-        come = charge if is_active else NOTHING
-        asked = old if was_active or before == _PENDING else NOTHING
-        asks = charge if is_active or after == _PENDING else NOTHING
+        old, nothing = task.charge, self.nothing
+        gone = old if was_active else nothing
+        come = charge if is_active else nothing
+        asked = old if was_active or before == _PENDING else nothing
+        asks = charge if is_active or after == _PENDING else nothing
         if gone != come:
-            d0, d1, d2 = come[0] - gone[0], come[1] - gone[1], come[2] - gone[2]
+            change = tuple(map(sub, come, gone))
             level: Queue | None = queue
             while level is not None:
-                sums = level.allocated
-                sums[0] += d0
-                sums[1] += d1
-                sums[2] += d2
+                _add(level.allocated, change)
                 if not gang.preemptible:
-                    sums = level.fixed
-                    sums[0] += d0
-                    sums[1] += d1
-                    sums[2] += d2
+                    _add(level.fixed, change)
                 level = level.parent
         if asked != asks:
-            d0, d1, d2 = asks[0] - asked[0], asks[1] - asked[1], asks[2] - asked[2]
+            change = tuple(map(sub, asks, asked))
             level = queue
             while level is not None:
-                sums = level.requested
-                sums[0] += d0
-                sums[1] += d1
-                sums[2] += d2
+                _add(level.requested, change)
                 level = level.parent
 
     def _list(self, gang: Gang, task: Task, before: Status, after: Status, was: bool, is_: bool) -> None:
@@ -207,6 +202,10 @@ class Ledger:
             group.succeeded -= 1
         elif after == Status.SUCCEEDED:
             group.succeeded += 1
+
+
+def _add(sums: list[int], change: Sequence[int]) -> None:
+    sums[:] = map(add, sums, change)
 
 
 def _use(node: Node, name: str, portion: int, now: bool, later: bool, sign: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from operator import add, sub
 
 from capstan.allocation import Inventory
 from capstan.api import quantity
@@ -10,8 +11,20 @@ from capstan.api.core import Node as ApiNode
 from capstan.api.resource import ResourceSlice
 from capstan.scheduling.facts import GPU_MEMORY_LABEL, NUMA_ANNOTATION, encode, gpu_memory, largest_memory, read_numa
 from capstan.scheduling.journal import Ledger
-from capstan.scheduling.model import GPU, GPU_COLUMN, GPU_RESOURCE, NOTHING, PODS_COLUMN, Amounts, Node, NodeClass
+from capstan.scheduling.model import (
+    FIRST_PRODUCT,
+    GPU,
+    GPU_COLUMN,
+    GPU_PRODUCT_LABEL,
+    GPU_RESOURCE,
+    PODS_COLUMN,
+    RESOURCES,
+    Amounts,
+    Node,
+    NodeClass,
+)
 from capstan.scheduling.policy import Policy
+from capstan.scheduling.products import counted
 from capstan.scheduling.shapes import Shapes, mig_slices
 
 HOST_LABEL = "kubernetes.io/hostname"
@@ -29,7 +42,13 @@ class Layout(Ledger):
         self.shapes = Shapes()
         self.nodes: dict[str, Node] = {}
         self.node_classes: dict[object, NodeClass] = {}
-        self.total: list[int] = [0, 0, 0]
+        self.resources: tuple[str, ...] = RESOURCES
+        """What queues divide: these, then the GPU products that queues name."""
+        self.products: dict[str, int] = {}
+        """GPU product -> its place in all amounts."""
+        self.renamed: set[str] = set()
+        """Nodes whose product changed since their tasks were charged."""
+        self.total: list[int] = list(self.nothing)
         """Allocatable of all ready nodes."""
         self.layout = 0
         """Raised when nodes come, go or change what they are; placement indexes of an older layout are void."""
@@ -51,6 +70,7 @@ class Layout(Ledger):
             idle=[],
             later=[],
             gpu_memory=gpu_memory(labels),
+            offers=self.nothing,
         )
         for resource, amount in obj.status.allocatable.items():
             column = self.shapes.column(resource)
@@ -72,7 +92,7 @@ class Layout(Ledger):
             self.aligning.add(name)
         self.widen()
         self._size_claim_columns(node)
-        self._offer(node, self._quota_capacity(node))
+        self._survey(node)
         return node
 
     def take_node(self, name: str) -> Node | None:
@@ -80,7 +100,7 @@ class Layout(Ledger):
         node = self.nodes.pop(name, None)
         self.aligning.discard(name)
         if node is not None:
-            self._offer(node, NOTHING)
+            self._offer(node, self.nothing)
         return node
 
     def slices_changed(self, obj: ResourceSlice | None = None) -> None:
@@ -121,37 +141,69 @@ class Layout(Ledger):
             self.node_classes[key] = found
         return found
 
+    def _survey(self, node: Node) -> None:
+        """See what GPUs a node has and count them in the cluster's total."""
+        counts = counted(node, self.inventory, self._known_gpu_classes()) if self.products else Counter[str]()
+        product = node.product
+        if not counts:
+            node.product = node.labels.get(GPU_PRODUCT_LABEL, "")
+        else:
+            node.product = next(iter(counts)) if len(counts) == 1 else ""
+        if node.product != product:
+            self.renamed.add(node.name)
+        self._offer(node, self._quota_capacity(node, counts))
+
     def _offer(self, node: Node, amounts: Amounts) -> None:
         """Count what a node contributes to the cluster's total and which GPU memory sizes there are."""
-        for i in range(3):
-            self.total[i] += amounts[i] - node.offers[i]
+        self.total[:] = map(add, self.total, map(sub, amounts, node.offers))
         if node.offers[2]:
             self._memories[node.offers_memory] -= 1
         if amounts[2]:
             self._memories[node.gpu_memory] += 1
         node.offers, node.offers_memory = amounts, node.gpu_memory
 
-    def _quota_capacity(self, node: Node) -> Amounts:
+    def _quota_capacity(self, node: Node, counts: Counter[str]) -> Amounts:
         if not node.node_class.ready:
-            return NOTHING
+            return self.nothing
         gpu = (node.capacity[GPU_COLUMN] or self._claimable_gpus(node)) * GPU
         for resource, column in self.shapes.columns.items():
             if column > GPU_COLUMN and column < len(node.capacity):
                 gpu += mig_slices(resource) * node.capacity[column] * GPU
-        return (node.capacity[0], node.capacity[1], gpu)
+        amounts = [node.capacity[0], node.capacity[1], gpu, *self.nothing[FIRST_PRODUCT:]]
+        if node.product in self.products:
+            amounts[self.products[node.product]] = gpu
+        elif not node.product:
+            for product in counts.keys() & self.products.keys():
+                amounts[self.products[product]] = counts[product] * GPU
+        return tuple(amounts)
+
+    def _known_gpu_classes(self) -> list[str]:
+        if self.inventory is None:
+            return []
+        return sorted(name for name in self.gpu_classes() if name in self.inventory.classes)
+
+    def divide_by(self, resources: tuple[str, ...]) -> None:
+        """Take GPU products into all amounts, or out of them; what tasks cost is for the caller to charge anew."""
+        self.resources = resources
+        self.products = {product: i for i, product in enumerate(resources) if i >= FIRST_PRODUCT}
+        self.nothing = (0,) * len(resources)
+        products = self.nothing[FIRST_PRODUCT:]
+        self.total[FIRST_PRODUCT:] = products
+        for node in self.nodes.values():
+            node.offers = (*node.offers[:FIRST_PRODUCT], *products)
+            self._survey(node)
 
     def _claimable_gpus(self, node: Node) -> int:
         """Devices that only claims can reach."""
         if self.inventory is None:
             return 0
-        names = sorted(name for name in self.gpu_classes() if name in self.inventory.classes)
-        return max((self.inventory.capacity(node.name, name) for name in names), default=0)
+        return max((self.inventory.capacity(node.name, name) for name in self._known_gpu_classes()), default=0)
 
     def _refresh_claim_columns(self, only: str | None = None) -> None:
         concerned = self.nodes.values() if only is None else [self.nodes[only]] if only in self.nodes else []
         for node in concerned:
             self._size_claim_columns(node)
-            self._offer(node, self._quota_capacity(node))
+            self._survey(node)
         self.layout += 1
 
     def _size_claim_columns(self, node: Node) -> None:

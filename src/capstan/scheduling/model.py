@@ -7,6 +7,7 @@ seconds. All amounts are integers: what is added and taken away again leaves exa
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -24,16 +25,22 @@ from capstan.api.selectors import NodeSelector
 GPU = 1_000_000
 """One whole device in quota arithmetic."""
 GPU_RESOURCE = "nvidia.com/gpu"
+GPU_PRODUCT_LABEL = "nvidia.com/gpu.product"
+"""On nodes: the product of their GPUs, as queues name it."""
 MIG_PREFIX = "nvidia.com/mig-"
 UNLIMITED = -1
 
 CPU_COLUMN, MEMORY_COLUMN, PODS_COLUMN, GPU_COLUMN = range(4)
 """The fixed first columns of every node (GPU_COLUMN counts devices); extended resources follow as they appear."""
 
-Amounts = tuple[int, int, int]
-"""(CPU, memory, GPU): the resources that queues divide."""
-NOTHING: Amounts = (0, 0, 0)
+Amounts = tuple[int, ...]
+"""(CPU, memory, GPU, then GPUs of each product that a queue names): the resources that queues divide.
+
+GPUs of a product count twice: as GPUs and as GPUs of that product.
+"""
 RESOURCES = ("cpu", "memory", "gpu")
+FIRST_PRODUCT = len(RESOURCES)
+NOTHING: Amounts = (0,) * FIRST_PRODUCT
 
 
 class Status(IntEnum):
@@ -184,6 +191,8 @@ class Node:
     """Free once everything terminating has gone and every promise is kept, by column."""
     gpu_memory: int
     """MiB of each GPU; 100 when the node does not say (shares in MiB are then refused)."""
+    product: str = ""
+    """The product of its GPUs; empty when it has none, does not say, or has several."""
     by_claims: bool = False
     """Its GPUs are allocated through ResourceClaims (`allocation.Inventory`), not by a device plugin."""
     offers: Amounts = NOTHING
@@ -358,45 +367,87 @@ class Gang:
         self.preemptible = self.explicit if self.explicit is not None else priority < PREEMPTIBLE_BELOW
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a queue says of one resource; -1 is unlimited. The defaults are what it says by saying nothing."""
+
+    quota: int = UNLIMITED
+    limit: int = UNLIMITED
+    weight: float = 1.0
+    lending: int = UNLIMITED
+    """How much of an unused quota others may use."""
+
+
 @dataclass(slots=True, eq=False)
 class Queue:
-    """Bounds and sums per resource, in the order of RESOURCES; -1 is unlimited."""
+    """Bounds and sums per resource, in the order of `resources`; -1 is unlimited."""
 
     name: str
     parent_name: str
     priority: int
     created: float
-    quota: Amounts
-    limit: Amounts
-    weight: tuple[float, float, float]
+    bounds: Mapping[str, Bounds]
+    """By resource: cpu, memory, gpu."""
+    gpu_types: Mapping[str, Bounds] = field(default_factory=dict)
+    """By GPU product."""
     preempt_min_runtime: float | None = None
     reclaim_min_runtime: float | None = None
     max_runtime: float | None = None
     requeue_delay: float | None = None
-    error: str = ""
-    """Why nothing can be scheduled under it: a missing parent, a cycle, a bad number."""
+    flaw: str = ""
+    """What is wrong with what it says itself."""
+    error: str = field(init=False)
+    """Why nothing can be scheduled under it: a flaw, a missing parent, a cycle."""
     parent: Queue | None = None
     children: list[Queue] = field(default_factory=list)
     depth: int = 0
     rank: int = 0
     """Position by creation among all queues."""
-    allocated: list[int] = field(default_factory=lambda: [0, 0, 0])
-    fixed: list[int] = field(default_factory=lambda: [0, 0, 0])
-    """Allocated to gangs that are not preemptible."""
-    requested: list[int] = field(default_factory=lambda: [0, 0, 0])
-    """Allocated and pending."""
     pending: list[tuple[tuple[int, float, str], Gang]] = field(default_factory=list)
     """Sorted; gangs with a pending task."""
     active: list[tuple[tuple[int, float, str], Gang]] = field(default_factory=list)
     """Sorted; gangs with an active task."""
     elastic: dict[tuple[str, str], Gang] = field(default_factory=dict)
     """Gangs that have, or could have, more pods than their minimum."""
-    fair: list[int] = field(default_factory=lambda: [0, 0, 0])
+    resources: tuple[str, ...] = field(init=False)
+    """What the places of all amounts stand for: RESOURCES, then GPU products."""
+    quota: Amounts = field(init=False)
+    limit: Amounts = field(init=False)
+    weight: tuple[float, ...] = field(init=False)
+    lending: Amounts = field(init=False)
+    """How much of an unused quota others may use."""
+    lenders: Sequence[Queue] = ()
+    """The queues of this level (itself may be among them) that limit what they lend."""
+    pool: Pool | None = None
+    """What all queues divide; None as long as no queue limits what it lends."""
+    allocated: list[int] = field(init=False)
+    fixed: list[int] = field(init=False)
+    """Allocated to gangs that are not preemptible."""
+    requested: list[int] = field(init=False)
+    """Allocated and pending."""
+    fair: list[int] = field(init=False)
     """Fair share, set at the start of every cycle."""
-    entitled: list[int] = field(default_factory=lambda: [0, 0, 0])
+    entitled: list[int] = field(init=False)
     """The fair share, or what the queue deserves and asks for, whichever is more: what it may reclaim up to."""
-    share: list[int] = field(default_factory=lambda: [0, 0, 0])
+    share: list[int] = field(init=False)
     """Allocatable share: the fair share or the quota, whichever is more, but no more than the limit."""
+
+    def __post_init__(self) -> None:
+        self.error = self.flaw
+        self.measure(RESOURCES)
+
+    def measure(self, resources: tuple[str, ...]) -> None:
+        """Lay the bounds out in the order of `resources` and set all sums to 0."""
+        said = [self.bounds[name] for name in RESOURCES]
+        said += [self.gpu_types.get(product, NO_BOUNDS) for product in resources[FIRST_PRODUCT:]]
+        self.resources = resources
+        self.quota = tuple(bounds.quota for bounds in said)
+        self.limit = tuple(bounds.limit for bounds in said)
+        self.weight = tuple(bounds.weight for bounds in said)
+        self.lending = tuple(bounds.lending for bounds in said)
+        size = len(resources)
+        self.allocated, self.fixed, self.requested = [0] * size, [0] * size, [0] * size
+        self.fair, self.entitled, self.share = [0] * size, [0] * size, [0] * size
 
     def path(self) -> list[Queue]:
         """This queue and its ancestors, leaf first."""
@@ -406,3 +457,15 @@ class Queue:
             if queue.parent is None:
                 return path
             queue = queue.parent
+
+
+@dataclass(slots=True, eq=False)
+class Pool:
+    """What the root queues divide among them."""
+
+    roots: Sequence[Queue]
+    total: Amounts
+
+
+NO_BOUNDS = Bounds()
+UNBOUNDED: Mapping[str, Bounds] = dict.fromkeys(RESOURCES, NO_BOUNDS)

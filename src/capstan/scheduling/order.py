@@ -6,11 +6,11 @@ keyed anew, so a pop costs the depth of the tree and not the number of jobs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from heapq import heapify, heappop, heappush
 
 from capstan.scheduling.gangs import next_unit, phase
-from capstan.scheduling.model import NOTHING, Amounts, Gang, Queue, Task
+from capstan.scheduling.model import Amounts, Gang, Queue, Task
 from capstan.scheduling.queues import QueueKey, queue_key
 from capstan.scheduling.world import World
 
@@ -22,14 +22,11 @@ def job_key(gang: Gang) -> JobKey:
     return (-gang.priority, phase(gang), gang.created, gang.uid)
 
 
-def demand_of(unit: Iterable[Task]) -> Amounts:
-    cpu = memory = gpu = 0
-    for task in unit:
-        a, b, c = task.charge
-        cpu += a
-        memory += b
-        gpu += c
-    return (cpu, memory, gpu)
+def demand_of(unit: Sequence[Task]) -> Amounts:
+    """What the tasks cost their queue together; empty for no tasks."""
+    if len(unit) == 1:
+        return unit[0].charge
+    return tuple(map(sum, zip(*(task.charge for task in unit), strict=True)))
 
 
 class Branch:
@@ -106,7 +103,8 @@ class JobOrder:
     def _key(self, branch: Branch) -> QueueKey:
         gang = branch.best()
         assert branch.queue is not None and gang is not None
-        return queue_key(branch.queue, demand_of(next_unit(gang)), NOTHING, self.world.total)
+        nothing = self.world.nothing
+        return queue_key(branch.queue, demand_of(next_unit(gang)) or nothing, nothing, self.world.total)
 
     def pop(self) -> Gang | None:
         """The next gang, taken out; `done` has to follow."""

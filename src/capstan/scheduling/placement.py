@@ -17,6 +17,7 @@ from capstan.scheduling import devices, numa, verdicts
 from capstan.scheduling.filters import company_score, dynamic_reason, needs_company, node_reason, preference
 from capstan.scheduling.model import CPU_COLUMN, GPU, GPU_COLUMN, Node, Shape, Status, Task, Zones
 from capstan.scheduling.policy import Policy
+from capstan.scheduling.queues import Exceeded, over_product
 from capstan.scheduling.topology import ANYWHERE, Scope, slots
 from capstan.scheduling.world import World
 
@@ -39,7 +40,10 @@ def fits(shape: Shape, node: Node, *, later: bool) -> bool:
 
 
 class ShapeIndex:
-    """The nodes for one shape, best first: of `nodes` (None: the whole cluster), ranked by `boost` before all else."""
+    """The nodes for one shape, best first: of `nodes` (None: the whole cluster), ranked by `boost` before all else.
+
+    Nodes with GPUs of a product in `closed` are left out.
+    """
 
     def __init__(
         self,
@@ -48,11 +52,12 @@ class ShapeIndex:
         shape: Shape,
         nodes: Sequence[Node] | None = None,
         boost: Mapping[str, int] | None = None,
+        closed: frozenset[str] = frozenset(),
     ) -> None:
         self.world, self.policy, self.shape, self.boost = world, policy, shape, boost or {}
         everything = world.nodes.values() if nodes is None else nodes
         self.layout = world.layout
-        suited = [node for node in everything if not node_reason(shape, node)]
+        suited = [node for node in everything if not node_reason(shape, node) and node.product not in closed]
         self.members = {node.name for node in suited}
         self.read = len(world.touched)
         self.heap: list[Rank] = [rank for node in suited if (rank := self._rank(node)) is not None]
@@ -194,6 +199,10 @@ def _free_gpus(node: Node) -> int:
     return max(0, node.later[GPU_COLUMN] * GPU - node.lent_later) + parts
 
 
+def _by_memory(shape: Shape) -> bool:
+    return shape.share is not None and shape.share.memory > 0
+
+
 K = TypeVar("K", ShapeIndex, Sum, Histogram)
 
 
@@ -206,6 +215,8 @@ class Placer:
         """How many preferred alternatives of claims are left out, so that a whole gang fits."""
         self.said: dict[str, str] = {}
         """Pod uid -> why its claims could not be allocated on the node tried last."""
+        self.within_share = False
+        """Whether a queue may not go beyond its share of a GPU product: set while others are evicted for it."""
         self._kept: dict[object, ShapeIndex | Sum | Histogram] = {}
 
     @classmethod
@@ -244,25 +255,44 @@ class Placer:
 
         return self._keep(("reasons", shape.number), lambda: Histogram(self.world, reason))
 
-    def index(self, shape: Shape, scope: Scope) -> ShapeIndex:
-        """The nodes of a scope for a shape. Only those over the whole cluster outlive the scope."""
+    def index(self, shape: Shape, scope: Scope, without: frozenset[str]) -> ShapeIndex:
+        """The nodes of a scope for a shape, `without` some GPU products. Only those over the whole cluster outlive the
+        scope."""
         if scope.nodes is None and not scope.boost:
-            return self._keep(("index", shape.number), lambda: ShapeIndex(self.world, self.policy, shape))
-        found = scope.indexes.get(shape.number)
+            name = ("index", shape.number, without)
+            return self._keep(name, lambda: ShapeIndex(self.world, self.policy, shape, closed=without))
+        found = scope.indexes.get((shape.number, without))
         if not isinstance(found, ShapeIndex):
-            found = ShapeIndex(self.world, self.policy, shape, scope.nodes, scope.boost)
-            scope.indexes[shape.number] = found
+            found = ShapeIndex(self.world, self.policy, shape, scope.nodes, scope.boost, without)
+            scope.indexes[shape.number, without] = found
+        return found
+
+    def closed(self, task: Task) -> dict[str, Exceeded]:
+        """The GPU products of which the task's queue cannot have what the task asks for, and why."""
+        found: dict[str, Exceeded] = {}
+        gang, products = task.gang, self.world.products
+        if not products or gang is None or gang.queue is None:
+            return found
+        # How much a claim or a share in MiB takes shows on the node; here it is any amount at all.
+        gpus = min(1, task.charge[2]) if task.claims or _by_memory(task.shape) else task.charge[2]
+        for product in products if gang.queue.pool else {p for level in gang.queue.path() for p in level.gpu_types}:
+            bound = over_product(gang, products[product], gpus, within_share=self.within_share)
+            if bound is not None:
+                found[product] = bound
         return found
 
     def place(self, task: Task, *, later: bool, scope: Scope = ANYWHERE) -> Node | None:
         """Put the task on the best node: allocated when it is free, else (or with `later`) pipelined. None: no room."""
         if task.error:
             return None
-        index = self.index(task.shape, scope)
+        index = self.index(task.shape, scope, frozenset(self.closed(task)))
         if task.nominated in index.members and self.try_node(task, self.world.nodes[task.nominated], later=later):
             return self.world.nodes[task.nominated]
         plain = not (
-            needs_company(self.world, task) or task.implied is not None or (task.shape.numa and self.world.aligning)
+            needs_company(self.world, task)
+            or task.implied is not None
+            or (task.shape.numa and self.world.aligning)
+            or (self.world.products and _by_memory(task.shape))
         )
         if plain:
             top = index.best()
@@ -270,7 +300,7 @@ class Placer:
                 return None
             self._put(task, top[8], wait=later or top[3] > 0)
             return top[8]
-        alike = not task.claims and not needs_company(self.world, task)
+        alike = not task.claims and not needs_company(self.world, task) and not self.world.products
         for node in self._in_company(task, index.candidates(), later):
             if alike and index.refused.get(node.name) == (node.version, later):
                 continue
@@ -306,24 +336,34 @@ class Placer:
             zones = numa.align(shape, node)
             if zones is None:
                 return False
+        mark = self.world.mark()
         if devices.uses_claims(task, node):
             granted = devices.allocate(self.world, self.policy, task, node, later=wait, skip=self.skip)
             if isinstance(granted, str):
                 self.said[task.uid] = f"on node {node.name}: {granted}"
                 return False
             wait = wait or granted.later
+        if self.world.products and self._over_product(task, node):
+            self.world.rollback(mark)
+            return False
         self._put(task, node, wait=wait, zones=zones or ())
         return True
+
+    def _over_product(self, task: Task, node: Node) -> bool:
+        """Whether the GPUs that the task takes on the node, or has been granted there, break a bound on products."""
+        charge = self.world.charge(task, node)
+        return task.gang is not None and any(
+            over_product(task.gang, place, charge[place], within_share=self.within_share)
+            for place in self.world.products.values()
+        )
 
     def _put(self, task: Task, node: Node, *, wait: bool, zones: Zones = ()) -> None:
         shape = task.shape
         names: tuple[str, ...] = ()
-        charge = None
+        charge = self.world.charge(task, node) if self.world.products or _by_memory(shape) else None
         if shape.share is not None and not node.by_claims:
             pack = (self.policy.shared_gpu_placement or self.policy.gpu_placement) == "binpack"
             names = devices.pick(shape.share, node, later=wait, pack=pack) or ()
-            if shape.share.memory:
-                charge = self.world.charge(task, node)
         leaving = task.leaving
         if task.status == Status.RELEASING and task.node is not None:
             leaving = (task.node, task.devices)

@@ -3,39 +3,55 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cache
+from typing import Literal
 
 from capstan.api import clock, quantity
 from capstan.api.scheduling import MAX_RUNTIME, REQUEUE_DELAY, QueueResource
 from capstan.api.scheduling import Queue as ApiQueue
 from capstan.scheduling import durations
-from capstan.scheduling.model import GPU, GPU_RESOURCE, RESOURCES, UNLIMITED, Amounts, Gang, Queue
+from capstan.scheduling.model import (
+    FIRST_PRODUCT,
+    GPU,
+    GPU_PRODUCT_LABEL,
+    GPU_RESOURCE,
+    RESOURCES,
+    UNBOUNDED,
+    UNLIMITED,
+    Amounts,
+    Bounds,
+    Gang,
+    Pool,
+    Queue,
+)
 
 UNITS = (1, 1, GPU)
-"""The unit in which left-over fair share is handed out: a millicore, a byte, a whole GPU."""
-_SCALES = (1, 1_000_000, GPU)
+"""The unit in which left-over fair share is handed out: a millicore, a byte, a whole GPU (of a product, too)."""
+_SCALES = {"cpu": 1, "memory": 1_000_000, "gpu": GPU}
 """Queue specs count CPU in millicores, memory in 10^6 bytes, GPUs in devices."""
 DEFAULT_PRIORITY = 100
+
+
+def unit_of(resource: int) -> int:
+    return UNITS[resource] if resource < FIRST_PRODUCT else GPU
 
 
 def parse_queue(obj: ApiQueue) -> Queue:
     """A queue as written. Wrong numbers become its `error`; nothing is scheduled under it until they are corrected."""
     spec = obj.spec
     problems: list[str] = []
-    bounds: list[list[int]] = [[], []]
-    weights: list[float] = []
-    resources = spec.resources
-    for name, scale in zip(RESOURCES, _SCALES, strict=True):
-        bound = getattr(resources, name) if resources is not None else QueueResource(quota=UNLIMITED)
-        for field, into in (("quota", bounds[0]), ("limit", bounds[1])):
-            into.append(_amount(getattr(bound, field), scale, f"{name}.{field}", problems))
-        weight = bound.over_quota_weight
-        if not math.isfinite(weight) or weight < 0:
-            problems.append(f"{name}.overQuotaWeight is {weight}; write a number of at least 0")
-            weight = 0.0
-        weights.append(weight)
+    bounds, gpu_types = UNBOUNDED, {}
+    if spec.resources is not None:
+        bounds = {
+            name: _bounds(getattr(spec.resources, name), scale, name, problems) for name, scale in _SCALES.items()
+        }
+        gpu_types = {
+            product: _bounds(said, GPU, f"gpuTypes.{product}", problems)
+            for product, said in sorted(spec.resources.gpu_types.items())
+        }
     runtimes: list[float | None] = []
     for field, text in (
         ("preemptMinRuntime", spec.preempt_min_runtime),
@@ -59,15 +75,27 @@ def parse_queue(obj: ApiQueue) -> Queue:
         parent_name=spec.parent_queue,
         priority=DEFAULT_PRIORITY if spec.priority is None else spec.priority,
         created=clock.parse(obj.metadata.creation_timestamp),
-        quota=(bounds[0][0], bounds[0][1], bounds[0][2]),
-        limit=(bounds[1][0], bounds[1][1], bounds[1][2]),
-        weight=(weights[0], weights[1], weights[2]),
+        bounds=bounds,
+        gpu_types=gpu_types,
         preempt_min_runtime=runtimes[0],
         reclaim_min_runtime=runtimes[1],
         max_runtime=longest[0],
         requeue_delay=longest[1],
-        error="; ".join(problems),
+        flaw="; ".join(problems),
     )
+
+
+def _bounds(said: QueueResource, scale: int, where: str, problems: list[str]) -> Bounds:
+    weight = said.over_quota_weight
+    if not math.isfinite(weight) or weight < 0:
+        problems.append(f"{where}.overQuotaWeight is {weight}; write a number of at least 0")
+        weight = 0.0
+    quota = _amount(said.quota, scale, f"{where}.quota", problems)
+    limit = _amount(said.limit, scale, f"{where}.limit", problems)
+    lending = _amount(said.lending_limit, scale, f"{where}.lendingLimit", problems)
+    if lending != UNLIMITED and quota == UNLIMITED:
+        problems.append(f"{where}.lendingLimit says how much of the quota is lent, but the quota is unlimited; set one")
+    return Bounds(quota, limit, weight, lending)
 
 
 def _amount(value: float, scale: int, field: str, problems: list[str]) -> int:
@@ -77,11 +105,21 @@ def _amount(value: float, scale: int, field: str, problems: list[str]) -> int:
     return UNLIMITED if value == UNLIMITED else round(value * scale)
 
 
-def link(queues: Mapping[str, Queue]) -> list[Queue]:
-    """Build the tree in place and return its roots in order of creation. Broken branches get an `error`."""
+def resources_of(queues: Mapping[str, Queue]) -> tuple[str, ...]:
+    """What is divided: RESOURCES, and every GPU product that a queue names."""
+    return (*RESOURCES, *sorted({product for queue in queues.values() for product in queue.gpu_types}))
+
+
+def link(queues: Mapping[str, Queue], resources: tuple[str, ...]) -> list[Queue]:
+    """Build the tree in place and return its roots in order of creation. Broken branches get an `error`.
+
+    All sums are 0 after it.
+    """
     ordered = sorted(queues.values(), key=lambda queue: (queue.created, queue.name))
     for rank, queue in enumerate(ordered):
+        queue.measure(resources)
         queue.rank, queue.children, queue.parent, queue.depth = rank, [], None, 0
+        queue.error, queue.lenders, queue.pool = queue.flaw, (), None
     roots = []
     for queue in ordered:
         parent = queues.get(queue.parent_name)
@@ -100,7 +138,18 @@ def link(queues: Mapping[str, Queue]) -> list[Queue]:
         above = next((ancestor for ancestor in path[1:] if ancestor.error), None)
         if above is not None and not queue.error:
             queue.error = f"its parent queue {above.name} is not usable: {above.error}"
+    _link_lenders(roots, ordered)
     return roots
+
+
+def _link_lenders(roots: list[Queue], queues: Sequence[Queue]) -> None:
+    if not any(amount != UNLIMITED for queue in queues for amount in queue.lending):
+        return
+    pool = Pool(roots, (0,) * len(queues[0].resources))
+    for level in (roots, *(queue.children for queue in queues)):
+        lenders = [q for q in level if not q.error and any(amount != UNLIMITED for amount in q.lending)]
+        for queue in level:
+            queue.lenders, queue.pool = lenders, pool
 
 
 def _circular(queue: Queue, queues: Mapping[str, Queue]) -> bool:
@@ -129,6 +178,7 @@ class Claimant:
     weight: float
     request: int
     usage: float = 0.0
+    lending: int = UNLIMITED
     fair: int = 0
     entitled: int = 0
 
@@ -136,13 +186,28 @@ class Claimant:
     def requestable(self) -> int:
         return self.request if self.limit == UNLIMITED else min(self.request, self.limit)
 
+    @property
+    def kept(self) -> int:
+        """The part of the quota that it neither asks for nor lends."""
+        return _kept(self.quota, self.limit, self.lending, self.requestable)
+
+
+def _kept(quota: int, limit: int, lending: int, used: int) -> int:
+    if lending == UNLIMITED or quota == UNLIMITED:
+        return 0
+    usable = quota if limit == UNLIMITED else min(quota, limit)
+    return max(0, usable - lending - used)
+
 
 def divide(total: int, claimants: Sequence[Claimant], unit: int = 1, k: float = 1.0) -> None:
     """Set every claimant's fair share of `total`: deserved first, then by priority level and weight, then remainders.
 
-    Differs from KAI's resource division in one point: when the deserved amounts exceed the total, they are cut in
-    proportion, so that no level hands out more than it has.
+    What a claimant deserves, does not ask for and does not lend is given to nobody. Differs from KAI's resource
+    division in one point: when the deserved amounts exceed the total, they are cut in proportion, so that no level
+    hands out more than it has.
     """
+    guaranteed = sum(min(c.quota, c.requestable) for c in claimants if c.quota != UNLIMITED)
+    total = max(total - sum(c.kept for c in claimants), min(total, guaranteed))
     deserved = [max(0, min(total if c.quota == UNLIMITED else c.quota, c.requestable)) for c in claimants]
     for claimant, amount in zip(claimants, deserved, strict=True):
         claimant.entitled = amount
@@ -217,13 +282,15 @@ def set_fair_shares(roots: Sequence[Queue], total: Amounts, usage: Mapping[str, 
 
     `usage`: queue -> resource -> part of the capacity it used of late; `k`: how much that counts.
     """
+    if roots and roots[0].pool is not None:
+        roots[0].pool.total = total
     _divide_children(roots, total, usage, k)
 
 
 def _divide_children(
     queues: Sequence[Queue], total: Sequence[int], usage: Mapping[str, Mapping[str, float]], k: float
 ) -> None:
-    for i in range(3):
+    for i, amount in enumerate(total):
         claimants = [
             Claimant(
                 q.name,
@@ -233,12 +300,13 @@ def _divide_children(
                 q.limit[i],
                 q.weight[i],
                 q.requested[i],
-                usage[q.name].get(RESOURCES[i], 0.0) if q.name in usage else 0.0,
+                usage[q.name].get(q.resources[i], 0.0) if q.name in usage else 0.0,
+                q.lending[i],
             )
             for q in queues
             if not q.error
         ]
-        divide(max(0, total[i]), claimants, UNITS[i], k)
+        divide(max(0, amount), claimants, unit_of(i), k)
         fair = {claimant.name: claimant for claimant in claimants}
         for q in queues:
             own = fair.get(q.name)
@@ -248,6 +316,11 @@ def _divide_children(
     for q in queues:
         if q.children:
             _divide_children(q.children, q.fair, usage, k)
+
+
+def _usage(used: Sequence[float], i: int) -> float:
+    """Past use of GPU products is not kept apart: their shares go by weight alone."""
+    return used[i] if i < len(used) else 0.0
 
 
 def _allocatable(queue: Queue, i: int) -> int:
@@ -262,33 +335,92 @@ def _allocatable(queue: Queue, i: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Exceeded:
-    """A queue bound that a unit would break. Amounts in the units of `model`."""
+    """A bound that a unit would break. Amounts in the units of `model`.
+
+    `limit`: what the queue may use; `quota`: what gangs that are not preemptible must stay within; `share`: what others
+    may be evicted for; `lending`: what is left for a queue beyond its quota when others keep what they do not lend
+    (`kept`). `used` is what the queue holds; of `lending`, what the queue above it (none: the cluster) has given out.
+    """
 
     queue: Queue
     resource: int
+    kind: Literal["limit", "quota", "share", "lending"]
     bound: int
     used: int
     asked: int
-    quota: bool
-    """The quota, which gangs that are not preemptible must stay within; otherwise the limit."""
+    kept: int = 0
+
+    @property
+    def left(self) -> int:
+        return max(0, self.bound - self.used - self.kept)
+
+
+@cache
+def by_importance(size: int) -> tuple[int, ...]:
+    """The places of amounts in the order in which they are checked and spoken of: GPU products, GPUs, CPU, memory."""
+    return (*range(FIRST_PRODUCT, size), 2, 0, 1)
 
 
 def exceeded(gang: Gang, demand: Amounts) -> Exceeded | None:
     """The first bound, leaf first, that `demand` more would break; None when all hold."""
     level = gang.queue
     fixed = not gang.preemptible
+    order = by_importance(len(demand))
     while level is not None:
         limit = level.limit
-        for i in (2, 0, 1):
+        for i in order:
             if demand[i] and limit[i] != UNLIMITED and level.allocated[i] + demand[i] > limit[i]:
-                return Exceeded(level, i, limit[i], level.allocated[i], demand[i], quota=False)
+                return Exceeded(level, i, "limit", limit[i], level.allocated[i], demand[i])
         if fixed:
             quota = level.quota
-            for i in (2, 0, 1):
+            for i in order:
                 if demand[i] and quota[i] != UNLIMITED and level.fixed[i] + demand[i] > quota[i]:
-                    return Exceeded(level, i, quota[i], level.fixed[i], demand[i], quota=True)
+                    return Exceeded(level, i, "quota", quota[i], level.fixed[i], demand[i])
         level = level.parent
+    if gang.queue is not None and gang.queue.pool is not None:
+        return _not_lent(gang.queue, gang.queue.pool, demand)
     return None
+
+
+def _not_lent(queue: Queue, pool: Pool, demand: Amounts) -> Exceeded | None:
+    """What the queue would take beyond its quota of amounts that others do not lend.
+
+    At every level from which it borrows, what siblings keep counts as taken, there and in all levels above.
+    """
+    kept = [0] * len(demand)
+    level = queue
+    while True:
+        above = level.parent
+        for i in by_importance(len(demand)):
+            quota = level.quota[i]
+            if demand[i] and (quota == UNLIMITED or level.allocated[i] + demand[i] > quota):
+                siblings = (q for q in level.lenders if q is not level)
+                kept[i] += sum(_kept(q.quota[i], q.limit[i], q.lending[i], q.allocated[i]) for q in siblings)
+            if not kept[i]:
+                continue
+            bound = pool.total[i] if above is None else above.limit[i]
+            used = sum(root.allocated[i] for root in pool.roots) if above is None else above.allocated[i]
+            if bound != UNLIMITED and used + demand[i] + kept[i] > bound:
+                return Exceeded(level, i, "lending", bound, used, demand[i], kept[i])
+        if above is None:
+            return None
+        level = above
+
+
+def over_product(gang: Gang, place: int, gpus: int, *, within_share: bool) -> Exceeded | None:
+    """The bound that `gpus` more of the GPU product at `place` would break.
+
+    For gangs of which only the chosen node shows what products they get. `within_share`: nor may the queue go beyond
+    its share of the product, for others are to be evicted.
+    """
+    queue = gang.queue
+    if queue is None or not gpus:
+        return None
+    bound = exceeded(gang, tuple(gpus if i == place else 0 for i in range(len(queue.resources))))
+    share, held = queue.share[place], queue.allocated[place]
+    if bound is None and within_share and share != UNLIMITED and held + gpus > share:
+        return Exceeded(queue, place, "share", share, held, gpus)
+    return bound
 
 
 # -- order -------------------------------------------------------------------------------------------------------
@@ -323,8 +455,8 @@ def queue_key(queue: Queue, demand: Amounts, removed: Amounts, total: Sequence[i
     over = fair[0] < allocated[0] and fair[1] < allocated[1] and fair[2] < allocated[2]
     fits = True
     zero = False
-    for i in range(3):
-        used = allocated[i] + demand[i]
+    for i, asked in enumerate(demand):
+        used = allocated[i] + asked
         if quota[i] != UNLIMITED and used > quota[i]:
             fits = False
         if used > 0 and share[i] == 0:
@@ -334,7 +466,7 @@ def queue_key(queue: Queue, demand: Amounts, removed: Amounts, total: Sequence[i
         not fits,
         -queue.priority,
         zero,
-        dominant_share(queue, [allocated[i] + demand[i] - removed[i] for i in range(3)], total),
+        dominant_share(queue, [a + d - r for a, d, r in zip(allocated, demand, removed, strict=True)], total),
         dominant_share(queue, allocated, total),
         Share(share),
         queue.rank,
@@ -344,9 +476,9 @@ def queue_key(queue: Queue, demand: Amounts, removed: Amounts, total: Sequence[i
 def dominant_share(queue: Queue, allocated: Sequence[int], total: Sequence[int]) -> float:
     """The largest ratio of allocated to allocatable share over the resources."""
     largest = 0.0
-    for i in range(3):
+    for i, held in enumerate(allocated):
         share = _bounded(queue.share[i], total[i])
-        ratio = allocated[i] / share if share else allocated[i] / UNITS[i] * 1000
+        ratio = held / share if share else held / unit_of(i) * 1000
         if ratio > largest:
             largest = ratio
     return largest
@@ -361,7 +493,10 @@ def _bounded(share: int, total: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class QueueStatus:
-    """What a queue and everything below it hold and ask for, as API quantities (`cpu`, `memory`, `nvidia.com/gpu`)."""
+    """What a queue and everything below it hold and ask for, as API quantities.
+
+    Keys are `cpu`, `memory`, `nvidia.com/gpu` and the GPU products that the queue names or holds.
+    """
 
     children: tuple[str, ...]
     allocated: dict[str, str]
@@ -370,23 +505,42 @@ class QueueStatus:
     fair_share: dict[str, str]
     error: str = ""
     """Why nothing is scheduled under the queue; empty when it is usable."""
+    warnings: tuple[str, ...] = ()
+    """What is probably a mistake, although the queue works."""
 
 
-def status_of(queue: Queue) -> QueueStatus:
+def status_of(queue: Queue, total: Sequence[int]) -> QueueStatus:
     return QueueStatus(
         children=tuple(child.name for child in queue.children),
-        allocated=_quantities(queue.allocated),
-        allocated_non_preemptible=_quantities(queue.fixed),
-        requested=_quantities(queue.requested),
-        fair_share=_quantities(queue.fair),
+        allocated=_quantities(queue, queue.allocated),
+        allocated_non_preemptible=_quantities(queue, queue.fixed),
+        requested=_quantities(queue, queue.requested),
+        fair_share=_quantities(queue, queue.fair),
         error=queue.error,
+        warnings=tuple(_warnings(queue, total)),
     )
 
 
-def _quantities(amounts: Sequence[int]) -> dict[str, str]:
-    cpu, memory, gpu = amounts
-    return {
+def _quantities(queue: Queue, amounts: Sequence[int]) -> dict[str, str]:
+    cpu, memory, gpu = amounts[:FIRST_PRODUCT]
+    found = {
         "cpu": quantity.render(Decimal(cpu) / 1000),
         "memory": quantity.render(memory),
         GPU_RESOURCE: quantity.render(Decimal(gpu) / GPU),
     }
+    for product, amount in zip(queue.resources[FIRST_PRODUCT:], amounts[FIRST_PRODUCT:], strict=True):
+        if amount or product in queue.gpu_types:
+            found[product] = quantity.render(Decimal(amount) / GPU)
+    return found
+
+
+def _warnings(queue: Queue, total: Sequence[int]) -> Iterator[str]:
+    for i, resource in enumerate(queue.resources):
+        if resource in queue.gpu_types and not total[i]:
+            yield f"gpuTypes: no node has GPUs of the product {resource} (node label {GPU_PRODUCT_LABEL})"
+        quota = queue.quota[i]
+        promised = [child.quota[i] for child in queue.children if not child.error]
+        if quota != UNLIMITED and sum(amount for amount in promised if amount != UNLIMITED) > quota:
+            unit = _SCALES.get(resource, GPU)
+            has, wants = quota / unit, sum(amount for amount in promised if amount != UNLIMITED) / unit
+            yield f"{resource}: the quotas of its child queues are {wants:g} in all, more than its own {has:g}"

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 from capstan.scheduling.filters import dynamic_reason, needs_company, node_reason
 from capstan.scheduling.model import Gang, Group, Status, Task
+from capstan.scheduling.placement import Placer
 from capstan.scheduling.plan import Bind, Eviction, Verdict
-from capstan.scheduling.verdicts import short_of
+from capstan.scheduling.verdicts import over_bound, short_of
 from capstan.scheduling.world import World
 
 
@@ -98,9 +99,12 @@ def _groups(group: Group, path: str) -> list[GroupReport]:
 
 def _node_reasons(world: World, task: Task) -> dict[str, str]:
     found = {}
+    closed = Placer(world, world.policy).closed(task)
     for name, node in sorted(world.nodes.items()):
         reason = node_reason(task.shape, node) or short_of(world, task.shape, node)
         if not reason and needs_company(world, task):
             reason = dynamic_reason(world, task, node, later=False)
+        if not reason and node.product in closed:
+            reason = over_bound(closed[node.product])
         found[name] = reason or "has room"
     return found

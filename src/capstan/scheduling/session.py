@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -16,7 +16,7 @@ from capstan.scheduling.order import demand_of
 from capstan.scheduling.placement import Placer
 from capstan.scheduling.plan import Verdict
 from capstan.scheduling.policy import Policy
-from capstan.scheduling.queues import exceeded
+from capstan.scheduling.queues import Exceeded, exceeded
 from capstan.scheduling.topology import ANYWHERE, Scope, contradiction, scopes
 from capstan.scheduling.world import World
 
@@ -32,6 +32,9 @@ class Refusal:
     message: str
     details: dict[str, object] = field(default_factory=dict)
     task: Task | None = None
+
+
+_REASONS = {"limit": "OverLimit", "quota": "NonPreemptibleOverQuota", "lending": "OverLendingLimit"}
 
 
 class Session:
@@ -97,8 +100,7 @@ class Session:
         bound = exceeded(gang, demand_of(unit))
         if bound is None:
             return None
-        reason = "NonPreemptibleOverQuota" if bound.quota else "OverLimit"
-        return Refusal(reason, verdicts.over_bound(bound), verdicts.bound_details(bound))
+        return Refusal(_REASONS[bound.kind], verdicts.over_bound(bound), verdicts.bound_details(bound))
 
     def place(self, gang: Gang, unit: Sequence[Task], *, later: bool) -> bool:
         """Place all tasks of a unit or none. Where a promise is among them, the start waits as a whole."""
@@ -260,17 +262,21 @@ class Session:
 
     def node_reasons(self, task: Task) -> dict[str, int]:
         """How many nodes refuse the task, by reason, most frequent first."""
-        if not needs_company(self.world, task):
+        closed = self.placer.closed(task)
+        if not needs_company(self.world, task) and not closed:
             return self.placer.reasons(task.shape).counts()
-        return verdicts.by_frequency(Counter(self._reason(task, node) for node in self.world.nodes.values()))
+        nodes = self.world.nodes.values()
+        return verdicts.by_frequency(Counter(self._reason(task, node, closed) for node in nodes))
 
     def _node_by_node(self, task: Task) -> str:
-        nodes = sorted(self.world.nodes.items())
-        told = [f"{name}: {self._reason(task, node)}" for name, node in nodes[:_NODES_TOLD]]
+        nodes, closed = sorted(self.world.nodes.items()), self.placer.closed(task)
+        told = [f"{name}: {self._reason(task, node, closed)}" for name, node in nodes[:_NODES_TOLD]]
         return "; ".join(told + [f"and {len(nodes) - _NODES_TOLD} more nodes"] * (len(nodes) > _NODES_TOLD))
 
-    def _reason(self, task: Task, node: Node) -> str:
+    def _reason(self, task: Task, node: Node, closed: Mapping[str, Exceeded]) -> str:
         reason = node_reason(task.shape, node) or verdicts.short_of(self.world, task.shape, node)
+        if not reason and node.product in closed:
+            reason = verdicts.over_bound(closed[node.product])
         return reason or dynamic_reason(self.world, task, node, later=False) or verdicts.ROOM
 
 

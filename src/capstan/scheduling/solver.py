@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from capstan.scheduling import verdicts
 from capstan.scheduling.filters import dynamic_reason, needs_company
 from capstan.scheduling.gangs import next_unit
-from capstan.scheduling.model import GPU, GPU_COLUMN, NOTHING, Gang, Node, Shape, Status, Task, Zones
+from capstan.scheduling.model import GPU, GPU_COLUMN, Amounts, Gang, Node, Shape, Status, Task, Zones
 from capstan.scheduling.order import JobOrder, demand_of
 from capstan.scheduling.queues import exceeded, queue_key
 from capstan.scheduling.session import Refusal, Session
@@ -48,7 +48,7 @@ class Solver:
         self._lost: list[Victim] = []
         self._kept: set[int] = set()
         """Victims (by id) of the simulation that have their place again, because they come before the winner."""
-        self._was: dict[str, tuple[Status, Node | None, tuple[str, ...], Zones]] = {}
+        self._was: dict[str, tuple[Status, Node | None, tuple[str, ...], Zones, Amounts]] = {}
 
     def solve(self, victims: Iterable[Victim]) -> bool:
         """Try; on success the World holds the outcome, on failure it is as before."""
@@ -124,14 +124,17 @@ class Solver:
         self._was.clear()
         for victim in self.taken[:count]:
             for task in victim.tasks:
-                self._was[task.uid] = (task.status, task.node, task.devices, task.zones)
+                self._was[task.uid] = (task.status, task.node, task.devices, task.zones, task.charge)
                 self._evict(task)
         if self.every:
             return self._rearrange(count)
         self._keep_higher(count)
         if exceeded(self.gang, demand_of(self.unit)) is not None:
             return False
-        if not session.place(self.gang, self.unit, later=True):
+        session.placer.within_share = self.action == "reclaim"
+        placed = session.place(self.gang, self.unit, later=True)
+        session.placer.within_share = False
+        if not placed:
             return False
         if self.judge is None:
             return True
@@ -142,9 +145,10 @@ class Solver:
         """End a task; one that was only placed in this cycle simply goes back to waiting."""
         world = self.session.world
         if task.status == Status.ALLOCATED:
-            world.move(task, Status.PENDING, None)
+            world.move(task, Status.PENDING, None, charge=world.charge(task, None))
         elif self.every and task.node is not None:
-            world.move(task, Status.PENDING, None, leaving=(task.node, task.devices))
+            place = (task.node, task.devices)
+            world.move(task, Status.PENDING, None, leaving=place, charge=world.charge(task, None))
         else:
             world.move(task, Status.RELEASING, task.node, task.devices, zones=task.zones)
 
@@ -158,7 +162,7 @@ class Solver:
         for victim in self.taken[:count]:
             if victim.gang.queue is not ours:
                 by_queue.setdefault(victim.gang.queue_name, []).append(victim)
-        demand = demand_of(self.unit)
+        demand, nothing = demand_of(self.unit), self.session.world.nothing
         for victims in by_queue.values():
             theirs = victims[0].gang.queue
             assert theirs is not None
@@ -169,8 +173,8 @@ class Solver:
                 best = victims.pop()  # the most important was taken last
                 if exceeded(best.gang, best.amounts) is not None:
                     continue
-                theirs_first = queue_key(their_side, best.amounts, NOTHING, total)
-                if theirs_first > queue_key(our_side, demand, NOTHING, total):
+                theirs_first = queue_key(their_side, best.amounts, nothing, total)
+                if theirs_first > queue_key(our_side, demand, nothing, total):
                     break
                 for task in best.tasks:
                     self._put_back(task)
@@ -194,8 +198,8 @@ class Solver:
         return all(task.node is not None for task in victims)
 
     def _put_back(self, task: Task) -> None:
-        status, node, devices, zones = self._was[task.uid]
-        self.session.world.move(task, status, node, devices, zones=zones)
+        status, node, devices, zones, charge = self._was[task.uid]
+        self.session.world.move(task, status, node, devices, zones=zones, charge=charge)
 
     def _finish(self, count: int) -> None:
         """Record what the simulation of `count` victims has left in the World."""
@@ -246,7 +250,7 @@ class Solver:
             return False
         mark = world.mark()
         for task in victim.tasks:
-            _, node, devices, zones = self._was[task.uid]
+            _, node, devices, zones, _ = self._was[task.uid]
             if node is None or not _still_free(world, task, node, devices, zones):
                 world.rollback(mark)
                 return False
@@ -255,7 +259,8 @@ class Solver:
 
     def _move(self, victim: Victim) -> bool:
         session = self.session
-        if exceeded(victim.gang, victim.amounts) is not None:
+        needs = [session.world.charge(task, None) for task in victim.tasks]
+        if exceeded(victim.gang, tuple(map(sum, zip(*needs, strict=True)))) is not None:
             return False
         by_order = sorted(victim.tasks, key=lambda task: task.order)
         if not session.place(victim.gang, by_order, later=True):
@@ -268,7 +273,7 @@ class Solver:
         gang = self.gang
         assert gang.queue is not None
         demand = demand_of(self.unit)
-        spoken = verdicts.leading(demand)
+        spoken = verdicts.leading(demand, gang.queue)
         needs = verdicts.amount(demand[spoken[1]], spoken[0]) if spoken else "room"
         winner = f"{gang.namespace}/{gang.name.removeprefix('pod/')}"
         if self.action == "reclaim":
@@ -284,12 +289,13 @@ class Solver:
 
     def refusal(self, where: str) -> Refusal:
         """Why there was no solution, with the bound that decided."""
-        spoken = verdicts.leading(demand_of(self.unit))
+        demand, queue = demand_of(self.unit), self.gang.queue
+        spoken = verdicts.leading(demand, queue) if queue is not None else None
         if spoken is None or (not self.taken and self.action == "preempt"):
             return also(self.session, self.gang, "")
         resource, i = spoken
         freed = sum(victim.amounts[i] for victim in self.taken)
-        wanted = verdicts.amount(demand_of(self.unit)[i], resource)
+        wanted = verdicts.amount(demand[i], resource)
         return also(self.session, self.gang, f"needs {wanted}, {verdicts.bare(freed, resource)} {where}")
 
 

@@ -20,8 +20,8 @@ class Scope:
 
     nodes: Sequence[Node] | None = None
     boost: dict[str, int] = field(default_factory=dict)
-    indexes: dict[int, object] = field(default_factory=dict)
-    """Placement indexes over these nodes, by shape number; they live as long as the scope."""
+    indexes: dict[object, object] = field(default_factory=dict)
+    """Placement indexes over these nodes; they live as long as the scope."""
 
 
 ANYWHERE = Scope()

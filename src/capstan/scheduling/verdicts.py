@@ -11,18 +11,18 @@ from capstan.scheduling.model import (
     GPU_RESOURCE,
     MEMORY_COLUMN,
     PODS_COLUMN,
-    RESOURCES,
     UNLIMITED,
     Amounts,
     Gang,
     Group,
     Node,
+    Queue,
     Shape,
     Status,
     Task,
 )
 from capstan.scheduling.plan import Verdict
-from capstan.scheduling.queues import Exceeded
+from capstan.scheduling.queues import Exceeded, by_importance
 from capstan.scheduling.world import World
 
 _NAMES = {"cpu": ("CPU core", "CPU cores"), "memory": ("GB of memory", "GB of memory"), "gpu": ("GPU", "GPUs")}
@@ -35,42 +35,57 @@ def count(number: int, what: str) -> str:
 
 
 def amount(value: int, resource: str) -> str:
-    """`79 GPUs`, `1.5 CPU cores`, `4 GB of memory`."""
-    number = value / _SCALE[resource]
-    return f"{number:.6g} {_NAMES[resource][number != 1]}"
+    """`79 GPUs`, `1.5 CPU cores`, `4 GB of memory`, `8 NVIDIA-H200 GPUs`."""
+    number = value / _scale(resource)
+    names = _NAMES.get(resource) or (f"{resource} GPU", f"{resource} GPUs")
+    return f"{number:.6g} {names[number != 1]}"
 
 
-def leading(demand: Amounts) -> tuple[str, int] | None:
-    """The resource to speak of, and its place in an amounts tuple: GPUs before CPU before memory."""
-    return next(((RESOURCES[i], i) for i in (2, 0, 1) if demand[i]), None)
+def leading(demand: Amounts, queue: Queue) -> tuple[str, int] | None:
+    """The resource to speak of, and its place in all amounts."""
+    return next(((queue.resources[i], i) for i in by_importance(len(demand)) if demand[i]), None)
 
 
 def bare(value: int, resource: str) -> str:
-    return "unlimited" if value == UNLIMITED else f"{value / _SCALE[resource]:.6g}"
+    return "unlimited" if value == UNLIMITED else f"{value / _scale(resource):.6g}"
+
+
+def _scale(resource: str) -> int:
+    return _SCALE.get(resource, GPU)
 
 
 def over_bound(bound: Exceeded) -> str:
-    resource = RESOURCES[bound.resource]
-    kind = "quota" if bound.quota else "limit"
-    held = "non-preemptible jobs hold" if bound.quota else "allocated are"
+    queue = bound.queue
+    resource = queue.resources[bound.resource]
+    needs, left, most = amount(bound.asked, resource), bare(bound.left, resource), bare(bound.bound, resource)
+    if bound.kind == "limit":
+        return f"needs {needs}, {left} left of the limit {most} of queue {queue.name}"
+    if bound.kind == "quota":
+        return f"needs {needs}, {left} left of the quota {most} of queue {queue.name} for jobs that cannot be preempted"
+    if bound.kind == "share":
+        return f"needs {needs}, {left} left of the share {most} of queue {queue.name}"
+    where = f"queue {queue.parent.name}" if queue.parent is not None else "the cluster"
+    kept = bare(bound.kept, resource)
     return (
-        f"needs {amount(bound.asked, resource)}, but the {kind} of queue {bound.queue.name} is "
-        f"{bare(bound.bound, resource)} and {held} {bare(bound.used, resource)}"
+        f"needs {needs} beyond the quota of queue {queue.name}, {left} left of the {most} of {where}, "
+        f"where other queues keep {kept} that they do not lend"
     )
 
 
 def bound_details(bound: Exceeded) -> dict[str, object]:
-    resource = RESOURCES[bound.resource]
-    scale = _SCALE[resource]
-    return {
-        "queueDetails": {
-            "name": bound.queue.name,
-            "resource": resource,
-            "requested": bound.asked / scale,
-            "allocated": bound.used / scale,
-            "quota" if bound.quota else "limit": bound.bound / scale,
-        }
+    resource = bound.queue.resources[bound.resource]
+    scale = _scale(resource)
+    details = {
+        "name": bound.queue.name,
+        "resource": resource,
+        "requested": bound.asked / scale,
+        "allocated": bound.used / scale,
     }
+    if bound.kind == "lending":
+        details |= {"total": bound.bound / scale, "notLent": bound.kept / scale}
+    else:
+        details[bound.kind] = bound.bound / scale
+    return {"queueDetails": details}
 
 
 def not_ready(gang: Gang) -> str:

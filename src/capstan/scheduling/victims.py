@@ -7,16 +7,17 @@ the admitted victims is a fair set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+from operator import add
 from typing import Literal
 
 from capstan.scheduling.gangs import Part, shrink
-from capstan.scheduling.model import NOTHING, UNLIMITED, Amounts, Gang, Queue, Status, Task
+from capstan.scheduling.model import FIRST_PRODUCT, UNLIMITED, Amounts, Gang, Queue, Status, Task
 from capstan.scheduling.order import demand_of
 from capstan.scheduling.policy import Policy
-from capstan.scheduling.queues import QueueKey, queue_key
+from capstan.scheduling.queues import QueueKey, by_importance, queue_key
 from capstan.scheduling.world import World
 
 Allowed = Literal["all", "surplus", "none"]
@@ -71,7 +72,7 @@ class VictimOrder:
         allowed: Callable[[Gang], Allowed],
         admit: Callable[[Victim], Answer],
     ) -> None:
-        self._total = world.total
+        self._total, self._nothing = world.total, world.nothing
         self._admit = admit
         self._removed: dict[str, list[int]] = {}
         self._next: dict[str, Victim] = {}
@@ -94,17 +95,17 @@ class VictimOrder:
     def _hang(self, queue: Queue | None) -> None:
         while queue is not None and queue.name not in self._queues:
             self._queues[queue.name] = queue
-            self._removed[queue.name] = [0, 0, 0]
+            self._removed[queue.name] = list(self._nothing)
             queue = queue.parent
 
     def _key(self, queue: Queue) -> Reversed:
-        a = self._removed[queue.name]
+        removed = tuple(self._removed[queue.name])
         leaf = queue
         while self._below.get(leaf.name):
             leaf = self._below[leaf.name][0][2]
-        top = self._next[leaf.name].amounts if leaf.name in self._next else NOTHING
-        removed = (a[0] + top[0], a[1] + top[1], a[2] + top[2])
-        return Reversed(queue_key(queue, NOTHING, removed, self._total))
+        if leaf.name in self._next:
+            removed = tuple(map(add, removed, self._next[leaf.name].amounts))
+        return Reversed(queue_key(queue, self._nothing, removed, self._total))
 
     def __iter__(self) -> Iterator[Victim]:
         """Admitted victims. A queue whose victims are exhausted for good is not asked again."""
@@ -119,7 +120,7 @@ class VictimOrder:
                 del self._next[leaf.name]
             else:
                 self._next[leaf.name] = following
-            self._advance(leaf, victim.amounts if answer == "take" else NOTHING)
+            self._advance(leaf, victim.amounts if answer == "take" else self._nothing)
             if answer == "take":
                 yield victim
 
@@ -127,8 +128,7 @@ class VictimOrder:
         queue: Queue | None = leaf
         while queue is not None:
             removed = self._removed[queue.name]
-            for i in range(3):
-                removed[i] += amounts[i]
+            removed[:] = map(add, removed, amounts)
             siblings = self._below[_parent(queue)]
             _, rank, top = heappop(siblings)
             assert top is queue
@@ -216,14 +216,21 @@ class Fairness:
         self._touched: list[Queue] = []
         self._path = reclaimer.path()
         self._leaves: dict[str, tuple[Queue, Queue, list[Queue]]] = {}
-        self._wanted = {i for i in range(3) if demand[i] > 0}
+        self._wanted = [i for i, amount in enumerate(demand) if amount > 0]
 
     def may_reclaim(self, *, preemptible: bool) -> bool:
         """Whether the reclaimer stays within its fair share, and within its quota if it cannot be preempted."""
-        queue, demand = self.reclaimer, self.demand
-        if any(queue.allocated[i] + demand[i] > queue.entitled[i] for i in range(3)):
+        queue = self.reclaimer
+        if self.beyond_share() is not None:
             return False
-        return preemptible or _within(queue.fixed, demand, queue.quota)
+        return preemptible or _within(queue.fixed, self.demand, queue.quota)
+
+    def beyond_share(self) -> int | None:
+        """The first resource of which the reclaimer would have more than it is entitled to."""
+        queue, demand = self.reclaimer, self.demand
+        # What it holds of products that it does not ask for now is no reason against others.
+        concerned = (i for i in by_importance(len(demand)) if i < FIRST_PRODUCT or demand[i])
+        return next((i for i in concerned if queue.allocated[i] + demand[i] > queue.entitled[i]), None)
 
     def candidate(self, leaf: Queue) -> bool:
         """Whether the queue can lose anything at all."""
@@ -249,10 +256,13 @@ class Fairness:
             known = self._leaves[leaf.name] = (*levelled(self.reclaimer, leaf), leaf.path())
         ours, theirs, path = known
         left = self.left.get(theirs.name, theirs.allocated)
-        if not _exceeds(left, theirs.share) and not (
-            _within(ours.allocated, self.demand, ours.quota) and _exceeds(left, theirs.quota)
-        ):
-            return "exhausted"
+        bound: Sequence[int] = theirs.share
+        if not _exceeds(left, bound):
+            bound = theirs.quota
+            if not _within(ours.allocated, self.demand, ours.quota) or not _exceeds(left, bound):
+                return "exhausted"
+        if not _concerned(victim.amounts, left, bound):
+            return "skip"
         self._take(path, victim.amounts, -1)
         if self._balanced():
             return "take"
@@ -265,7 +275,7 @@ class Fairness:
             if rest is None:
                 rest = self.left[queue.name] = list(queue.allocated)
                 self._touched.append(queue)
-                self.involved[queue.name] = [0, 0, 0]
+                self.involved[queue.name] = [0] * len(rest)
             involved = self.involved[queue.name]
             for i, amount in enumerate(amounts):
                 if amount:
@@ -281,10 +291,10 @@ class Fairness:
                     continue
                 involved = self.involved[sibling.name]
                 rest = self.left[sibling.name]
-                for i in range(3):
-                    if not involved[i] and not self.demand[i]:
+                for i, asked in enumerate(self.demand):
+                    if not involved[i] and not asked:
                         continue
-                    ratio = _ratio(have[i] + self.demand[i], queue.entitled[i])
+                    ratio = _ratio(have[i] + asked, queue.entitled[i])
                     if (
                         ratio > 1
                         and sibling.entitled[i] > 0
@@ -294,22 +304,26 @@ class Fairness:
         return True
 
 
-def _within(allocated: list[int], demand: Amounts, bound: Amounts) -> bool:
-    a, b, c = bound
-    return (
-        (a == UNLIMITED or allocated[0] + demand[0] <= a)
-        and (b == UNLIMITED or allocated[1] + demand[1] <= b)
-        and (c == UNLIMITED or allocated[2] + demand[2] <= c)
+def _within(allocated: Sequence[int], demand: Amounts, bounds: Amounts) -> bool:
+    return not any(
+        bound != UNLIMITED and held + asked > bound
+        for held, asked, bound in zip(allocated, demand, bounds, strict=True)
     )
 
 
-def _exceeds(allocated: list[int], bound: Amounts | list[int]) -> bool:
-    a, b, c = bound
-    return (
-        (c != UNLIMITED and allocated[2] > c)
-        or (a != UNLIMITED and allocated[0] > a)
-        or (b != UNLIMITED and allocated[1] > b)
-    )
+def _exceeds(allocated: Sequence[int], bounds: Sequence[int]) -> bool:
+    return any(bound != UNLIMITED and held > bound for held, bound in zip(allocated, bounds, strict=True))
+
+
+def _concerned(amounts: Amounts, left: Sequence[int], bounds: Sequence[int]) -> bool:
+    """Whether a victim brings a queue nearer to its bounds.
+
+    Of too many GPUs of a product, only GPUs of that product do; of too much CPU, memory or GPUs, any victim (KAI).
+    """
+    if _exceeds(left[:FIRST_PRODUCT], bounds[:FIRST_PRODUCT]):
+        return True
+    given = list(zip(amounts, left, bounds, strict=True))[FIRST_PRODUCT:]
+    return any(amount and bound != UNLIMITED and held > bound for amount, held, bound in given)
 
 
 def _ratio(allocated: int, fair: int) -> float:

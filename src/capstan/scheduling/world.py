@@ -8,6 +8,7 @@ until the cluster confirms them (`upsert` of the pod) or `forget` takes them bac
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from operator import add, sub
 
 import msgspec
 
@@ -38,8 +39,10 @@ from capstan.scheduling.gangs import build_gang, implicit_gang
 from capstan.scheduling.holdings import Holdings, Key, Mark
 from capstan.scheduling.model import (
     ACTIVE,
+    FIRST_PRODUCT,
     HOLDS_NOW,
     NOTHING,
+    UNBOUNDED,
     Gang,
     Node,
     Queue,
@@ -50,7 +53,7 @@ from capstan.scheduling.model import (
 from capstan.scheduling.plan import Bind, Eviction, Plan
 from capstan.scheduling.policy import Policy
 from capstan.scheduling.pools import Membership
-from capstan.scheduling.queues import QueueStatus, link, parse_queue, set_fair_shares, status_of
+from capstan.scheduling.queues import QueueStatus, link, parse_queue, resources_of, set_fair_shares, status_of
 from capstan.scheduling.runtimes import History, declared, run_key, started
 
 Object = (
@@ -85,9 +88,9 @@ class World(Holdings):
         self.gangs: dict[Key, Gang] = {}
         self.queues: dict[str, Queue] = {}
         self.roots: list[Queue] = []
-        self.free_queue = Queue("", "", 0, 0.0, (-1, -1, -1), (-1, -1, -1), (0, 0, 0))
+        self.free_queue = Queue("", "", 0, 0.0, UNBOUNDED)
         """Where pods without any queue go: no bounds, no part in fair shares, no victims of reclaim."""
-        self.nowhere = Queue("", "", 0, 0.0, (0, 0, 0), (0, 0, 0), (0, 0, 0), error="does not exist")
+        self.nowhere = Queue("", "", 0, 0.0, UNBOUNDED, flaw="does not exist")
         """Stands in for every queue that is named and does not exist."""
         self.gated: dict[str, Task] = {}
         self.stale: dict[Gang, None] = {}
@@ -117,6 +120,10 @@ class World(Holdings):
         self._awaited: dict[str, str] = {}
         """uid -> the node, unknown here, that the pod is on."""
         self._relink = False
+        self._charged_layout = 0
+        """The layout for which GPUs were charged by product."""
+        self._implied: dict[Key, str] = {}
+        """Claim made for a pod's extended resources or share -> uid of the task."""
         self._terminating: dict[str, Task] = {}
         self._memory_shares: set[str] = set()
         self._promised: list[str] = []
@@ -159,7 +166,7 @@ class World(Holdings):
             case ResourceClaim():
                 self.claims[obj.key] = obj
                 self._inventory_upsert(obj)
-                self._recharge(self.claim_users.get(obj.key, ()))
+                self._recharge(self._users(obj.key))
             case _:
                 self._inventory_upsert(obj)
 
@@ -202,7 +209,7 @@ class World(Holdings):
             case "ResourceClaim":
                 if self.claims.pop(key, None) is not None and self.inventory is not None:
                     self.inventory.delete(kind, namespace, name)
-                    self._recharge(self.claim_users.get(key, ()))
+                    self._recharge(self._users(key))
             case "ResourceSlice" | "DeviceClass" | "DeviceTaintRule":
                 if self.inventory is not None:
                     self.inventory.delete(kind, namespace, name)
@@ -300,6 +307,8 @@ class World(Holdings):
         """Bring everything that depends on several objects or on the time up to date; a cycle starts with it."""
         if self._relink:
             self._relink_queues()
+        if self.products and self._charged_layout != self.layout:
+            self._recharge_products()
         for task in self._terminating.values():
             stuck = now > task.terminating_since + self.policy.stuck_after
             status = Status.STUCK if stuck else Status.RELEASING
@@ -309,15 +318,15 @@ class World(Holdings):
 
     def share_out(self, policy: Policy) -> None:
         """Set the fair shares of all queues over what pods of others and pods without a queue leave."""
-        rest = [self.total[i] - self.foreign[i] - self.free_queue.allocated[i] for i in range(3)]
-        set_fair_shares(self.roots, (rest[0], rest[1], rest[2]), self.usage, policy.k_value)
+        rest = map(sub, map(sub, self.total, self.foreign), self.free_queue.allocated)
+        set_fair_shares(self.roots, tuple(rest), self.usage, policy.k_value)
 
     def queue_status(self) -> dict[str, QueueStatus]:
         """What every queue holds, asks for and is entitled to, by name."""
         if self._relink:
             self._relink_queues()
         self.share_out(self.policy)
-        return {name: status_of(queue) for name, queue in sorted(self.queues.items())}
+        return {name: status_of(queue, self.total) for name, queue in sorted(self.queues.items())}
 
     # -- pods --------------------------------------------------------------------------------------------------------
 
@@ -412,6 +421,8 @@ class World(Holdings):
                 task.implied = claim_for_pod(pod, self.inventory)
             except InvalidPodRequest as refused:
                 task.error = str(refused)
+            if task.implied is not None:
+                self._implied[task.implied.key] = uid
         status, node_name = self._phase(task, pod)
         task.phase = status
         bind, eviction = self.binds.get(uid), self.evictions.get(uid)
@@ -477,6 +488,8 @@ class World(Holdings):
         self.gated.pop(uid, None)
         self._terminating.pop(uid, None)
         self._memory_shares.discard(uid)
+        if task.implied is not None:
+            self._implied.pop(task.implied.key, None)
         key = self._gang_key(self._pods[uid]) if task.gang is None else None
         if key is not None:
             self._members.take_up(key, uid)
@@ -649,9 +662,15 @@ class World(Holdings):
     def _relink_queues(self) -> None:
         """Rebuild the queue tree and every sum over it."""
         self._relink = False
-        self.roots = link(self.queues)
+        self.settle()
+        resources = resources_of(self.queues)
+        if resources != self.resources:
+            self.divide_by(resources)
+            self._charge_products()
+        self.roots = link(self.queues, resources)
+        self.free_queue.measure(resources)
+        self.nowhere.measure(resources)
         for queue in (*self.queues.values(), self.free_queue, self.nowhere):
-            queue.allocated, queue.fixed, queue.requested = [0, 0, 0], [0, 0, 0], [0, 0, 0]
             queue.pending, queue.active, queue.elastic = [], [], {}
         for gang in self.gangs.values():
             queue = gang.queue = self._queue_of(gang)
@@ -662,19 +681,44 @@ class World(Holdings):
                 queue.pending.append((gang.order, gang))
             if gang.active:
                 queue.active.append((gang.order, gang))
-            allocated, requested = [0, 0, 0], [0, 0, 0]
+            allocated, requested = list(self.nothing), list(self.nothing)
             for task in gang.tasks.values():
-                for i in range(3):
-                    allocated[i] += task.charge[i] if ACTIVE[task.status] else 0
-                    requested[i] += task.charge[i] if ACTIVE[task.status] or task.status == Status.PENDING else 0
+                if ACTIVE[task.status]:
+                    allocated[:] = map(add, allocated, task.charge)
+                if ACTIVE[task.status] or task.status == Status.PENDING:
+                    requested[:] = map(add, requested, task.charge)
             for level in queue.path():
-                for i in range(3):
-                    level.allocated[i] += allocated[i]
-                    level.fixed[i] += 0 if gang.preemptible else allocated[i]
-                    level.requested[i] += requested[i]
+                level.allocated[:] = map(add, level.allocated, allocated)
+                if not gang.preemptible:
+                    level.fixed[:] = map(add, level.fixed, allocated)
+                level.requested[:] = map(add, level.requested, requested)
         for queue in (*self.queues.values(), self.free_queue, self.nowhere):
             queue.pending.sort(key=lambda pair: pair[0])
             queue.active.sort(key=lambda pair: pair[0])
+
+    def _charge_products(self) -> None:
+        """Charge all tasks by the GPU products that queues name now; the sums over queues are rebuilt after it."""
+        self._seen_products()
+        self.foreign[:] = self.nothing
+        for task in self.tasks.values():
+            task.charge = (*task.charge[:FIRST_PRODUCT], *self.charge(task, task.node)[FIRST_PRODUCT:])
+            if task.gang is None and task.node is not None and HOLDS_NOW[task.status]:
+                self.foreign[:] = map(add, self.foreign, task.charge)
+
+    def _recharge_products(self) -> None:
+        """Charge tasks anew whose GPU product may be another one since nodes, slices or classes changed."""
+        renamed = frozenset(self.renamed)
+        self._seen_products()
+        self._recharge(
+            uid
+            for uid, task in self.tasks.items()
+            if task.node is None or task.claims or task.implied is not None or task.node.name in renamed
+        )
+
+    def _seen_products(self) -> None:
+        self.certain.clear()
+        self.renamed.clear()
+        self._charged_layout = self.layout
 
     # -- nodes -------------------------------------------------------------------------------------------------------
 
@@ -754,11 +798,16 @@ class World(Holdings):
             if before != self.min_gpu_memory():
                 self._recharge(self._memory_shares)
 
+    def _users(self, claim: Key) -> list[str]:
+        implied = self._implied.get(claim)
+        return [*self.claim_users.get(claim, ()), *([implied] if implied is not None else [])]
+
     def _recharge(self, uids: Iterable[str]) -> None:
         """Charge tasks anew after something their cost depends on has changed."""
         for uid in sorted(uids):
             task = self.tasks[uid]
             charge = self.charge(task, task.node)
             if charge != task.charge:
-                self.move(task, task.status, task.node, task.devices, leaving=task.leaving, charge=charge)
+                place = (task.status, task.node, task.devices)
+                self.move(task, *place, leaving=task.leaving, charge=charge, zones=task.zones)
         self.settle()

@@ -1,0 +1,47 @@
+"""Which product a GPU is: by the label of its node, or, where claims allocate GPUs, by what its driver says of it.
+
+Queues name products as the node label does. A driver's `productName` becomes a label value the way NVIDIA's feature
+discovery makes one: with dashes for spaces. Products are compared as a whole; no name is ever searched for another.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from capstan.allocation import Device, Inventory
+from capstan.api.resource import AllocationResult
+from capstan.scheduling.model import GPU_COLUMN, GPU_PRODUCT_LABEL, Node
+
+_ATTRIBUTE = "productName"
+
+
+def product_of(device: Device) -> str:
+    """The product as queues name it; empty when the driver does not say."""
+    attribute = device.attribute(f"{device.id.driver}/{_ATTRIBUTE}")
+    return (attribute.string or "").replace(" ", "-") if attribute is not None else ""
+
+
+def counted(node: Node, inventory: Inventory | None, classes: Iterable[str]) -> Counter[str]:
+    """How many GPUs of which product a node has. `classes`: the device classes that offer GPUs."""
+    label = node.labels.get(GPU_PRODUCT_LABEL, "")
+    plugged = 0 if node.by_claims else node.capacity[GPU_COLUMN]
+    if inventory is None or plugged:
+        return Counter({label: plugged}) if plugged else Counter()
+    physical: dict[tuple[object, str], str] = {}
+    for name in classes:
+        for device in inventory.devices(node.name, name):
+            # Partitions of one GPU draw from one counter set; its name stands for the GPU.
+            gpu = device.consumption[0][0] if device.consumption else device.id.device
+            physical[device.pool, gpu] = product_of(device) or label
+    return Counter(physical.values())
+
+
+def held(inventory: Inventory, allocation: AllocationResult, drivers: Iterable[str], otherwise: str) -> Counter[str]:
+    """How many devices of which product an allocation holds; `otherwise` is the product of those nobody publishes."""
+    found: Counter[str] = Counter()
+    for result in allocation.devices.results:
+        if result.driver in drivers and not result.admin_access:
+            device = inventory.device(result.driver, result.pool, result.device)
+            found[(product_of(device) if device is not None else "") or otherwise] += 1
+    return found
