@@ -309,10 +309,7 @@ class Store:
             self._publish(self.revision)
         else:
             self._forming.append(event)
-            if not self._committing and not self._flush_scheduled:
-                # Not at once: the requests that are ready in this turn of the loop join the batch.
-                self._flush_scheduled = True
-                self._loop.call_soon(self._flush)
+            self._flush_soon()
         return record
 
     def _remember(self, table: Table, event: Event) -> None:
@@ -341,6 +338,13 @@ class Store:
         self._trim()
         self._window_limit = limit
 
+    def _flush_soon(self) -> None:
+        """Not at once: what the requests of this turn of the loop write, or those that were just answered, joins the
+        batch."""
+        if not self._committing and not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
     def _flush(self) -> None:
         self._flush_scheduled = False
         if self._committing or not self._forming:
@@ -355,7 +359,7 @@ class Store:
     def _committed_batch(self, revision: int) -> None:
         self._committing = False
         self._publish(revision)
-        self._flush()
+        self._flush_soon()
 
     def _publish(self, revision: int) -> None:
         self.durable = revision
