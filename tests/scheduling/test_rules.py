@@ -199,6 +199,15 @@ def test_a_pod_of_an_unknown_pod_group_says_so() -> None:
     assert verdict(made) == ("InvalidPodGroup", "its PodGroup default/nobody does not exist")
 
 
+def test_a_pod_that_is_a_gang_of_its_own_waits_silently_for_the_grouper() -> None:
+    made = world(node("n0"), queue("a"), pod("p", "pg-p-p-p"), pod("gone", "pg-gone-p-gone"))
+    made.delete("Pod", "default", "gone")
+    assert cycle(made, POLICY, START).verdicts == []
+    made.upsert(gang("pg-gone-p-gone", "a"))
+    made.upsert(gang("pg-p-p-p", "a"))
+    assert places(made) == {"p": "n0"}
+
+
 def test_a_gang_without_a_queue_says_so() -> None:
     made = world(node("n0"), gang("g", ""), pod("p", "g"))
     assert verdict(made) == ("QueueDoesNotExist", "no queue is given")

@@ -1,5 +1,7 @@
 """The grouper: for every pod of the scheduler, write the PodGroup it belongs to and mark the pod with its name.
 
+A pod may come with its mark, from admission or from its user; then only the PodGroup may be missing.
+
 The decision is `grouping.group`; this loop reads the chain of owners and writes the difference. Owners may be of any
 kind, so they are not watched: a slow sweep looks again at one pod of every group, and brings edits of the workload
 (queue, minimum, replicas) into its PodGroup.
@@ -42,6 +44,9 @@ Manifest = dict[str, Any]
 class Grouper(kube.Controller[kube.Key]):
     """Reconciles pods, keyed by (namespace, name)."""
 
+    WORKERS = 32
+    """A burst of pods is written in few commits of the API server's log."""
+
     RULES = [
         PolicyRule(api_groups=[""], resources=["pods"], verbs=["get", "list", "watch", "patch"]),
         PolicyRule(api_groups=[""], resources=["pods/status"], verbs=["patch"]),
@@ -83,7 +88,10 @@ class Grouper(kube.Controller[kube.Key]):
 
     def _pod_changed(self, change: kube.Change[Pod]) -> None:
         pod = change.new
-        if pod is not None and _is_ours(pod) and POD_GROUP_ANNOTATION not in pod.metadata.annotations:
+        if pod is None or not _is_ours(pod):
+            return
+        named = pod.metadata.annotations.get(POD_GROUP_ANNOTATION)
+        if named is None or (change.old is None and self._groups.get(named, pod.metadata.namespace) is None):
             self.queue.add(pod.key)
 
     async def _sweep(self) -> None:

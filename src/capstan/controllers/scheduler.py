@@ -35,6 +35,8 @@ BUSY_SHARE = 0.25
 LONGEST_SETTLE_SECONDS = 0.2
 WRITES_IN_FLIGHT = 64
 STAMP_SECONDS = 2.0
+STAMP_ROUNDS = 15
+"""How many times stamps give way to binds that are being written."""
 CLOCK_TOLERANCE_SECONDS = 5.0
 """The wall clock may run away from the steady one by so much between two cycles before it counts as set."""
 RETRY_SECONDS = 1.0
@@ -169,7 +171,10 @@ class Scheduler:
     async def _write_stamps(self) -> None:
         """Stamps matter only to a later start of the scheduler, so they give way to what pods wait for."""
         while True:
-            await asyncio.sleep(STAMP_SECONDS)
+            for _ in range(STAMP_ROUNDS):
+                await asyncio.sleep(STAMP_SECONDS)
+                if not self._in_flight:
+                    break
             stamps, self._stamps = self._stamps, {}
             for stamp in stamps.values():
                 await self._carry_out(self._stamp(stamp), f"stamping PodGroup {stamp.namespace}/{stamp.group}")

@@ -19,7 +19,7 @@ from types import TracebackType
 from capstan import kube, local
 from capstan.api import crds, manifests, resources
 from capstan.controllers.blueprint_agent import BlueprintAgent
-from capstan.embedded import accounts
+from capstan.embedded import accounts, marks
 from capstan.embedded.components import Component, controllers
 from capstan.embedded.nodes import Drivers, NodeDirectories
 from capstan.local import credentials
@@ -94,6 +94,7 @@ class Platform:
         except OSError as error:
             raise PlatformError(f"{self.data_dir} cannot be made: {error}; choose another --data-dir") from error
         self.server = local.Server(self.data_dir)
+        self.server.admission.mutating.insert(0, marks.mark)
         try:
             await self.server.start()
         except local.StoreError as error:

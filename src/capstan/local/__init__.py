@@ -5,6 +5,7 @@ not implement answers with a Status error. `Server` is the API server, `serving`
 `Server.transport` lets components in the same process talk to it without one.
 """
 
+from capstan.local.admission import Attributes
 from capstan.local.asgi import serve, serving
 from capstan.local.inprocess import InProcessTransport
 from capstan.local.request import ADMIN, User, service_account
@@ -13,6 +14,7 @@ from capstan.local.store import DataDirectoryInUse, Store, StoreError
 
 __all__ = [
     "ADMIN",
+    "Attributes",
     "DataDirectoryInUse",
     "InProcessTransport",
     "Server",

@@ -15,7 +15,7 @@ Key = tuple[str, str]
 
 
 class Membership:
-    """Which PodGroups are of this shard, and the pods that are set aside because theirs is not."""
+    """Which PodGroups are of this shard, and the pods that are set aside because theirs is not, or not written yet."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy

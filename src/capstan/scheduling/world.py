@@ -560,6 +560,10 @@ class World(Holdings):
         if gang is None:
             if key[1].startswith("pod/"):
                 gang = implicit_gang(pod, self.priorities, self.policy)
+            elif key[1].endswith(f"-{task.uid}"):
+                # A gang of its own, whose PodGroup the grouper is about to write.
+                self._members.set_aside(key, task.uid)
+                return
             else:
                 gang = self._placeholder(key)
             self._add_gang(gang)
