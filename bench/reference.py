@@ -262,7 +262,7 @@ class Simulation:
 
     def place_job(self, gang: Gang, unit: list[Task], nodes: list[Node], *, later: bool) -> bool:
         self.boosts = {}
-        if over_limit(gang, demand(unit)):
+        if over_limit(gang, self.world.least_charge(unit)):
             return False
         mark = self.world.mark()
         if self._place_group(gang.root, unit, nodes, later):

@@ -1,16 +1,27 @@
-"""The behaviour scenarios kept next to the repository: every one listed here passes and has to go on passing."""
+"""Behaviour scenarios: those of KAI next to the repository, and our own beside this file, one file a subject."""
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
+import yaml
+from bench import reference
 
+from capstan.scheduling.session import Session
 from capstan.simulate import Scenario, load, run
+from capstan.simulate.scenario import Expect
 
 CASES = Path(__file__).parents[3] / "shared" / "cases" / "kai"
 PASSING = Path(__file__).with_name("scenarios.txt").read_text(encoding="utf-8").split()
 """`file#number` of every scenario that passes. A scenario left out needs its reason in docs/scheduling.md."""
+OWN = Path(__file__).with_name("scenarios")
+DIFFERENCES = OWN / "differences.yaml"
 
 
 def scenarios() -> dict[str, Scenario]:
@@ -21,8 +32,61 @@ def scenarios() -> dict[str, Scenario]:
     }
 
 
+def own() -> dict[str, Scenario]:
+    return {
+        f"{path.stem}: {scenario.name}": scenario
+        for path in sorted(OWN.glob("*.yaml"))
+        if path != DIFFERENCES
+        for scenario in load(path.read_text(encoding="utf-8"))
+    }
+
+
+def differences() -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(DIFFERENCES.read_text(encoding="utf-8")))
+
+
+@contextmanager
+def naive(steps: Mapping[str, Callable[[Session], None]] = reference.STEPS) -> Iterator[None]:
+    """Decide by the naive scheduler."""
+    module = importlib.import_module("capstan.scheduling.cycle")
+    before = dict(module._STEPS)
+    module._STEPS.update(steps)
+    try:
+        yield
+    finally:
+        module._STEPS.update(before)
+
+
 @pytest.mark.skipif(not CASES.is_dir(), reason="the scenario files are not next to this checkout")
 def test_every_listed_scenario_passes() -> None:
     known = scenarios()
     failed = {name: found for name in PASSING if (found := run(known[name]))}
     assert not failed
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the scenario files are not next to this checkout")
+def test_the_naive_scheduler_passes_them_too() -> None:
+    """What is compared with it below is then compared with KAI's rules."""
+    known = {name: scenario for name, scenario in scenarios().items() if not scenario.dra and "many" not in name}
+    with naive():
+        failed = {name: found for name, scenario in known.items() if (found := run(scenario))}
+    assert not failed
+
+
+@pytest.mark.parametrize("name", own())
+def test_own_scenarios(name: str) -> None:
+    scenario = own()[name]
+    assert not run(scenario)
+    with naive():
+        assert not run(scenario)
+
+
+@pytest.mark.parametrize("number", range(len(differences())))
+def test_what_differs_from_kai_differs_as_described(number: int) -> None:
+    entry = differences()[number]
+    assert entry["fault"]
+    scenario = msgspec.convert(entry["scenario"], Scenario)
+    assert not run(scenario)
+    with naive():
+        assert run(scenario), "no difference any more: take it from the list"
+        assert not run(msgspec.structs.replace(scenario, expect=msgspec.convert(entry["kai"], Expect)))

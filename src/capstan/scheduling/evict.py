@@ -167,7 +167,7 @@ def _leaves(queues: Iterable[Queue]) -> Iterator[Queue]:
 def _preempt_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal | None:
     policy, queue = session.policy, gang.queue
     assert queue is not None
-    bound = exceeded(gang, demand_of(unit))
+    bound = exceeded(gang, session.world.least_charge(unit))
     if bound is not None and bound.kind == "quota":
         return session.over(gang, unit)  # victims are preemptible: ending them does not free quota of this kind
 

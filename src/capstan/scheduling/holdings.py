@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from capstan.allocation import Inventory
 from capstan.api.resource import AllocationResult, DeviceSelector, ResourceClaim
@@ -18,6 +18,11 @@ Wanted = tuple[tuple[str, tuple[DeviceSelector, ...]], ...]
 """(device class, selectors) of a claim's request, one for each of its alternatives."""
 Mark = tuple[int, int, int]
 """Positions in the three journals: moves, inventory, grants."""
+
+
+def _percent(portion: int) -> int:
+    """Shares in MiB count in quotas by whole percents of a device, rounded up."""
+    return -(-portion * 100 // GPU) * GPU // 100
 
 
 class Holdings(Layout):
@@ -107,13 +112,24 @@ class Holdings(Layout):
             return quota
         cpu, memory, gpu = quota
         if share is not None and by_memory:
-            gpu += share.on(node.gpu_memory if node is not None else self.min_gpu_memory()) * share.devices
+            memory_size = node.gpu_memory if node is not None else self.min_gpu_memory()
+            gpu += _percent(share.on(memory_size)) * share.devices
         claims = list(self._charged_claims(task))
         amounts = [cpu, memory, gpu + GPU * sum(map(self.claims_gpus, claims)), *self.nothing[FIRST_PRODUCT:]]
         if self.products:
             for product, amount in self._by_product(task, node, gpu, claims):
                 if product in self.products:
                     amounts[self.products[product]] += amount
+        return tuple(amounts)
+
+    def least_charge(self, unit: Sequence[Task]) -> Amounts:
+        """What tasks cost their queue wherever they go: shares in MiB are counted on the largest GPUs."""
+        amounts = list(map(sum, zip(*(task.charge for task in unit), strict=True)))
+        for task in unit:
+            share = task.shape.share
+            if share is not None and share.memory and task.node is None:
+                largest, smallest = _percent(share.on(self.max_gpu_memory())), _percent(share.on(self.min_gpu_memory()))
+                amounts[2] -= (smallest - largest) * share.devices
         return tuple(amounts)
 
     def _charged_claims(self, task: Task) -> Iterator[ResourceClaim]:

@@ -131,8 +131,9 @@ class Ledger:
             for name in devices:
                 _use(node, name, portion, now, later, sign)
         elif share is not None:
-            node.lent_now += task.charge[2] * sign if now else 0
-            node.lent_later += task.charge[2] * sign if later else 0
+            lent = share.on(node.gpu_memory) * share.devices * sign
+            node.lent_now += lent if now else 0
+            node.lent_later += lent if later else 0
         if sign > 0:
             node.tasks[task.uid] = task
         else:

@@ -115,6 +115,10 @@ class Layout(Ledger):
         """MiB of the smallest GPU in the cluster: shares in MiB are counted against it until they have a node."""
         return min((size for size, count in self._memories.items() if count and size), default=_SMALLEST_GPU)
 
+    def max_gpu_memory(self) -> int:
+        """MiB of the largest GPU in the cluster: a share in MiB costs no less than its part of that one."""
+        return max((size for size, count in self._memories.items() if count and size), default=_SMALLEST_GPU)
+
     def gpu_classes(self) -> set[str]:
         """Device classes that offer GPUs: the one behind nvidia.com/gpu, and those named like a GPU driver."""
         backs = self.inventory.class_for_extended_resource(GPU_RESOURCE) if self.inventory is not None else None

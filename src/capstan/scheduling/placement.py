@@ -17,7 +17,7 @@ from capstan.scheduling import devices, numa, verdicts
 from capstan.scheduling.filters import company_score, dynamic_reason, needs_company, node_reason, preference
 from capstan.scheduling.model import CPU_COLUMN, GPU, GPU_COLUMN, Node, Shape, Status, Task, Zones
 from capstan.scheduling.policy import Policy
-from capstan.scheduling.queues import Exceeded, over_product
+from capstan.scheduling.queues import Exceeded, exceeded, over_product
 from capstan.scheduling.topology import ANYWHERE, Scope, slots
 from capstan.scheduling.world import World
 
@@ -200,6 +200,7 @@ def _free_gpus(node: Node) -> int:
 
 
 def _by_memory(shape: Shape) -> bool:
+    """Whether only the node says what a pod costs its queue."""
     return shape.share is not None and shape.share.memory > 0
 
 
@@ -292,7 +293,7 @@ class Placer:
             needs_company(self.world, task)
             or task.implied is not None
             or (task.shape.numa and self.world.aligning)
-            or (self.world.products and _by_memory(task.shape))
+            or _by_memory(task.shape)
         )
         if plain:
             top = index.best()
@@ -300,7 +301,7 @@ class Placer:
                 return None
             self._put(task, top[8], wait=later or top[3] > 0)
             return top[8]
-        alike = not task.claims and not needs_company(self.world, task) and not self.world.products
+        alike = not (task.claims or needs_company(self.world, task) or self.world.products or _by_memory(task.shape))
         for node in self._in_company(task, index.candidates(), later):
             if alike and index.refused.get(node.name) == (node.version, later):
                 continue
@@ -325,6 +326,9 @@ class Placer:
         """Place the task on this node if everything allows it: columns, company, claims, NUMA zones."""
         shape = task.shape
         if task.error or node_reason(shape, node) or not fits(shape, node, later=True):
+            return False
+        gang = task.gang
+        if _by_memory(task.shape) and gang is not None and exceeded(gang, self.world.charge(task, node)) is not None:
             return False
         wait = later or not fits(shape, node, later=False)
         if needs_company(self.world, task):

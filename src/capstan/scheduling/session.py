@@ -12,7 +12,6 @@ from capstan.scheduling import devices, runtimes, verdicts
 from capstan.scheduling.filters import dynamic_reason, needs_company, node_reason
 from capstan.scheduling.measures import Lap, Measures, untimed
 from capstan.scheduling.model import Gang, Group, Node, Queue, Shape, Status, Task
-from capstan.scheduling.order import demand_of
 from capstan.scheduling.placement import Placer
 from capstan.scheduling.plan import Verdict
 from capstan.scheduling.policy import Policy
@@ -97,7 +96,7 @@ class Session:
 
     def over(self, gang: Gang, unit: Sequence[Task]) -> Refusal | None:
         """The queue bound that the unit would break, as a refusal."""
-        bound = exceeded(gang, demand_of(unit))
+        bound = exceeded(gang, self.world.least_charge(unit))
         if bound is None:
             return None
         return Refusal(_REASONS[bound.kind], verdicts.over_bound(bound), verdicts.bound_details(bound))

@@ -129,7 +129,7 @@ class Solver:
         if self.every:
             return self._rearrange(count)
         self._keep_higher(count)
-        if exceeded(self.gang, demand_of(self.unit)) is not None:
+        if exceeded(self.gang, session.world.least_charge(self.unit)) is not None:
             return False
         session.placer.within_share = self.action == "reclaim"
         placed = session.place(self.gang, self.unit, later=True)
@@ -188,7 +188,7 @@ class Solver:
         order = JobOrder(world, gangs.values())
         while (gang := order.pop()) is not None:
             unit = list(self.unit) if gang is self.gang else next_unit(gang)
-            if not unit or exceeded(gang, demand_of(unit)) is not None or not session.place(gang, unit, later=True):
+            if not unit or session.over(gang, unit) is not None or not session.place(gang, unit, later=True):
                 return False
             for task in unit:
                 if task.leaving is not None and task.leaving == (task.node, task.devices):
