@@ -456,3 +456,36 @@ def test_a_topology_cannot_change_its_levels() -> None:
     assert item.validate(topology("zone", "kubernetes.io/hostname")) == []
     assert [cause.field for cause in item.validate(topology("kubernetes.io/hostname", "zone"))] == ["spec.levels"]
     assert [cause.field for cause in item.validate(topology("a", "b"), topology("a", "c"))] == ["spec.levels"]
+
+
+def queue_causes(resources: Object) -> list[str]:
+    (item,) = (from_crd(crd)[0] for crd in crds.load() if crd["spec"]["names"]["kind"] == "Queue")
+    assert isinstance(item, CustomType)
+    meta = {"name": "q"}
+    obj = {"apiVersion": "scheduling.run.ai/v2", "kind": "Queue", "metadata": meta, "spec": {"resources": resources}}
+    return causes(item, item.prepare_create(obj))
+
+
+@pytest.mark.parametrize(
+    ("resources", "field", "words"),
+    [
+        ({"gpu": {"quota": -2}}, "spec.resources.gpu.quota", "write a number of at least 0, or -1"),
+        ({"cpu": {"limit": -0.5}}, "spec.resources.cpu.limit", "write a number of at least 0, or -1"),
+        ({"memory": {"overQuotaWeight": -1}}, "spec.resources.memory.overQuotaWeight", "greater than or equal to 0"),
+        ({"gpu": {"quota": 4, "lendingLimit": -3}}, "spec.resources.gpu.lendingLimit", "write a number of at least 0"),
+        ({"gpu": {"quota": -1, "lendingLimit": 3}}, "spec.resources.gpu", "give a quota, or leave it out"),
+        ({"gpuTypes": {"H100": {"limit": -7}}}, "spec.resources.gpuTypes[H100].limit", "write a number of at least 0"),
+        ({"gpuTypes": {"H100": {"quota": -1, "lendingLimit": 0}}}, "spec.resources.gpuTypes", "give a quota"),
+        ({"gpuTypes": {"NVIDIA H100": {"quota": 1}}}, "spec.resources.gpuTypes", "name products as the node label"),
+    ],
+)
+def test_wrong_bounds_of_queues_are_refused_by_name(resources: Object, field: str, words: str) -> None:
+    (only,) = queue_causes(resources)
+    assert only.startswith(f"{field}: ")
+    assert words in only
+
+
+def test_right_bounds_of_queues_pass() -> None:
+    full = {"quota": 4, "limit": -1, "overQuotaWeight": 0.5, "lendingLimit": -1}
+    product = {"NVIDIA-H100-80GB-HBM3": {"quota": 4.5, "lendingLimit": 1}}
+    assert queue_causes({"gpu": full, "cpu": {"quota": -1}, "memory": {}, "gpuTypes": product}) == []

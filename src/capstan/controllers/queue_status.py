@@ -59,7 +59,16 @@ class QueueStatus:
 
 
 def _wire(status: scheduling.QueueStatus) -> dict[str, Any]:
-    """A queue that is wrong gets KAI's `Orphan` condition with the reason; one that was corrected loses it."""
+    """A queue that is wrong gets KAI's `Orphan` condition with the reason; one that was corrected loses it.
+
+    A queue that works but is probably not what was meant is not `Consistent`.
+    """
+    consistent = {
+        "type": "Consistent",
+        "status": "False" if status.warnings else "True",
+        "reason": "Questionable" if status.warnings else "Valid",
+        "message": "; ".join(status.warnings),
+    }
     orphan = {
         "type": "Orphan",
         "status": "True" if status.error else "False",
@@ -71,5 +80,5 @@ def _wire(status: scheduling.QueueStatus) -> dict[str, Any]:
         "allocated": status.allocated,
         "allocatedNonPreemptible": status.allocated_non_preemptible,
         "requested": status.requested,
-        "conditions": [orphan],
+        "conditions": [orphan, consistent],
     }

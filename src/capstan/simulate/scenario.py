@@ -81,6 +81,7 @@ class Bound(Strict):
     quota: float = -1
     limit: float = -1
     weight: float = 1
+    lending_limit: float = -1
 
 
 class QueueSetup(Strict):
@@ -90,6 +91,7 @@ class QueueSetup(Strict):
     gpu: Bound = msgspec.field(default_factory=Bound)
     cpu: Bound = msgspec.field(default_factory=Bound)
     memory: Bound = msgspec.field(default_factory=Bound)
+    gpu_types: dict[str, Bound] = {}
     preempt_min_runtime: str | None = None
     reclaim_min_runtime: str | None = None
 

@@ -78,10 +78,11 @@ class Stage:
             for claim in scenario.dra.resource_claims:
                 self._put_claim(claim)
         for rank, queue in enumerate(scenario.queues):
-            resources = {
+            resources: Document = {
                 "gpu": _bound(queue.gpu, 1.0),
                 "cpu": _bound(queue.cpu, 1.0),
                 "memory": _bound(queue.memory, 1e-6),
+                "gpuTypes": {product: _bound(bound, 1.0) for product, bound in queue.gpu_types.items()},
             }
             spec: Document = {"parentQueue": queue.parent or "", "priority": queue.priority, "resources": resources}
             if queue.preempt_min_runtime:
@@ -281,6 +282,7 @@ def _bound(bound: Bound, scale: float) -> Document:
     return {
         "quota": bound.quota if bound.quota == -1 else bound.quota * scale,
         "limit": bound.limit if bound.limit == -1 else bound.limit * scale,
+        "lendingLimit": bound.lending_limit if bound.lending_limit == -1 else bound.lending_limit * scale,
         "overQuotaWeight": bound.weight,
     }
 

@@ -15,6 +15,8 @@ class Bound(Values):
     quota: float = 0
     limit: float = -1
     weight: float = 1
+    lending_limit: float = -1
+    """How much of the quota others may use while it is free."""
 
 
 class Queue(Values):
@@ -38,7 +40,11 @@ class Queues(Values):
 def render(values: Queues) -> list[Manifest]:
     for name, queue in values.queues.items():
         _check_parent(name, queue, values)
-        for kind, bound in (("gpu", queue.gpu), ("cpu", queue.cpu), ("memory", queue.memory)):
+        bounds = {"gpu": queue.gpu, "cpu": queue.cpu, "memory": queue.memory}
+        for kind, bound in (*bounds.items(), *((f"gpuTypes.{p}", bound) for p, bound in queue.gpu_types.items())):
+            if bound.lending_limit != -1 and bound.quota == -1:
+                message = "it limits how much of the quota is lent, but the quota is unlimited"
+                raise InvalidValues(f"queues.{name}.{kind}.lendingLimit", message, "give a quota, or leave it out")
             if -1 < bound.limit < bound.quota:
                 message = f"the limit {bound.limit:g} is below the quota {bound.quota:g}"
                 raise InvalidValues(f"queues.{name}.{kind}.limit", message, "raise the limit, or use -1 for none")
@@ -78,7 +84,10 @@ def _queue(name: str, queue: Queue) -> Manifest:
 
 
 def _bound(bound: Bound) -> dict[str, float]:
-    return {"quota": _number(bound.quota), "limit": _number(bound.limit), "overQuotaWeight": _number(bound.weight)}
+    said = {"quota": bound.quota, "limit": bound.limit, "overQuotaWeight": bound.weight}
+    if bound.lending_limit != -1:
+        said["lendingLimit"] = bound.lending_limit
+    return {field: _number(value) for field, value in said.items()}
 
 
 def _number(value: float) -> float:
