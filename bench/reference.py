@@ -26,8 +26,9 @@ from capstan.scheduling.model import (
     Task,
 )
 from capstan.scheduling.placement import fits
+from capstan.scheduling.queues import levelled
 from capstan.scheduling.session import Refusal, Session
-from capstan.scheduling.victims import levelled, preempt_protection, reclaim_min_runtime, runtime
+from capstan.scheduling.victims import preempt_protection, reclaim_min_runtime, runtime
 
 # -- gangs: what to place and what to evict next -----------------------------------------------------------------------
 

@@ -260,6 +260,34 @@ def consolidate() -> Result:
     return Result(seconds, f"consolidation for 41 gangs x 10 pods on 1,000 nodes ({moved} moved)")
 
 
+def backfill() -> Result:
+    """A full cluster of jobs that end one after another; 8 gangs of 80 GPUs wait, then small jobs in their shadow."""
+    world = cluster(500, [queue("top"), queue("a", "top", rank=1)])
+    for i in range(3996):
+        group = gang(f"job-{i:06d}", "a", rank=i)
+        group.metadata.annotations |= {
+            "kai.scheduler/expected-runtime": f"{600 + 7919 * i % 36_000}s",
+            "kai.scheduler/last-start-timestamp": clock.render(NOW - 10),
+        }
+        world.upsert(group)
+        world.upsert(pod(f"job-{i:06d}-0", f"job-{i:06d}", on=f"node-{i // 8:05d}", rank=i))
+    jobs(world, 8, "a", pods=10, gpus=8, start=9000)
+    plans: list[Plan] = []
+    seconds = timed(lambda: plans.append(cycle(world, ALLOCATE, NOW)))
+    assert len(world.reservations) == 8
+    for i in range(100):
+        group = gang(f"short-{i:03d}", "a", rank=9100 + i)
+        group.metadata.annotations["kai.scheduler/expected-runtime"] = "300s"
+        world.upsert(group)
+        world.upsert(pod(f"short-{i:03d}-0", f"short-{i:03d}", rank=9100 + i))
+    kept = timed(lambda: plans.append(cycle(world, ALLOCATE, NOW + 1)))
+    assert len(plans[1].binds) == 4
+    text = (
+        f"backfill: 8 gangs of 80 GPUs find their times among 3,996 ends ({kept * 1e3:.1f} ms to keep them, 100 more)"
+    )
+    return Result(seconds, text)
+
+
 def steady() -> Result:
     world = cluster(4000, [queue("top"), *(queue(f"q{i}", "top", rank=i + 1) for i in range(20))])
     for i in range(140_000):
@@ -313,6 +341,7 @@ BENCHES: dict[str, tuple[Callable[[], Result], int]] = {
     "reclaim-wide": (reclaim_wide, 5),
     "reclaim-all": (reclaim_all, 1),
     "consolidate": (consolidate, 3),
+    "backfill": (backfill, 5),
     "steady": (steady, 1),
     "growth": (growth, 1),
 }

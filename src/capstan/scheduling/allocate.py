@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from capstan.scheduling import backfill
 from capstan.scheduling.gangs import next_unit
 from capstan.scheduling.model import Gang, Status
 from capstan.scheduling.order import JobOrder
@@ -30,6 +31,7 @@ def allocate(session: Session) -> None:
     """Pop gangs in queue order and place one unit of each; a gang that has more comes back for it in its turn."""
     waiting = list(session.candidates())
     _keep_promises(session, waiting)
+    backfill.keep(session, waiting)
     depth = session.policy.queue_depth.get("allocate")
     order = JobOrder(session.world, [gang for gang in waiting if gang.pending], depth)
     for late in order.left_out:
@@ -49,4 +51,6 @@ def allocate(session: Session) -> None:
             order.done(gang if gang.pending else None)
             continue
         session.refuse(gang, refusal or session.no_room(gang, unit))
+        if refusal is None:
+            backfill.consider(session, gang, unit)
         order.done()

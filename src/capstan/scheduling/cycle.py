@@ -8,9 +8,9 @@ from capstan.allocation import request_mappings, resolved
 from capstan.api import clock
 from capstan.scheduling.allocate import allocate
 from capstan.scheduling.evict import consolidate, evict_stale, preempt, reclaim
-from capstan.scheduling.gangs import LAST_START, REQUEUE_NOT_BEFORE, STALE_SINCE
+from capstan.scheduling.gangs import LAST_START, REQUEUE_NOT_BEFORE, STALE_SINCE, smallest_start
 from capstan.scheduling.measures import Lap, untimed
-from capstan.scheduling.model import Gang, Group, Status, Task
+from capstan.scheduling.model import Gang, Status, Task
 from capstan.scheduling.plan import Bind, Eviction, ImpliedClaim, Plan, Promise, Stamp
 from capstan.scheduling.policy import Policy
 from capstan.scheduling.requeue import requeue
@@ -96,7 +96,7 @@ def _stamps(session: Session, plan: Plan) -> Iterator[Stamp]:
             gangs[found] = None
     for gang in gangs:
         bound = sum(task.status == Status.ALLOCATED for leaf in gang.root.leaves() for _, task in leaf.active)
-        if gang.root.satisfied and gang.active - bound < _smallest_start(gang.root):
+        if gang.root.satisfied and gang.active - bound < smallest_start(gang.root):
             gang.last_start = session.now
             plan.measures.waits.append((gang.queue_name, max(0.0, session.now - gang.created)))
             if not gang.implicit:
@@ -106,13 +106,6 @@ def _stamps(session: Session, plan: Plan) -> Iterator[Stamp]:
     for gang, again in session.requeued.items():
         if not gang.implicit:
             yield Stamp(gang.namespace, gang.name, REQUEUE_NOT_BEFORE, clock.render(again))
-
-
-def _smallest_start(group: Group) -> int:
-    """The fewest pods with which the gang could have run already."""
-    if not group.children:
-        return max(group.minimum, 1)
-    return max(sum(sorted(_smallest_start(child) for child in group.children)[: group.minimum]), 1)
 
 
 def _plan_order(task: Task) -> tuple[str, str, tuple[int, int, float, str]]:

@@ -63,7 +63,7 @@ def _each(session: Session, action: str, attempt: Callable[[Session, Gang, Seque
     order = JobOrder(session.world, list(session.candidates()), session.policy.queue_depth.get(action))
     failed: dict[object, Refusal] = {}
     while (gang := order.pop()) is not None:
-        unit = next_unit(gang)
+        unit = next_unit(gang) if gang.key not in session.held else []
         refusal = _too_early(session, gang) if unit else None
         if not unit or refusal is not None:
             if refusal is not None:
@@ -88,7 +88,7 @@ def _each(session: Session, action: str, attempt: Callable[[Session, Gang, Seque
 
 
 def _too_early(session: Session, gang: Gang) -> Refusal | None:
-    waited = session.now - gang.created
+    waited = max(0.0, session.now - gang.created)
     if waited >= gang.preemption_delay:
         return None
     text = f"waits {gang.preemption_delay:g} s before others may be evicted for it, {waited:.0f} s have passed"

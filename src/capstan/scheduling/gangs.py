@@ -190,6 +190,13 @@ def _grow(group: Group) -> list[Task]:
     return []
 
 
+def smallest_start(group: Group) -> int:
+    """The fewest pods with which the gang could have run already."""
+    if not group.children:
+        return max(group.minimum, 1)
+    return max(sum(sorted(smallest_start(child) for child in group.children)[: group.minimum]), 1)
+
+
 # -- shrinking -----------------------------------------------------------------------------------------------------
 
 

@@ -218,6 +218,8 @@ class Placer:
         """Pod uid -> why its claims could not be allocated on the node tried last."""
         self.within_share = False
         """Whether a queue may not go beyond its share of a GPU product: set while others are evicted for it."""
+        self.barred: Callable[[Task, Node], bool] | None = None
+        """Whether a node is reserved for others; None: no node is."""
         self._kept: dict[object, ShapeIndex | Sum | Histogram] = {}
 
     @classmethod
@@ -289,7 +291,7 @@ class Placer:
         index = self.index(task.shape, scope, frozenset(self.closed(task)))
         if task.nominated in index.members and self.try_node(task, self.world.nodes[task.nominated], later=later):
             return self.world.nodes[task.nominated]
-        plain = not (
+        plain = self.barred is None and not (
             needs_company(self.world, task)
             or task.implied is not None
             or (task.shape.numa and self.world.aligning)
@@ -307,7 +309,7 @@ class Placer:
                 continue
             if self.try_node(task, node, later=later):
                 return node
-            if alike:
+            if alike and self.barred is None:
                 index.refused[node.name] = (node.version, later)
         return None
 
@@ -326,6 +328,8 @@ class Placer:
         """Place the task on this node if everything allows it: columns, company, claims, NUMA zones."""
         shape = task.shape
         if task.error or node_reason(shape, node) or not fits(shape, node, later=True):
+            return False
+        if self.barred is not None and self.barred(task, node):
             return False
         gang = task.gang
         if _by_memory(task.shape) and gang is not None and exceeded(gang, self.world.charge(task, node)) is not None:

@@ -32,6 +32,18 @@ class Policy:
     max_consolidation_victims: int = 16
     reclaim_may_consolidate: bool = True
     stale_grace: float = 60.0
+    reservations: int = 8
+    """So many waiting gangs may hold a reservation at a time. Without known run times there are none; 0: never any."""
+    reserve_after: float = 0.0
+    """Only gangs that have waited so long get one."""
+    learn_runtimes: bool = False
+    """Whether run times of finished gangs count where none is declared."""
+    runtime_quantile: float = 0.9
+    """The part of the finished runs that a learned run time has to cover."""
+    starving_after: float | None = None
+    """For gangs that have waited so long, what runs without a known end is assumed to end; None: for nobody."""
+    assumed_runtime: float = 3600.0
+    """How long such runs are assumed to take in all; doubled each time it turns out too short."""
     preempt_min_runtime: float = 0.0
     reclaim_min_runtime: float = 0.0
     reclaim_min_runtime_method: Literal["lca", "queue"] = "lca"

@@ -163,6 +163,16 @@ def _circular(queue: Queue, queues: Mapping[str, Queue]) -> bool:
     return False
 
 
+def levelled(left: Queue, right: Queue) -> tuple[Queue, Queue]:
+    """The first ancestors, from the root down, in which the paths of two queues differ."""
+    pair = (left, right)
+    for a, b in zip(reversed(left.path()), reversed(right.path()), strict=False):
+        pair = (a, b)
+        if a is not b:
+            break
+    return pair
+
+
 # -- fair share --------------------------------------------------------------------------------------------------
 
 

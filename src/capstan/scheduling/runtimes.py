@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from capstan.api import clock
+from capstan.scheduling.gangs import smallest_start
 from capstan.scheduling.model import Gang, Status, Task
 
 RunKey = tuple[str, str, int, int]
@@ -116,6 +117,7 @@ class Ends:
         self.now = now
         self._declared, self._history, self._quantile, self._assumed = declared, history, quantile, assumed
         self._known: dict[Gang, float] = {}
+        self._timeline: list[tuple[float, list[Gang]]] | None = None
 
     def of(self, task: Task) -> float:
         if task.gang is not None:
@@ -129,6 +131,23 @@ class Ends:
             end = self._known[gang] = self._end(gang)
         return end
 
+    def set(self, gang: Gang, end: float) -> None:
+        self._known[gang] = end
+
+    def restart(self, gang: Gang, start: float) -> None:
+        """Take the gang to run from `start` on instead of from when it did."""
+        self._known[gang] = start + self.runtime(gang)
+
+    def timeline(self, gangs: Iterable[Gang]) -> list[tuple[float, list[Gang]]]:
+        """The ends of those that run, soonest first, with the gangs that end then. Made once, for the first asked."""
+        if self._timeline is None:
+            at: dict[float, list[Gang]] = {}
+            for gang in gangs:
+                if gang.active and (end := self.of_gang(gang)) != math.inf:
+                    at.setdefault(end, []).append(gang)
+            self._timeline = sorted(at.items(), key=lambda pair: pair[0])
+        return self._timeline
+
     def runtime(self, gang: Gang) -> float:
         """Seconds that a run of the gang takes; infinite when nobody knows."""
         seconds = self._declared.get(gang)
@@ -138,9 +157,9 @@ class Ends:
 
     def _end(self, gang: Gang) -> float:
         seconds = self.runtime(gang)
-        runs = any(task.phase in (Status.BOUND, Status.RUNNING) for task in gang.tasks.values())
-        if not runs:
-            return self.now + seconds
+        running = sum(task.phase in (Status.BOUND, Status.RUNNING) for task in gang.tasks.values())
+        if running < smallest_start(gang.root):
+            return self.now + seconds  # it starts, or starts again, as a whole
         if seconds == math.inf and self._assumed is not None:
             seconds = self._assumed
         since = started(gang)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -12,10 +12,13 @@ from capstan.scheduling import devices, runtimes, verdicts
 from capstan.scheduling.filters import dynamic_reason, needs_company, node_reason
 from capstan.scheduling.measures import Lap, Measures, untimed
 from capstan.scheduling.model import Gang, Group, Node, Queue, Shape, Status, Task
+from capstan.scheduling.order import demand_of
 from capstan.scheduling.placement import Placer
 from capstan.scheduling.plan import Verdict
 from capstan.scheduling.policy import Policy
 from capstan.scheduling.queues import Exceeded, exceeded
+from capstan.scheduling.reservations import Bars, Book, Reservation
+from capstan.scheduling.runtimes import Ends
 from capstan.scheduling.topology import ANYWHERE, Scope, contradiction, scopes
 from capstan.scheduling.world import World
 
@@ -50,6 +53,13 @@ class Session:
         """Gangs that became stale in this cycle, with the time, or are no longer (None)."""
         self.requeued: dict[Gang, float] = {}
         """Gangs that ran too long, with the time from which they may start again."""
+        known, assumed = _ends(world, policy, now), _ends(world, policy, now, policy.assumed_runtime)
+        self.book = Book(known, assumed, world.reservations)
+        self.ends_read = 0
+        """How many ends backfill has gone through."""
+        self.held: set[tuple[str, str]] = set()
+        """Gangs that found room which they may not have."""
+        self._bars: Bars | None = None
         self.won: list[Gang] = []
         """Gangs that wait for room which was, or is being, cleared for them."""
         self._stuck: Task | None = None
@@ -102,7 +112,40 @@ class Session:
         return Refusal(_REASONS[bound.kind], verdicts.over_bound(bound), verdicts.bound_details(bound))
 
     def place(self, gang: Gang, unit: Sequence[Task], *, later: bool) -> bool:
-        """Place all tasks of a unit or none. Where a promise is among them, the start waits as a whole."""
+        """Place all tasks of a unit or none, without delaying a reservation of others.
+
+        Where a promise is among them, the start waits as a whole.
+        """
+        self._bars = None
+        if not self.book.made:
+            return self._place(gang, unit, later=later)
+        if any(task.leaving is not None or task.status == Status.RELEASING for task in unit):
+            self.book.known.restart(gang, self.now)
+        self._bars = self.bars(gang, unit)
+        return self._place_between(gang, unit, self._bars, later=later)
+
+    def place_at(self, gang: Gang, unit: Sequence[Task], start: float) -> bool:
+        """Place a unit that starts later than now, on what will be free then by the World as it stands."""
+        known = self.book.known
+        before = known.of_gang(gang)
+        known.restart(gang, start)
+        bars = self.book.bars(gang, demand_of(unit), start, self.world.gangs)
+        placed = self._place_between(gang, unit, bars, later=True)
+        known.set(gang, before)
+        return placed
+
+    def bars(self, gang: Gang, unit: Sequence[Task]) -> Bars | None:
+        """What reservations of others keep from the unit; None in the usual case: nothing."""
+        return self.book.bars(gang, demand_of(unit), self.now, self.world.gangs) if self.book.made else None
+
+    def _place_between(self, gang: Gang, unit: Sequence[Task], bars: Bars | None, *, later: bool) -> bool:
+        self.placer.barred = bars
+        try:
+            return self._place(gang, unit, later=later)
+        finally:
+            self.placer.barred = None
+
+    def _place(self, gang: Gang, unit: Sequence[Task], *, later: bool) -> bool:
         self._stuck, self._placed = None, 0
         if len(unit) == 1 and gang.root.levels is None and not gang.root.children:
             self._stuck = unit[0]
@@ -201,11 +244,18 @@ class Session:
         self.world.move(task, Status.RELEASING, task.node, task.devices, zones=task.zones)
 
     def finish(self) -> None:
-        """No pod starts whose gang still waits for the rest of its minimum."""
+        """No pod starts whose gang still waits for the rest of its minimum; who has a place needs no reservation."""
         gangs = {task.gang: None for task, *_ in self.world.moves if task.status == Status.ALLOCATED}
         for gang in gangs:
             if gang is not None:
                 self._wait_together(gang, [task for leaf in gang.root.leaves() for _, task in leaf.active])
+        made = self.book.made
+        for key in [key for key, room in made.items() if not self._waits(room)]:
+            del made[key]
+
+    def _waits(self, room: Reservation) -> bool:
+        tasks = (self.world.tasks.get(uid) for uid in room.places)
+        return all(task is not None and task.status == Status.PENDING for task in tasks)
 
     def searched(self, action: str, result: str) -> None:
         """Count a gang for which an action looked for victims; see `measures.Work.searches`."""
@@ -222,11 +272,21 @@ class Session:
         self.refusals[gang.key] = refusal
 
     def no_room(self, gang: Gang, unit: Sequence[Task]) -> Refusal:
-        """The refusal after `place` has failed for lack of nodes."""
+        """The refusal after `place` has failed: for lack of nodes, or because they are reserved."""
+        if self._bars is not None and self._bars.hit is not None and self._would_fit(gang, unit):
+            self.held.add(gang.key)
+            return Refusal("ReservedForOthers", verdicts.would_delay(self._bars.hit))
         task = self._stuck or unit[0]
         text = verdicts.no_room(gang, unit, self._placed)
         said = self.placer.said.get(task.uid)
         return Refusal("PodSchedulingErrors", f"{text}; {said}" if said else text, {}, task)
+
+    def _would_fit(self, gang: Gang, unit: Sequence[Task]) -> bool:
+        mark, stuck, placed = self.world.mark(), self._stuck, self._placed
+        fits = self._place(gang, unit, later=False)
+        self.world.rollback(mark)
+        self._stuck, self._placed = stuck, placed
+        return fits
 
     def verdicts(self) -> list[Verdict]:
         """A verdict for every gang that still waits, in order of namespace and name."""
@@ -244,6 +304,11 @@ class Session:
                 if not gated:
                     continue
                 refusal = Refusal("SchedulingGated", verdicts.gated(gated))
+            made = self.book.made.get(key)
+            if made is not None:
+                message = "; ".join(part for part in (refusal.message, verdicts.reserved(made)) if part)
+                details = {**refusal.details, **verdicts.reservation_details(made)}
+                refusal = replace(refusal, message=message, details=details)
             nodes: dict[str, int] = {}
             if refusal.task is not None:
                 number = refusal.task.shape.number
@@ -277,6 +342,11 @@ class Session:
         if not reason and node.product in closed:
             reason = verdicts.over_bound(closed[node.product])
         return reason or dynamic_reason(self.world, task, node, later=False) or verdicts.ROOM
+
+
+def _ends(world: World, policy: Policy, now: float, assumed: float | None = None) -> Ends:
+    history = world.history if policy.learn_runtimes else None
+    return Ends(world.timed, now, history=history, quantile=policy.runtime_quantile, assumed=assumed)
 
 
 def _all_groups(group: Group) -> Iterator[Group]:

@@ -8,17 +8,17 @@ others are placed elsewhere if there is room.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from capstan.scheduling import verdicts
 from capstan.scheduling.filters import dynamic_reason, needs_company
 from capstan.scheduling.gangs import next_unit
 from capstan.scheduling.model import GPU, GPU_COLUMN, Amounts, Gang, Node, Shape, Status, Task, Zones
 from capstan.scheduling.order import JobOrder, demand_of
-from capstan.scheduling.queues import exceeded, queue_key
+from capstan.scheduling.queues import exceeded, levelled, queue_key
 from capstan.scheduling.session import Refusal, Session
 from capstan.scheduling.topology import slots
-from capstan.scheduling.victims import Victim, levelled
+from capstan.scheduling.victims import Victim
 from capstan.scheduling.world import World
 
 
@@ -249,9 +249,11 @@ class Solver:
         if exceeded(victim.gang, victim.amounts) is not None:
             return False
         mark = world.mark()
+        bars = self.session.bars(victim.gang, victim.tasks)
         for task in victim.tasks:
             _, node, devices, zones, _ = self._was[task.uid]
-            if node is None or not _still_free(world, task, node, devices, zones):
+            barred = node is not None and bars is not None and bars(task, node)
+            if node is None or barred or not _still_free(world, task, node, devices, zones):
                 world.rollback(mark)
                 return False
             self._put_back(task)
@@ -365,7 +367,7 @@ class Bound:
         self.too_few = 0
         """So many victims are certainly not enough."""
         self._count = 0
-        self._freed: dict[str, tuple[Node, dict[int, int]]] = {}
+        self._freed: dict[str, dict[int, int]] = {}
         self._slots: dict[tuple[int, str], int] = {}
         self._shares = any(shape.share is not None for shape in self.shapes.values())
 
@@ -380,17 +382,29 @@ class Bound:
             self.too_few = self._count
         self._count += 1
         for task in victim.tasks:
-            node = task.node
-            if node is None:
-                continue
-            freed = self._freed.setdefault(node.name, (node, {}))[1]
-            for column, amount in task.shape.requests:
-                freed[column] = freed.get(column, 0) + amount
-            if task.devices:
-                freed[GPU_COLUMN] = freed.get(GPU_COLUMN, 0) + len(task.devices)
-            for number, shape in self.shapes.items():
-                before = self._slots.get((number, node.name))
-                if before is None:
-                    before = slots(shape, node)
-                after = self._slots[(number, node.name)] = slots(shape, node, freed)
-                self.found[number] += after - before
+            self.free(task)
+
+    def free(self, task: Task) -> None:
+        """Count what a task holds as free."""
+        if task.node is None:
+            return
+        amounts = dict(task.shape.requests)
+        if task.devices:
+            amounts[GPU_COLUMN] = amounts.get(GPU_COLUMN, 0) + len(task.devices)
+        self.give(task.node, amounts)
+
+    def give(self, node: Node, amounts: Mapping[int, int]) -> None:
+        """Count amounts of a node's columns as free, or (negative) as taken."""
+        freed = self._freed.setdefault(node.name, {})
+        for column, amount in amounts.items():
+            freed[column] = freed.get(column, 0) + amount
+        for number, shape in self.shapes.items():
+            before = self._slots.get((number, node.name))
+            if before is None:
+                before = slots(shape, node)
+            after = self._slots[(number, node.name)] = slots(shape, node, freed)
+            self.found[number] += after - before
+
+    def takes(self, node: Node) -> bool:
+        """Whether a pod of the unit could be on a node of which something was freed."""
+        return any(self._slots.get((number, node.name), 0) > 0 for number in self.shapes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from capstan.api import clock
 from capstan.scheduling.model import (
     CPU_COLUMN,
     GPU,
@@ -11,6 +12,7 @@ from capstan.scheduling.model import (
     GPU_RESOURCE,
     MEMORY_COLUMN,
     PODS_COLUMN,
+    RESOURCES,
     UNLIMITED,
     Amounts,
     Gang,
@@ -23,9 +25,12 @@ from capstan.scheduling.model import (
 )
 from capstan.scheduling.plan import Verdict
 from capstan.scheduling.queues import Exceeded, by_importance
+from capstan.scheduling.reservations import Reservation
 from capstan.scheduling.world import World
 
 _NAMES = {"cpu": ("CPU core", "CPU cores"), "memory": ("GB of memory", "GB of memory"), "gpu": ("GPU", "GPUs")}
+_NAMED = 3
+"""So many gangs are listed by name."""
 _SCALE = {"cpu": 1000, "memory": 10**9, "gpu": GPU}
 
 
@@ -113,6 +118,34 @@ def no_room(gang: Gang, unit: Sequence[Task], placed: int) -> str:
     if len(unit) == 1:
         return f"no node has room for pod {unit[0].name}"
     return f"needs {len(unit)} pods at once, room was found for {placed}"
+
+
+def reserved(made: Reservation) -> str:
+    """`reserved 32 GPUs on 4 nodes from 2025-06-15T14:05:00Z, when x/a and x/b are expected to have ended`."""
+    text = f"reserved {_reserved_room(made)} from {clock.render(made.at)}"
+    if not made.after:
+        return text
+    names = list(made.after[:_NAMED])
+    if len(made.after) > _NAMED:
+        names.append(f"{len(made.after) - _NAMED} more")
+    listed = f"{names[0]} is" if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]} are"
+    return f"{text}, when {listed} {'assumed' if made.assumed else 'expected'} to have ended"
+
+
+def would_delay(made: Reservation) -> str:
+    whose = f"{made.key[0]}/{made.key[1].removeprefix('pod/')}"
+    room = f"{_reserved_room(made)} from {clock.render(made.at)}"
+    return f"there is room, but it would delay the reservation of {whose} ({room})"
+
+
+def _reserved_room(made: Reservation) -> str:
+    spoken = next((i for i in (2, 0, 1) if made.demand[i]), None)
+    held = amount(made.demand[spoken], RESOURCES[spoken]) if spoken is not None else "room"
+    return f"{held} on {count(len(made.need), 'node')}"
+
+
+def reservation_details(made: Reservation) -> dict[str, object]:
+    return {"reservation": {"start": clock.render(made.at), "nodes": sorted(made.need)}}
 
 
 def short_of(world: World, shape: Shape, node: Node) -> str:

@@ -17,7 +17,7 @@ from capstan.scheduling.gangs import Part, shrink
 from capstan.scheduling.model import FIRST_PRODUCT, UNLIMITED, Amounts, Gang, Queue, Status, Task
 from capstan.scheduling.order import demand_of
 from capstan.scheduling.policy import Policy
-from capstan.scheduling.queues import QueueKey, by_importance, queue_key
+from capstan.scheduling.queues import QueueKey, by_importance, levelled, queue_key
 from capstan.scheduling.world import World
 
 Allowed = Literal["all", "surplus", "none"]
@@ -189,16 +189,6 @@ def reclaim_min_runtime(victim: Queue, reclaimer: Queue, policy: Policy) -> floa
             return queue.reclaim_min_runtime
         queue = queue.parent
     return policy.reclaim_min_runtime
-
-
-def levelled(left: Queue, right: Queue) -> tuple[Queue, Queue]:
-    """The first ancestors, from the root down, in which the paths of two queues differ."""
-    pair = (left, right)
-    for a, b in zip(reversed(left.path()), reversed(right.path()), strict=False):
-        pair = (a, b)
-        if a is not b:
-            break
-    return pair
 
 
 # -- fairness ------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ until the cluster confirms them (`upsert` of the pod) or `forget` takes them bac
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from operator import add, sub
 
 import msgspec
@@ -54,6 +55,7 @@ from capstan.scheduling.plan import Bind, Eviction, Plan
 from capstan.scheduling.policy import Policy
 from capstan.scheduling.pools import Membership
 from capstan.scheduling.queues import QueueStatus, link, parse_queue, resources_of, set_fair_shares, status_of
+from capstan.scheduling.reservations import Reservation
 from capstan.scheduling.runtimes import History, declared, run_key, started
 
 Object = (
@@ -127,6 +129,8 @@ class World(Holdings):
         self._terminating: dict[str, Task] = {}
         self._memory_shares: set[str] = set()
         self._promised: list[str] = []
+        self.reservations: dict[Key, Reservation] = {}
+        """Room that waiting gangs will have, oldest first."""
         self.standing: dict[Key, dict[str, str]] = {}
         """Gang -> pod uid -> node: promises for which others were evicted."""
 
@@ -223,6 +227,8 @@ class World(Holdings):
                 since = getattr(gang, field)
                 if since is not None:
                     setattr(gang, field, since + by)
+        for key, made in self.reservations.items():
+            self.reservations[key] = replace(made, at=made.at + by, until=made.until + by)
 
     # -- in-flight decisions -----------------------------------------------------------------------------------------
 

@@ -47,6 +47,10 @@ class Settings(Strict):
     max_consolidation_victims: int = 16
     reclaim_may_consolidate: bool = True
     stale_grace: str = "60s"
+    reservations: int = 8
+    reserve_after: str = "0s"
+    starving_after: str | None = None
+    assumed_runtime: str = "1h"
 
 
 class Mig(Strict):
@@ -94,6 +98,8 @@ class QueueSetup(Strict):
     gpu_types: dict[str, Bound] = {}
     preempt_min_runtime: str | None = None
     reclaim_min_runtime: str | None = None
+    max_runtime: str | None = None
+    requeue_delay: str | None = None
 
 
 class Constraint(Strict):
@@ -148,6 +154,10 @@ class JobSetup(Strict):
     age: float | None = None
     running_for: str | None = None
     preemption_delay: str | None = None
+    max_runtime: str | None = None
+    expected_runtime: str | None = None
+    requeue_delay: str | None = None
+    lasts: str | None = None
     stale_since: str | None = None
     stale_grace: str | None = None
     qos: Literal["Guaranteed", "Burstable", "BestEffort"] = "Burstable"
@@ -204,6 +214,7 @@ class Scenario(Strict):
     actions: list[str] = msgspec.field(default_factory=lambda: list(ACTIONS))
     rounds: int = 1
     stable_rounds: int = 0
+    round_length: str = "1s"
     settings: Settings = msgspec.field(default_factory=Settings)
     topologies: list[TopologySetup] = []
     dra: Dra | None = None
@@ -219,6 +230,10 @@ class Scenario(Strict):
             max_consolidation_victims=settings.max_consolidation_victims,
             reclaim_may_consolidate=settings.reclaim_may_consolidate,
             stale_grace=durations.seconds(settings.stale_grace),
+            reservations=settings.reservations,
+            reserve_after=durations.seconds(settings.reserve_after),
+            starving_after=durations.seconds(settings.starving_after) if settings.starving_after else None,
+            assumed_runtime=durations.seconds(settings.assumed_runtime),
         )
 
 

@@ -16,7 +16,15 @@ from capstan.api import clock
 from capstan.api.base import ObjectMeta
 from capstan.api.core import Node, Pod
 from capstan.api.resource import DeviceClass, ResourceClaim, ResourceClaimTemplate, ResourceSlice
-from capstan.api.scheduling import PodGroup, PriorityClass, Queue, Topology
+from capstan.api.scheduling import (
+    EXPECTED_RUNTIME,
+    MAX_RUNTIME,
+    REQUEUE_DELAY,
+    PodGroup,
+    PriorityClass,
+    Queue,
+    Topology,
+)
 from capstan.scheduling import Plan, World, cycle, durations
 from capstan.scheduling.model import Task
 from capstan.simulate.scenario import (
@@ -90,7 +98,8 @@ class Stage:
             if queue.reclaim_min_runtime:
                 spec["reclaimMinRuntime"] = queue.reclaim_min_runtime
             created = clock.render(START - 2 * _SETTLED_AGE + rank)
-            meta = {"name": queue.name, "creationTimestamp": created}
+            notes = _runtimes(queue.max_runtime, None, queue.requeue_delay)
+            meta = {"name": queue.name, "creationTimestamp": created, "annotations": notes}
             world.upsert(msgspec.convert({"metadata": meta, "spec": spec}, Queue))
         for rank, job in enumerate(scenario.jobs):
             self._raise_job(rank, job)
@@ -107,7 +116,7 @@ class Stage:
             world.upsert(msgspec.convert(pod, Pod))
 
     def _pod_group(self, rank: int, job: JobSetup, created: str) -> Document:
-        notes = {}
+        notes = _runtimes(job.max_runtime, job.expected_runtime, job.requeue_delay)
         if job.running_for is not None:
             notes["kai.scheduler/last-start-timestamp"] = clock.render(START - durations.seconds(job.running_for))
         if job.stale_since is not None:
@@ -236,13 +245,28 @@ class Stage:
             stuck = terminating and clock.parse(pod["metadata"]["deletionTimestamp"]) < START - 300
             if stuck:
                 continue
+            if pod["status"]["phase"] == "Succeeded":
+                continue
             if terminating or name in evicted:
                 self._remove(name)
             elif pod["spec"].get("nodeName") and pod["status"]["phase"] == "Pending":
-                pod["status"]["phase"] = "Running"
+                pod["status"] |= {"phase": "Running", "startTime": clock.render(self.now)}
                 self.world.upsert(msgspec.convert(pod, Pod))
+        self.now += durations.seconds(self.scenario.round_length)
+        self._end_jobs()
         self._end_claims()
-        self.now += 1
+
+    def _end_jobs(self) -> None:
+        """Pods of jobs that last so long succeed when their time is over."""
+        for name, pod in self.pods.items():
+            job = self.jobs[name]
+            if job.lasts is None or pod["status"]["phase"] != "Running":
+                continue
+            start = START - durations.seconds(job.running_for or "0s")
+            since = clock.parse(pod["status"].get("startTime")) or start
+            if self.now - since >= durations.seconds(job.lasts):
+                pod["status"]["phase"] = "Succeeded"
+                self.world.upsert(msgspec.convert(pod, Pod))
 
     def _remove(self, name: str) -> None:
         pod, job = self.pods[name], self.jobs[name]
@@ -260,7 +284,8 @@ class Stage:
         meta = {**pod["metadata"], "labels": labels, "annotations": notes}
         meta.pop("deletionTimestamp", None)
         spec = {k: v for k, v in pod["spec"].items() if k != "nodeName"}
-        self.pods[name] = {"metadata": meta, "spec": spec, "status": {**pod["status"], "phase": "Pending"}}
+        status = {key: value for key, value in pod["status"].items() if key != "startTime"}
+        self.pods[name] = {"metadata": meta, "spec": spec, "status": {**status, "phase": "Pending"}}
         self.world.upsert(msgspec.convert(self.pods[name], Pod))
 
     def _end_claims(self) -> None:
@@ -276,6 +301,11 @@ class Stage:
             if key not in used and claim.get("status", {}).get("allocation"):
                 claim["status"] = {}
                 self._put_claim(claim)
+
+
+def _runtimes(longest: str | None, expected: str | None, delay: str | None) -> dict[str, str]:
+    values = {MAX_RUNTIME: longest, EXPECTED_RUNTIME: expected, REQUEUE_DELAY: delay}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _bound(bound: Bound, scale: float) -> Document:
