@@ -24,6 +24,7 @@ def mode(name: str, groups: list[str] | None) -> dict[str, Any]:
     ("groups", "together"),
     [
         ((["mig"], ["mig", "mps"]), True),
+        (([], None), True),
         ((["mig"], ["vgpu"]), False),
         ((None, None), True),
         ((None, ["mig"]), False),
@@ -34,11 +35,32 @@ def test_what_shares_a_counter_set_shares_a_group(make: Any, policy: Any, groups
     inv = make.inventory(make.slice(devices, counters={"gpu": {"slots": 2}}))
     both = make.claim("c", make.request(count=2))
     assert isinstance(allocate(inv, [both], N1, policy, features=ON), Allocation if together else Refusal)
-    assert isinstance(allocate(inv, [both], N1, policy), Allocation), "without the gate groups mean nothing"
+    without = allocate(inv, [both], N1, policy)
+    if any(groups):
+        assert isinstance(without, Refusal) and "need a feature which is off" in without.message
+    else:
+        assert isinstance(without, Allocation)
     one = allocate(inv, [make.claim("one")], N1, policy, features=ON)
     inv.assume(("ns", "one"), one.results["ns", "one"])  # type: ignore[union-attr]
     other = allocate(inv, [make.claim("other")], N1, policy, features=ON)
     assert isinstance(other, Allocation if together else Refusal)
+
+
+@pytest.mark.parametrize("policy", ["best-fit", "kubernetes"])
+def test_groups_must_have_one_in_common_not_only_pairwise(make: Any, policy: Any) -> None:
+    devices = [mode("d0", ["a", "b"]), mode("d1", ["b", "c"]), mode("d2", ["a", "c"])]
+    inv = make.inventory(make.slice(devices, counters={"gpu": {"slots": 3}}))
+    assert isinstance(allocate(inv, [make.claim("c", make.request(count=2))], N1, policy, features=ON), Allocation)
+    assert isinstance(allocate(inv, [make.claim("c", make.request(count=3))], N1, policy, features=ON), Refusal)
+
+
+def test_without_the_gate_what_shares_counters_with_a_grouped_allocation_is_left_alone(make: Any) -> None:
+    devices = [mode("d0", ["mig"]), mode("d1", None), mode("other", None)]
+    devices[2]["consumesCounters"][0]["counterSet"] = "gpu-2"
+    inv = make.inventory(make.slice(devices, counters={"gpu": {"slots": 2}, "gpu-2": {"slots": 1}}))
+    grouped = allocate(inv, [make.claim("grouped")], N1, "kubernetes", features=ON)
+    inv.assume(("ns", "grouped"), grouped.results["ns", "grouped"])  # type: ignore[union-attr]
+    assert make.devices(allocate(inv, [make.claim()], N1, "kubernetes")) == ["other"]
 
 
 def test_results_say_which_node_operations_the_device_does_not_need(make: Any) -> None:

@@ -106,9 +106,100 @@ def test_the_claims_of_a_pod_are_allocated_together(tmp_path: Path) -> None:
         (CLUSTER, (), "no claim to allocate"),
         (CLAIM, ("--feature-gates", "DRAMagic=true"), "DRAMagic"),
         (POD.replace("ClaimTemplateName: one", "ClaimTemplateName: two"), (), "'two', which is not given"),
+        (CLAIM + "---" + CLAIM, (), "ResourceClaim ns/c is given twice"),
     ],
 )
 def test_bad_input_is_named(tmp_path: Path, claims: str, options: tuple[str, ...], message: str) -> None:
     result = run(tmp_path, claims, *options)
-    assert result.exit_code != 0
+    assert result.exit_code == 2
     assert message in result.output
+
+
+@pytest.mark.parametrize(
+    ("claims", "options", "outcome", "status"),
+    [
+        (CLAIM, (), "allocated", 0),
+        (CLAIM, ("--node", "n1"), "refused", 1),
+        (CLAIM, ("--node", "elsewhere"), "refused", 1),
+        (CLAIM.replace("gpu,", "tpu,"), (), "error", 2),
+        (CLAIM, ("--feature-gates", "DRAConsumableCapacity=false"), "error", 2),
+        ("apiVersion: v1\nkind: List\nitems: []\n", (), "allocated", 0),
+        ("", (), "allocated", 0),
+    ],
+)
+def test_outcome_and_exit_status_tell_not_here_from_wrong(
+    tmp_path: Path, claims: str, options: tuple[str, ...], outcome: str, status: int
+) -> None:
+    result = run(tmp_path, claims, *options, "-o", "json")
+    assert result.exit_code == status
+    if result.output.startswith("{"):
+        answer = json.loads(result.output)
+        assert answer["outcome"] == outcome
+        assert bool(answer["refusals"]) == (outcome != "allocated")
+    else:
+        assert outcome == "error"
+
+
+def test_devices_of_allocated_claims_are_taken(tmp_path: Path) -> None:
+    held = CLAIM.replace("name: c,", "name: held,") + (
+        "status: {allocation: {devices: {results: [{request: r, driver: gpu.example.com, pool: n2, device: large}]}}}\n"
+    )
+    answer = json.loads(run(tmp_path, CLAIM, "-o", "json", cluster=CLUSTER + "---" + held).output)
+    assert answer["outcome"] == "refused"
+    assert "1 in use" in answer["refusals"][-1]["message"]
+
+
+def test_shares_that_are_held_leave_the_rest(tmp_path: Path) -> None:
+    shared = CLUSTER.replace("{name: large, basic: {", "{name: large, basic: {allowMultipleAllocations: true, ")
+    held = CLAIM.replace("name: c,", "name: held,") + (
+        "status: {allocation: {devices: {results: [{request: r, driver: gpu.example.com, pool: n2, device: large,"
+        " shareID: 11111111-1111-1111-1111-111111111111, consumedCapacity: {memory: 30Gi}}]}}}\n"
+    )
+    answer = json.loads(run(tmp_path, CLAIM, "-o", "json", cluster=shared + "---" + held).output)
+    (result,) = answer["allocations"][0]["allocation"]["devices"]["results"]
+    assert result["consumedCapacity"] == {"memory": "40Gi"}
+    assert result["shareID"]
+    assert run(tmp_path, CLAIM.replace("40Gi", "51Gi"), cluster=shared + "---" + held).exit_code == 1
+
+
+def test_nulls_are_fields_that_are_not_set_and_claims_without_namespace_are_in_the_default_one(tmp_path: Path) -> None:
+    claim = CLAIM.replace("{name: c, namespace: ns}", "{name: c, creationTimestamp: null}")
+    claim = claim.replace("deviceClassName: gpu,", "deviceClassName: gpu, adminAccess: null, selectors: null,")
+    answer = json.loads(run(tmp_path, claim + "status: null\n", "-o", "json").output)
+    assert (answer["allocations"][0]["namespace"], answer["outcome"]) == ("default", "allocated")
+
+
+def test_slices_of_one_name_all_count(tmp_path: Path) -> None:
+    cluster = CLUSTER.replace("name: s2", "name: s1")
+    assert run(tmp_path, CLAIM, cluster=cluster).exit_code == 0
+    old = cluster.replace("generation: 1", "generation: 0", 1)
+    assert run(tmp_path, CLAIM.replace("40Gi", "5Gi"), "--node", "n1", cluster=old).exit_code == 0
+
+
+@pytest.mark.parametrize("gate", ["true", "false"])
+def test_counters_drawn_on_request_are_written_down(tmp_path: Path, gate: str) -> None:
+    cluster = (
+        CLUSTER
+        + """
+---
+apiVersion: resource.k8s.io/v1
+kind: ResourceSlice
+metadata: {name: port}
+spec:
+  driver: net.example.com
+  nodeName: n3
+  pool: {name: n3, generation: 1, resourceSliceCount: 1}
+  sharedCounters: [{name: port, counters: {bandwidth: {value: 100G}}}]
+  devices:
+  - {name: vf, consumesCounters: [{counterSet: port, counters: {bandwidth: {valueFrom: {capacityName: bandwidth}}}}]}
+"""
+    )
+    claim = CLAIM.replace("memory: 40Gi", "net.example.com/bandwidth: 10G")
+    if gate == "false":
+        claim = CLAIM.replace(", capacity: {requests: {memory: 40Gi}}", "")
+    options = ("--node", "n3", "--feature-gates", f"DRASharedConsumableCapacity={gate}", "-o", "json")
+    answer = json.loads(run(tmp_path, claim, *options, cluster=cluster).output)
+    (result,) = answer["allocations"][0]["allocation"]["devices"]["results"]
+    assert result["device"] == "vf"
+    wanted = [{"counterSet": "port", "counters": {"bandwidth": "10G"}}] if gate == "true" else None
+    assert result.get("consumedCounters") == wanted

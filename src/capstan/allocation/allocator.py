@@ -71,7 +71,7 @@ def allocate(
         picks = search.first() if policy == "kubernetes" else search.best()
         if picks is None:
             return _refused(prepared, devices, search)
-        return _allocated(inventory, prepared, picks, node, now, search)
+        return _allocated(inventory, prepared, picks, node, now, search, features)
     except InvalidClaim as error:
         return Refusal(error.reason, str(error), error.claim, error.request, node.name)
     except BudgetExhausted as error:
@@ -88,11 +88,12 @@ def _allocated(
     node: NodeView,
     now: str | None,
     search: Search,
+    features: Features,
 ) -> Allocation:
     results = {}
     for claim in prepared:
         own = [pick for pick in picks if pick.request.claim is claim]
-        results[claim.key] = allocation(claim, own, inventory.classes, node, now)
+        results[claim.key] = allocation(claim, own, inventory.classes, node, now, features)
     explanation = tuple(
         Choice(p.request.claim.key, p.alternative.name, p.candidate.device.id, p.options, p.cost, p.parts)
         for p in picks
@@ -146,6 +147,7 @@ def _shortage(claim: PreparedClaim, options: list[Alternative], devices: NodeDev
             for count, what in (
                 (option.in_use, "in use"),
                 (option.tainted, "tainted"),
+                (option.gated, "with counters that need a feature which is off"),
                 (option.refused_by_capacity, "without the capacity asked for"),
                 (len(option.candidates) - free, "on which a selector failed"),
             )
@@ -188,7 +190,7 @@ def _refused(prepared: list[PreparedClaim], devices: NodeDevices, search: Search
     )
     names = sorted({c.attribute for claim in prepared for c in claim.constraints})
     limits = [f"the constraints on {', '.join(names)}"] if names else []
-    if any(c.device.consumption for r in search.requests for o in r.alternatives for c in o.candidates):
+    if any(c.device.counter_sets for r in search.requests for o in r.alternatives for c in o.candidates):
         limits.append("the shared counters")
     because = " and ".join(limits) or "sharing no device"
     message = (

@@ -7,10 +7,10 @@ parts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from capstan.allocation.model import Number, number
-from capstan.api.resource import Device, DeviceCapacity, RequestPolicy
+from capstan.api.resource import Counter, Device, DeviceCapacity, RequestPolicy
 
 Amounts = Mapping[str, Number]
 
@@ -41,31 +41,29 @@ def rounded(policy: RequestPolicy, amount: Number) -> Number | None:
     return amount
 
 
-def consumption(device: Device, driver: str, requests: Amounts) -> dict[str, Number] | None:
-    """What a request with these capacity amounts (keys qualified) consumes of a shared device, per capacity of the
-    device and under the device's own keys; None if the device cannot give it, whatever else it is used for."""
+def consumption(
+    device: Device, driver: str, requests: Amounts, elsewhere: Collection[str] = ()
+) -> dict[str, Number] | None:
+    """What a request with these capacity amounts (keys qualified) consumes of a device, per capacity of the device and
+    under the device's own keys; None if the device cannot give it, whatever else it is used for. The keys in
+    `elsewhere` need not be capacities of the device. What a device that is given whole cannot give is the same."""
     consumed: dict[str, Number] = {}
-    wanted = set(requests)
+    wanted = set(requests).difference(elsewhere)
     for name, capacity in device.capacity.items():
         key = qualified(name, driver)
         wanted.discard(key)
-        amount = _consumed(capacity, requests.get(key))
-        if amount is None or amount > number(capacity.value):
+        amount = consumed_of(capacity, requests.get(key))
+        if amount is None:
             return None
         consumed[name] = amount
     return None if wanted else consumed
 
 
-def _consumed(capacity: DeviceCapacity, requested: Number | None) -> Number | None:
-    policy = capacity.request_policy
+def consumed_of(offer: DeviceCapacity | Counter, requested: Number | None) -> Number | None:
+    """What a request takes of one capacity, or of one counter; None if that is not allowed or more than there is."""
+    policy, most = offer.request_policy, number(offer.value)
     if requested is None:
-        if policy is None or policy.default is None:
-            return number(capacity.value)
-        return number(policy.default)
-    return requested if policy is None else rounded(policy, requested)
-
-
-def suffices(device: Device, driver: str, requests: Amounts) -> bool:
-    """Whether a device that is given whole has at least the requested amount of every named capacity."""
-    owned = {qualified(name, driver): number(capacity.value) for name, capacity in device.capacity.items()}
-    return all(name in owned and owned[name] >= amount for name, amount in requests.items())
+        amount: Number | None = most if policy is None or policy.default is None else number(policy.default)
+    else:
+        amount = requested if policy is None else rounded(policy, requested)
+    return None if amount is None or amount > most else amount

@@ -14,7 +14,7 @@ from capstan.allocation import capacity
 from capstan.allocation.constraints import Constraint, Values, build
 from capstan.allocation.inventory import Inventory, NodeDevices
 from capstan.allocation.model import AllocationError, ClaimKey, Features, InvalidClaim, Number, number
-from capstan.allocation.pools import Device
+from capstan.allocation.pools import Consumption, Device
 from capstan.allocation.selectors import InvalidSelector, SelectorFailed, derived
 from capstan.allocation.uses import blocked, fits
 from capstan.api.core import Toleration
@@ -37,13 +37,13 @@ Invalid = Callable[[str, str], InvalidClaim]
 
 MEBIBYTE = 1 << 20
 _FRACTION = re.compile(r"[0-9]{1,10}/[1-9][0-9]{0,9}")
-_FOUND = ("candidates", "matched", "in_use", "tainted", "refused_by_capacity", "unsatisfiable")
+_FOUND = ("candidates", "matched", "in_use", "tainted", "gated", "refused_by_capacity", "unsatisfiable")
 
 
 class Candidate:
     """A device that an alternative may take, and what it takes of it."""
 
-    __slots__ = ("derived", "device", "error", "takes")
+    __slots__ = ("derived", "device", "drawn", "error", "takes")
 
     def __init__(
         self,
@@ -51,8 +51,12 @@ class Candidate:
         takes: dict[str, Number] | None,
         error: AllocationError | None,
         derived: dict[str, Values] | None = None,
+        drawn: Consumption = (),
     ) -> None:
         self.device = device
+        self.drawn = drawn
+        """What it takes from counters because the request asks for it (KEP-5941), beside what the device always
+        takes."""
         self.derived = derived
         """Derived attributes by name (KEP-6080)."""
         self.takes = takes
@@ -72,6 +76,7 @@ class Alternative:
         "constraints",
         "count",
         "every",
+        "gated",
         "in_use",
         "matched",
         "name",
@@ -92,7 +97,7 @@ class Alternative:
         self.tolerations: list[Toleration] = spec.tolerations
         self.constraints: list[Constraint] = []
         self.candidates: list[Candidate] = []
-        self.matched = self.in_use = self.tainted = self.refused_by_capacity = 0
+        self.matched = self.in_use = self.tainted = self.gated = self.refused_by_capacity = 0
         self.unsatisfiable = False
         """Allocation mode All, and one of the devices cannot be had."""
 
@@ -145,6 +150,8 @@ class Preparation:
                 for base, name, option in self._options(key, request)
             ]
             prepared.requests.append(Request(prepared, alternatives))
+            if len(alternatives) == 1 and alternatives[0].every:
+                _check_all(alternatives[0], key)
         least = sum(min(_size(alternative) for alternative in request.alternatives) for request in prepared.requests)
         if least > MAX_RESULTS:
             text = f"asks for {least} devices, but one claim can hold {MAX_RESULTS}; split it into several claims"
@@ -251,9 +258,12 @@ class Preparation:
                 raise invalid("SelectorFailed", str(failure))
             if device.binding and not self._features.binding_conditions:
                 continue
-            if device.consumption and not self._features.partitionable_devices and failure is None:
+            if device.selects_node and not self._features.partitionable_devices:
+                continue
+            if device.spec.consumes_counters and failure is None and not self._counters_usable(device):
                 alternative.matched += 1
-                alternative.unsatisfiable = alternative.every
+                alternative.gated += 1
+                alternative.unsatisfiable = alternative.unsatisfiable or alternative.every
                 continue
             self._consider(alternative, device, failure, _wanted(device, amounts, fraction))
         if virtual:
@@ -272,21 +282,72 @@ class Preparation:
             return
         alternative.matched += 1
         takes: dict[str, Number] | None = None
+        drawn: Consumption | None = ()
+        if device.draws and not alternative.admin:
+            drawn = self._drawn(device, wanted)
+        elsewhere = [name for _, _, name in device.draws] if device.draws and self._draws else ()
         if shared and not alternative.admin:
-            takes = capacity.consumption(device.spec, device.id.driver, wanted)
+            takes = capacity.consumption(device.spec, device.id.driver, wanted, elsewhere)
             roomy = takes is not None and (use is None or fits(device, use.consumed, takes))
         else:
-            roomy = not wanted or capacity.suffices(device.spec, device.id.driver, wanted)
-        if not roomy:
+            roomy = not wanted or capacity.consumption(device.spec, device.id.driver, wanted, elsewhere) is not None
+        if not roomy or drawn is None:
             alternative.refused_by_capacity += 1
         elif taken:
             alternative.in_use += 1
         elif device.taints and self._features.device_taints and blocked(device.taints, alternative.tolerations):
             alternative.tainted += 1
         else:
-            alternative.candidates.append(Candidate(device, takes, None))
+            alternative.candidates.append(Candidate(device, takes, None, drawn=drawn))
         if alternative.every and (alternative.in_use or alternative.tainted):
             alternative.unsatisfiable = True
+
+    @property
+    def _draws(self) -> bool:
+        """Whether counters are consumed as requested; without the gate, such counters count for nothing."""
+        features = self._features
+        return features.shared_consumable_capacity and features.consumable_capacity and features.partitionable_devices
+
+    def _drawn(self, device: Device, wanted: Mapping[str, Number]) -> Consumption | None:
+        """What the request takes from counters that the device draws from; None if a policy does not allow it."""
+        if not self._draws:
+            return ()
+        offers = self._inventory.pool(device.pool).offers
+        drawn = []
+        for counter_set, name, source in device.draws:
+            amount = capacity.consumed_of(offers[counter_set][name], wanted.get(source))
+            if amount is None:
+                return None
+            drawn.append((counter_set, ((name, amount),)))
+        return tuple(drawn)
+
+    def _counters_usable(self, device: Device) -> bool:
+        """Whether the enabled features know all that the device says about counters. Without compatibility groups,
+        what has groups is left alone, and so is what shares counters with it."""
+        if not self._features.partitionable_devices:
+            return False
+        if self._features.compatibility_groups:
+            return True
+        named = {taken.counter_set for taken in device.spec.consumes_counters}
+        if any(taken.compatibility_groups for taken in device.spec.consumes_counters):
+            return False
+        uses = self._inventory.uses(device.pool).values()
+        return not any(names and counter_set in named for use in uses for counter_set, names in use.groups)
+
+
+def _check_all(alternative: Alternative, key: ClaimKey) -> None:
+    """Raises InvalidClaim where a constraint can never hold for all devices that a request asks for."""
+    for constraint in alternative.constraints:
+        added = 0
+        for candidate in alternative.candidates:
+            if not constraint.admits(candidate):
+                text = f"asks for all devices, but with {candidate.device.id} the constraint on {constraint.attribute}"
+                text = _about(key, alternative.name, f"{text} cannot hold; select fewer devices or drop the constraint")
+                raise InvalidClaim("InvalidClaim", text, key, alternative.name)
+            constraint.add(candidate)
+            added += 1
+        for _ in range(added):
+            constraint.remove()
 
 
 def _derive(alternative: Alternative, attributes: Sequence[DeviceDerivedAttribute], invalid: Invalid) -> None:

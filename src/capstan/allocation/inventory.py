@@ -13,7 +13,7 @@ from capstan.allocation.model import ClaimKey, NodeView, Number, Problem, StaleM
 from capstan.allocation.pools import Device, Errors, Pool, PoolKey, Scope, Shared
 from capstan.allocation.selectors import Expressions, InvalidSelector, Selectors
 from capstan.allocation.tables import Tables, memory
-from capstan.allocation.uses import Use, blocked, charge, counted, groups, most, takes_another
+from capstan.allocation.uses import Use, blocked, charge, charges, counted, groups, most, takes_another
 from capstan.api.core import Node, Toleration
 from capstan.api.resource import (
     AllocationResult,
@@ -285,14 +285,17 @@ class Inventory:
         use = self._uses.get(pool_key, {}).get(result.device) or Use(
             0, 0, {}, device.consumption if device else (), groups(device) if device else ()
         )
-        self._change_use(pool_key, result.device, counted(use, result, 1))
+        use = counted(use, result, 1)
+        self._change_use(pool_key, result.device, use._replace(consumption=charges(device, use)))
 
     def _give_back(self, result: DeviceRequestAllocationResult) -> None:
         if result.admin_access:
             return
         pool_key = (result.driver, result.pool)
-        self._ready_pool(pool_key)
+        pool = self._ready_pool(pool_key)
+        device = pool.devices.get(result.device) if pool else None
         use = counted(self._uses[pool_key][result.device], result, -1)
+        use = use._replace(consumption=charges(device, use))
         self._change_use(pool_key, result.device, use if use.whole or use.shares else None)
 
     def _change_use(self, key: PoolKey, device: str, use: Use | None) -> None:
@@ -338,13 +341,15 @@ class Inventory:
 
     def _recount(self, pool: Pool) -> None:
         """Counters that remain after a pool changed. A device still there takes what it says now, a vanished one what
-        it took."""
+        it took; allocations that say what they took are believed."""
         left = {name: dict(counters) for name, counters in pool.counters.items()}
         uses = self._uses.get(pool.key, {})
         for name, use in uses.items():
             device = pool.devices.get(name)
-            if device is not None and device.consumption != use.consumption:
-                use = uses[name] = use._replace(consumption=device.consumption, groups=groups(device))
+            taken = charges(device, use)
+            if taken != use.consumption:
+                kept = use.groups if device is None else groups(device)
+                use = uses[name] = use._replace(consumption=taken, groups=kept)
             charge(left, use.consumption, 1)
         self._left[pool.key] = left
 
@@ -494,12 +499,13 @@ class Inventory:
 
 
 def _seen(pool: Pool, node: NodeView) -> bool:
-    """Whether the node may see any device of the pool. A pool with an unreadable selector counts as seen: somebody must
-    be told."""
+    """Whether the node may see any device of the pool, or counters that are not local to another node. A pool with an
+    unreadable selector counts as seen: somebody must be told."""
     try:
         return any(
             Scope(seen.node_name, seen.node_selector, bool(seen.all_nodes)).matches(node)
-            for entry in pool.slices.values()
+            or (bool(entry.spec.shared_counters) and not entry.spec.node_name)
+            for entry in pool.current()
             for seen in (entry.spec.devices if entry.spec.per_device_node_selection else (entry.spec,))
         )
     except InvalidNodeSelector:

@@ -155,7 +155,7 @@ def _counters_suffice(slots: list[list[Way]], left: Left) -> bool:
         needs: dict[str, Number] | None = None
         for way in ways:
             for candidate in way.candidates:
-                sets.update(((candidate.device.pool, name), None) for name, _ in candidate.device.consumption)
+                sets.update(((candidate.device.pool, name), None) for name in candidate.device.counter_sets)
             least = _least(way)
             needs = least if needs is None else {n: min(a, least[n]) for n, a in needs.items() if n in least}
         for name, amount in (needs or {}).items():
@@ -174,7 +174,7 @@ def _least(way: Way) -> dict[str, Number]:
         return {}
     for candidate in way.candidates:
         takes: dict[str, Number] = {}
-        for _, taken in candidate.device.consumption:
+        for _, taken in (*candidate.device.consumption, *candidate.drawn):
             for counter, amount in taken:
                 takes[counter] = takes.get(counter, 0) + amount
         least = takes if least is None else {n: min(a, takes[n]) for n, a in least.items() if n in takes}

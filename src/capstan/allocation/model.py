@@ -59,6 +59,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     consumable_capacity: bool = True
     compatibility_groups: bool = False
     derived_attributes: bool = False
+    shared_consumable_capacity: bool = False
 
 
 class Problem(msgspec.Struct, frozen=True):

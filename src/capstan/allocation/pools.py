@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from capstan.allocation.capacity import qualified
 from capstan.allocation.model import AllocationError, DeviceId, NodeView, Number, Problem, number
 from capstan.api import resource
 from capstan.api.core import Quantity, Taint
 from capstan.api.quantity import InvalidQuantity
-from capstan.api.resource import CounterConsumption, DeviceAttribute, DeviceCapacity, ResourceSlice
+from capstan.api.resource import Counter, CounterConsumption, DeviceAttribute, DeviceCapacity, ResourceSlice
 from capstan.api.selectors import InvalidSelector, NodeSelector
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ PoolKey = tuple[str, str]
 
 Consumption = tuple[tuple[str, tuple[tuple[str, Number], ...]], ...]
 """What a device takes from counter sets: ((set, ((counter, amount), ...)), ...)."""
+
+Draw = tuple[str, str, str]
+"""What a device takes from a counter as a claim asks (KEP-5941): (set, counter, qualified name of the capacity)."""
 
 AttributeValue = tuple[str, object]
 """An attribute's value with its type, so that the string "1" and the version "1" differ."""
@@ -48,11 +52,14 @@ class Shared:
     def __init__(self) -> None:
         self._encoder = msgspec.json.Encoder()
         self._capacities: dict[bytes, dict[str, DeviceCapacity]] = {}
-        self._consumptions: dict[bytes, tuple[list[CounterConsumption], Consumption]] = {}
+        self._consumptions: dict[bytes, tuple[list[CounterConsumption], Consumption, tuple[Draw, ...]]] = {}
 
-    def share(self, device: resource.Device, attributes: dict[bytes, dict[str, DeviceAttribute]]) -> Consumption:
-        """Shares what the device has in common with others; returns what it consumes. `attributes` are those seen in
-        the pool. Raises InvalidQuantity and _Contradiction for amounts that cannot be."""
+    def share(
+        self, device: resource.Device, driver: str, attributes: dict[bytes, dict[str, DeviceAttribute]]
+    ) -> tuple[Consumption, tuple[Draw, ...]]:
+        """Shares what the device has in common with others; returns what it consumes, always and on request.
+        `attributes` are those seen in the pool. Raises InvalidQuantity and _Contradiction for amounts that cannot
+        be."""
         if len(self._capacities) + len(self._consumptions) > _SHARED:
             self._capacities.clear()
             self._consumptions.clear()
@@ -64,15 +71,16 @@ class Shared:
                 known = self._capacities[key] = device.capacity
             device.capacity = known
         if not device.consumes_counters:
-            return ()
+            return (), ()
         # Partitions of one profile differ in nothing but their name and place; whole devices have a UUID each.
         device.attributes = attributes.setdefault(self._encoder.encode(device.attributes), device.attributes)
-        key = self._encoder.encode(device.consumes_counters)
+        key = driver.encode() + self._encoder.encode(device.consumes_counters)
         consumed = self._consumptions.get(key)
         if consumed is None:
-            consumed = self._consumptions[key] = (device.consumes_counters, _consumption(device))
+            consumed = (device.consumes_counters, _consumption(device), _draws(device, driver))
+            self._consumptions[key] = consumed
         device.consumes_counters = consumed[0]
-        return consumed[1]
+        return consumed[1:]
 
 
 class Scope(msgspec.Struct, frozen=True, gc=False):
@@ -103,6 +111,7 @@ class Device(msgspec.Struct, eq=False, gc=False):
     order: int
     """Position within the pool, in allocation order."""
     consumption: Consumption
+    draws: tuple[Draw, ...]
     taints: list[Taint]
     """Its own and those of taint rules."""
     skip_node_operations: list[str]
@@ -110,6 +119,17 @@ class Device(msgspec.Struct, eq=False, gc=False):
     @property
     def multiple(self) -> bool:
         return bool(self.spec.allow_multiple_allocations)
+
+    @property
+    def counter_sets(self) -> list[str]:
+        """The counter sets it takes from, each once."""
+        return list(dict.fromkeys([*(name for name, _ in self.consumption), *(name for name, _, _ in self.draws)]))
+
+    @property
+    def selects_node(self) -> bool:
+        """Whether the device itself says which nodes see it (`perDeviceNodeSelection`)."""
+        spec = self.spec
+        return spec.node_name is not None or spec.node_selector is not None or spec.all_nodes is not None
 
     @property
     def binding(self) -> bool:
@@ -166,6 +186,7 @@ class Pool:
         "late",
         "matched",
         "name",
+        "offers",
         "problem",
         "slices",
         "tables",
@@ -183,6 +204,8 @@ class Pool:
         """By name, in allocation order. Empty when the pool is incomplete or has a problem."""
         self.counters: dict[str, dict[str, Number]] = {}
         """What each counter set declares."""
+        self.offers: dict[str, dict[str, Counter]] = {}
+        """The same as published, with the policies for what claims may ask of a counter."""
         self.matched: dict[tuple[str, ...], tuple[list[Device], Errors]] = {}
         """Devices that a list of selectors selects, or on which one fails: a cache for `selectors`."""
         self.tables: tuple[Number, dict[str, Table]] | None = None
@@ -192,6 +215,11 @@ class Pool:
     def key(self) -> PoolKey:
         return (self.driver, self.name)
 
+    def current(self) -> list[ResourceSlice]:
+        """The slices of the newest generation; older ones are about to be deleted."""
+        newest = max((entry.spec.pool.generation for entry in self.slices.values()), default=0)
+        return [entry for entry in self.slices.values() if entry.spec.pool.generation == newest]
+
     def invalidate(self) -> None:
         self._assembled = False
 
@@ -200,10 +228,9 @@ class Pool:
         if self._assembled:
             return False
         self._assembled = True
-        self.devices, self.counters, self.matched, self.tables = {}, {}, {}, None
+        self.devices, self.counters, self.offers, self.matched, self.tables = {}, {}, {}, {}, None
         self.problem, self.late = None, False
-        newest = max((entry.spec.pool.generation for entry in self.slices.values()), default=0)
-        current = [entry for entry in self.slices.values() if entry.spec.pool.generation == newest]
+        current = self.current()
         self.complete = bool(current) and all(entry.spec.pool.resource_slice_count == len(current) for entry in current)
         if not self.complete:
             return True
@@ -223,7 +250,7 @@ class Pool:
                 if declared.name in self.counters:
                     raise _Contradiction(f"the counter set {declared.name} is declared twice")
                 self.counters[declared.name] = {
-                    name: _amount(counter.value, f"the counter {name} of the set {declared.name}")
+                    name: _offered(counter, f"the counter {name} of the set {declared.name}")
                     for name, counter in declared.counters.items()
                 }
         for entry in sorted(slices, key=lambda e: (_has_binding(e), e.metadata.name)):
@@ -235,9 +262,9 @@ class Pool:
             for device in spec.devices:
                 if device.name in self.devices:
                     raise _Contradiction(f"the device {device.name} is published twice")
-                consumption = shared.share(device, attributes)
-                if consumption:
-                    self._check_consumption(device.name, consumption)
+                consumption, draws = shared.share(device, self.driver, attributes)
+                if consumption or draws:
+                    self._check_consumption(device.name, consumption, draws)
                 scope = place
                 if scope is None:
                     _check_selector(device.node_selector)
@@ -250,22 +277,45 @@ class Pool:
                     scope,
                     len(self.devices),
                     consumption,
+                    draws,
                     device.taints,
                     spec.skip_node_operations,
                 )
                 self.late = self.late or bool(device.binding_conditions)
+        for entry in slices:
+            for declared in entry.spec.shared_counters:
+                self.offers[declared.name] = declared.counters
+            if entry.spec.partition_type_attribute:
+                self._check_types(entry.spec.partition_type_attribute, entry.spec.devices)
 
-    def _check_consumption(self, device: str, consumption: Consumption) -> None:
-        for counter_set, amounts in consumption:
+    def _check_consumption(self, device: str, consumption: Consumption, draws: tuple[Draw, ...]) -> None:
+        taken = [(counter_set, name) for counter_set, amounts in consumption for name, _ in amounts]
+        taken += [(counter_set, name) for counter_set, name, _ in draws]
+        for counter_set, name in taken:
             declared = self.counters.get(counter_set)
             if declared is None:
                 raise _Contradiction(
                     f"the device {device} consumes the counter set {counter_set}, which no slice declares"
                 )
-            for name, _ in amounts:
-                if name not in declared:
-                    what = f"the counter {name} of the set {counter_set}"
-                    raise _Contradiction(f"the device {device} consumes {what}, which no slice declares")
+            if name not in declared:
+                what = f"the counter {name} of the set {counter_set}"
+                raise _Contradiction(f"the device {device} consumes {what}, which no slice declares")
+
+    def _check_types(self, attribute: str, devices: list[resource.Device]) -> None:
+        """Every partition has a type, and partitions of one type cost the same (KEP-4815, partitionTypeAttribute)."""
+        costs: dict[str, list[object]] = {}
+        for published in devices:
+            device = self.devices[published.name]
+            if not device.spec.consumes_counters:
+                continue
+            found = device.attribute(attribute)
+            if found is None or found.string is None:
+                raise _Contradiction(
+                    f"the partition {published.name} has no string attribute {attribute}, which says its type"
+                )
+            cost: list[object] = [*(taken for _, taken in device.consumption), *(draw[1:] for draw in device.draws)]
+            if costs.setdefault(found.string, cost) != cost:
+                raise _Contradiction(f"partitions of the type {found.string} consume different counters")
 
 
 class _Contradiction(Exception):
@@ -293,16 +343,18 @@ def _check_selector(selector: NodeSelector | None) -> None:
 def _check_capacities(device: resource.Device) -> None:
     """Raises InvalidQuantity, so that nothing has to expect it later."""
     for capacity in device.capacity.values():
-        policy = capacity.request_policy
-        amounts = [capacity.value]
-        if policy is not None:
-            least = policy.valid_range
-            amounts += policy.valid_values
-            amounts += [
-                a for a in (policy.default, *((least.min, least.max, least.step) if least else ())) if a is not None
-            ]
-        for amount in amounts:
-            _amount(amount, f"a capacity of the device {device.name}")
+        _offered(capacity, f"a capacity of the device {device.name}")
+
+
+def _offered(offer: DeviceCapacity | Counter, what: str) -> Number:
+    """The value of a capacity or counter; every amount of its policy is looked at, too."""
+    policy = offer.request_policy
+    if policy is not None:
+        least = policy.valid_range
+        limits = (policy.default, *((least.min, least.max, least.step) if least else ()))
+        for amount in (*policy.valid_values, *(limit for limit in limits if limit is not None)):
+            _amount(amount, what)
+    return _amount(offer.value, what)
 
 
 def _has_binding(entry: ResourceSlice) -> bool:
@@ -315,10 +367,26 @@ def _consumption(device: resource.Device) -> Consumption:
             taken.counter_set,
             tuple(
                 sorted(
-                    (name, _amount(c.value, f"what the device {device.name} consumes"))
+                    (name, _amount(c.value or 0, f"what the device {device.name} consumes"))
                     for name, c in taken.counters.items()
+                    if c.value_from is None
                 )
             ),
         )
         for taken in device.consumes_counters
+        if any(c.value_from is None for c in taken.counters.values())
     )
+
+
+def _draws(device: resource.Device, driver: str) -> tuple[Draw, ...]:
+    draws = []
+    for taken in device.consumes_counters:
+        for name, counter in sorted(taken.counters.items()):
+            if counter.value_from is not None:
+                if counter.value is not None or not counter.value_from.capacity_name:
+                    what = f"the counter {name} of the set {taken.counter_set}"
+                    raise _Contradiction(
+                        f"the device {device.name} consumes {what} by neither value nor valueFrom alone"
+                    )
+                draws.append((taken.counter_set, name, qualified(counter.value_from.capacity_name, driver)))
+    return tuple(draws)

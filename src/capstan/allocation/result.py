@@ -6,13 +6,14 @@ import uuid
 from collections.abc import Sequence
 
 from capstan.allocation.claims import PreparedClaim
-from capstan.allocation.model import NodeView, Number
+from capstan.allocation.model import Features, NodeView, Number
 from capstan.allocation.pools import Device
 from capstan.allocation.search import Pick
 from capstan.api import quantity
 from capstan.api.core import Quantity
 from capstan.api.resource import (
     AllocationResult,
+    CounterSetConsumption,
     DeviceAllocationResult,
     DeviceClass,
     DeviceConfig,
@@ -25,11 +26,19 @@ _SHARES = uuid.UUID("6f0a0d5e-6d6b-5d0b-9a6b-1f2f0c9d7a11")
 
 
 def allocation(
-    prepared: PreparedClaim, picks: Sequence[Pick], classes: dict[str, DeviceClass], node: NodeView, now: str | None
+    prepared: PreparedClaim,
+    picks: Sequence[Pick],
+    classes: dict[str, DeviceClass],
+    node: NodeView,
+    now: str | None,
+    features: Features,
 ) -> AllocationResult:
     """The allocation of one claim. `picks` are the claim's own, in order; `now` (RFC 3339) stamps allocations that
     wait for binding conditions (KEP-5007)."""
     results = [_result(prepared, position, pick) for position, pick in enumerate(picks)]
+    if features.shared_consumable_capacity:
+        for result, pick in zip(results, picks, strict=True):
+            result.consumed_counters = _counters(pick)
     return AllocationResult(
         devices=DeviceAllocationResult(results=results, config=_config(prepared, picks, classes)),
         node_selector=_node_selector([pick.candidate.device for pick in picks], node),
@@ -58,8 +67,18 @@ def _result(prepared: PreparedClaim, position: int, pick: Pick) -> DeviceRequest
     return result
 
 
+def _counters(pick: Pick) -> list[CounterSetConsumption]:
+    """What the device takes from counters, written down so that it counts whatever the slices say later (KEP-5941)."""
+    if pick.alternative.admin:
+        return []
+    sets: dict[str, dict[str, Quantity]] = {}
+    for name, taken in (*pick.candidate.device.consumption, *pick.candidate.drawn):
+        sets.setdefault(name, {}).update((counter, _quantity(amount)) for counter, amount in taken)
+    return [CounterSetConsumption(counter_set=name, counters=counters) for name, counters in sets.items()]
+
+
 def _quantity(amount: Number) -> Quantity:
-    return quantity.render(amount)
+    return quantity.canonical(quantity.render(amount))
 
 
 def _config(prepared: PreparedClaim, picks: Sequence[Pick], classes: dict[str, DeviceClass]) -> list[DeviceConfig]:

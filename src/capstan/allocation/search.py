@@ -18,9 +18,9 @@ from capstan.allocation.claims import Alternative, Candidate, PreparedClaim, Req
 from capstan.allocation.inventory import Inventory
 from capstan.allocation.lookahead import hopeful
 from capstan.allocation.model import AllocationError, Features, Number
-from capstan.allocation.pools import Device, PoolKey
+from capstan.allocation.pools import Consumption, Device, PoolKey
 from capstan.allocation.symmetry import Reader, Symmetry
-from capstan.allocation.uses import fits
+from capstan.allocation.uses import fits, groups
 from capstan.api.resource import MAX_RESULTS
 
 Parts = tuple[tuple[str, int], ...]
@@ -263,6 +263,7 @@ class Search:
             what = (
                 symmetry.entry[device],
                 None if takes is None else tuple(takes.items()),
+                pick.candidate.drawn,
                 frozenset(map(id, pick.alternative.constraints)) if same_claim else None,
                 pick.request is request,
                 pick.alternative.admin,
@@ -352,15 +353,13 @@ class Search:
                 return False
         elif device in self._shares and not self._has_room(candidate):
             return False
-        if device.consumption and not alternative.admin and not self._in_use(device):
-            pool = device.pool
-            for name, taken in device.consumption:
-                left = self._left.get((pool, name)) or self.inventory.left(pool)[name]
-                for counter, amount in taken:
-                    if left[counter] < amount:
-                        return False
-            if self._groups and not self._compatible(device):
-                return False
+        if not alternative.admin and (device.consumption or candidate.drawn):
+            for name, taken in self._charged(candidate):
+                left = self.left(device.pool, name)
+                if any(left[counter] < amount for counter, amount in taken):
+                    return False
+        if self._groups and device.spec.consumes_counters and not alternative.admin:
+            return self._in_use(device) or self._compatible(device)
         return True
 
     def _conflict(self, holders: list[tuple[int, bool]], claim: int, admin: bool) -> bool:
@@ -383,31 +382,21 @@ class Search:
         """A shared device takes its counters once, however many shares it has."""
         return device in self._shares or (device.multiple and self.inventory.use(device) is not None)
 
+    def _charged(self, candidate: Candidate) -> Consumption:
+        """What taking the candidate now takes from counters."""
+        device = candidate.device
+        return candidate.drawn if self._in_use(device) else (*device.consumption, *candidate.drawn)
+
     def _compatible(self, device: Device) -> bool:
-        """Compatibility groups (KEP-5963): everything taken from a counter set shares a group pairwise; none only
-        with none."""
-        others = [
-            held.spec for held in (*self._holders, *self._shares) if held.pool == device.pool and held.consumption
-        ]
-        for taken in device.spec.consumes_counters:
-            own = taken.compatibility_groups
-            rivals = [
-                taken_too.compatibility_groups
-                for other in others
-                for taken_too in other.consumes_counters
-                if taken_too.counter_set == taken.counter_set
-            ]
-            for use in self.inventory.uses(device.pool).values():
-                rivals += [
-                    None if groups is None else sorted(groups)
-                    for name, groups in use.groups
-                    if name == taken.counter_set
-                ]
-            for rival in rivals:
-                if (own is None) != (rival is None) or (
-                    own is not None and rival is not None and not set(own) & set(rival)
-                ):
-                    return False
+        """Compatibility groups (KEP-5963): all that is taken from a counter set has one group in common, or none has
+        any."""
+        held = [other for other, holders in self._holders.items() if not all(by_admin for _, by_admin in holders)]
+        members = [groups(other) for other in (*held, *self._shares) if other.pool == device.pool]
+        members += [use.groups for use in self.inventory.uses(device.pool).values()]
+        for counter_set, common in groups(device):
+            rivals = [names for member in members for name, names in member if name == counter_set]
+            if rivals and not common.intersection(*rivals) and (common or any(rivals)):
+                return False
         return True
 
     def left(self, pool: PoolKey, name: str) -> dict[str, Number]:
@@ -424,8 +413,8 @@ class Search:
         if candidate.error is not None:
             raise candidate.error
         device = candidate.device
-        if not alternative.admin and device.consumption and not self._in_use(device):
-            self._charge(device, 1)
+        if not alternative.admin and (device.consumption or candidate.drawn):
+            self._charge(device.pool, self._charged(candidate), 1)
         if candidate.takes is None:
             self._holders.setdefault(device, []).append((pick.request.claim.index, alternative.admin))
         else:
@@ -446,14 +435,14 @@ class Search:
         held[device].pop()
         if not held[device]:
             del held[device]
-        if not alternative.admin and device.consumption and not self._in_use(device):
-            self._charge(device, -1)
+        if not alternative.admin and (device.consumption or candidate.drawn):
+            self._charge(device.pool, self._charged(candidate), -1)
 
-    def _charge(self, device: Device, sign: int) -> None:
-        for name, taken in device.consumption:
-            key = (device.pool, name)
+    def _charge(self, pool: PoolKey, consumption: Consumption, sign: int) -> None:
+        for name, taken in consumption:
+            key = (pool, name)
             left = self._left.get(key)
             if left is None:
-                left = self._left[key] = dict(self.inventory.left(device.pool)[name])
+                left = self._left[key] = dict(self.inventory.left(pool)[name])
             for counter, amount in taken:
                 left[counter] -= sign * amount

@@ -35,7 +35,8 @@ class Symmetry:
             for candidate in option.candidates:
                 takes = None if candidate.takes is None else tuple(sorted(candidate.takes.items()))
                 derived = tuple(sorted(candidate.derived.items())) if candidate.derived else None
-                roles.setdefault(candidate.device, []).append((number, takes, candidate.error is not None, derived))
+                role = (number, takes, candidate.error is not None, derived, candidate.drawn)
+                roles.setdefault(candidate.device, []).append(role)
         self.component = _components(roles)
         """The number of each device's component."""
         self.entry: dict[Device, int] = {}
@@ -47,7 +48,7 @@ class Symmetry:
         numbers: dict[Hashable, int] = {}
         self.kind: list[int] = []
         for devices in members:
-            sets = sorted({name for device in devices for name, _ in device.consumption})
+            sets = sorted({name for device in devices for name in device.counter_sets})
             pattern: dict[Hashable, int] = {}
             entries = []
             for device in devices:
@@ -75,7 +76,7 @@ def _components(devices: dict[Device, list[Hashable]]) -> dict[Device, int]:
         return home
 
     def homes(device: Device) -> list[Home]:
-        return [(device.pool, name) for name, _ in device.consumption] or [device]
+        return [(device.pool, name) for name in device.counter_sets] or [device]
 
     for device in devices:
         first, *others = homes(device)

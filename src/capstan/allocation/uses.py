@@ -11,6 +11,9 @@ from capstan.allocation.pools import Consumption, Device
 from capstan.api.core import Taint, Toleration, tolerates
 from capstan.api.resource import DeviceRequestAllocationResult
 
+Groups = tuple[tuple[str, frozenset[str]], ...]
+"""Compatibility groups per counter set: ((set, names), ...)."""
+
 
 class Use(NamedTuple):
     """How one device is used by all claims together (results with admin access do not count)."""
@@ -22,12 +25,23 @@ class Use(NamedTuple):
     """Capacity consumed by the shares, under the device's own names; never changed in place."""
     consumption: Consumption
     """Counters it takes, remembered so that they still count when the device vanishes from its slices."""
-    groups: tuple[tuple[str, frozenset[str] | None], ...]
+    groups: Groups
     """Its compatibility groups in each counter set (KEP-5963)."""
+    snapshots: int = 0
+    """Allocations that say themselves what they took from counters (KEP-5941)."""
+    taken: dict[tuple[str, str], Number] = {}
+    """What they say together, by set and counter; never changed in place."""
 
 
 def counted(use: Use, result: DeviceRequestAllocationResult, sign: int) -> Use:
     """The use with one result more (sign 1) or less (-1). A result that is no share holds the whole device."""
+    if result.consumed_counters:
+        taken = dict(use.taken)
+        for entry in result.consumed_counters:
+            for name, amount in entry.counters.items():
+                key = (entry.counter_set, name)
+                taken[key] = taken.get(key, 0) + sign * number(amount)
+        use = use._replace(snapshots=use.snapshots + sign, taken=taken)
     if result.share_id is None and not result.consumed_capacity:
         return use._replace(whole=use.whole + sign)
     consumed = dict(use.consumed)
@@ -36,6 +50,20 @@ def counted(use: Use, result: DeviceRequestAllocationResult, sign: int) -> Use:
     return use._replace(
         shares=use.shares + sign, consumed={name: amount for name, amount in consumed.items() if amount}
     )
+
+
+def charges(device: Device | None, use: Use) -> Consumption:
+    """The counters that the uses of a device take together: what the allocations say, else what the device says, else
+    what it said when it was still published. What a device consumes in any case is taken once for all its shares."""
+    if not use.snapshots:
+        return use.consumption if device is None else device.consumption
+    published = () if device is None else device.consumption
+    always = {(name, counter): amount for name, taken in published for counter, amount in taken}
+    totals: dict[str, dict[str, Number]] = {}
+    for (name, counter), amount in {**always, **use.taken}.items():
+        once = (name, counter) in always and (name, counter) in use.taken
+        totals.setdefault(name, {})[counter] = amount // use.snapshots if once else amount
+    return tuple((name, tuple(sorted(counters.items()))) for name, counters in totals.items())
 
 
 def takes_another(device: Device, use: Use) -> bool:
@@ -69,10 +97,9 @@ def charge(left: dict[str, dict[str, Number]], consumption: Consumption, sign: i
                     counters[counter] -= sign * amount
 
 
-def groups(device: Device) -> tuple[tuple[str, frozenset[str] | None], ...]:
+def groups(device: Device) -> Groups:
     return tuple(
-        (taken.counter_set, None if taken.compatibility_groups is None else frozenset(taken.compatibility_groups))
-        for taken in device.spec.consumes_counters
+        (taken.counter_set, frozenset(taken.compatibility_groups or ())) for taken in device.spec.consumes_counters
     )
 
 

@@ -81,7 +81,10 @@ class DeviceCapacity(Struct):
 
 
 class Counter(Struct):
+    """A counter of a set; the policy says what may be drawn from it on request (KEP-5941)."""
+
     value: Quantity = 0
+    request_policy: RequestPolicy | None = None
 
 
 class CounterSet(Struct):
@@ -89,9 +92,20 @@ class CounterSet(Struct):
     counters: dict[str, Counter] = {}
 
 
+class CounterValueFrom(Struct):
+    capacity_name: str = ""
+
+
+class ConsumedCounter(Struct):
+    """Exactly one is set: a fixed value, or the capacity of the claim that says how much (KEP-5941)."""
+
+    value: Quantity | None = None
+    value_from: CounterValueFrom | None = None
+
+
 class CounterConsumption(Struct):
     counter_set: str = ""
-    counters: dict[str, Counter] = {}
+    counters: dict[str, ConsumedCounter] = {}
     compatibility_groups: list[str] | None = None
 
 
@@ -126,6 +140,8 @@ class ResourceSliceSpec(Struct):
     per_device_node_selection: bool | None = None
     devices: list[Device] = []
     shared_counters: list[CounterSet] = []
+    partition_type_attribute: str | None = None
+    """Kubernetes 1.37 alpha: the string attribute that says what type of partition each device is (KEP-4815)."""
     skip_node_operations: list[str] = []
     """Kubernetes 1.37: kubelet plugin calls that the devices do not need (KEP-5945)."""
 
@@ -189,6 +205,11 @@ class ResourceClaimSpec(Struct):
     devices: DeviceClaim = msgspec.field(default_factory=DeviceClaim)
 
 
+class CounterSetConsumption(Struct):
+    counter_set: str = ""
+    counters: dict[str, Quantity] = {}
+
+
 class DeviceRequestAllocationResult(Struct):
     request: str = ""
     driver: str = ""
@@ -200,6 +221,8 @@ class DeviceRequestAllocationResult(Struct):
     binding_failure_conditions: list[str] = []
     share_id: str | None = msgspec.field(default=None, name="shareID")
     consumed_capacity: dict[str, Quantity] = {}
+    consumed_counters: list[CounterSetConsumption] = []
+    """Kubernetes 1.37 alpha: what the device took from counters, whatever its slice says later (KEP-5941)."""
     skip_node_operations: list[str] = []
 
 

@@ -33,12 +33,17 @@ class Refused(msgspec.Struct, rename="camel"):
     request: str = ""
 
 
-class Answer(msgspec.Struct, rename="camel", omit_defaults=True):
+class Answer(msgspec.Struct, rename="camel"):
+    outcome: str = "allocated"
+    """allocated; refused: not here, or not now; error: an object must be corrected, or a pool completed, first."""
     allocations: list[Allocated] = []
     refusals: list[Refused] = []
     problems: list[allocation.Problem] = []
     """Pools that contradict themselves and were ignored."""
     explanation: list[str] = []
+
+
+_EXIT = {"allocated": 0, "refused": 1, "error": 2}
 
 
 _File = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path, allow_dash=True)
@@ -72,7 +77,10 @@ def allocate(
     """Allocate devices to claims offline.
 
     Claims of one pod are allocated together, claims without a pod all together. Both files are YAML or JSON; claims
-    that have an allocation keep it. Exits with 1 if anything was refused.
+    that have an allocation keep it, and the devices in it are taken.
+
+    Exits with 0 if everything was allocated, with 1 if something cannot be allocated on the node (or any node), and
+    with 2 if a file or an object is in error: unreadable, an unknown class, a selector that fails, an incomplete pool.
 
     \b
     Examples:
@@ -87,12 +95,14 @@ def allocate(
         _allocate(inputs, group, _views(inputs, node), policy, chosen, answer)
     if not explain:
         answer.explanation = []
+    if answer.refusals:
+        answer.outcome = "error" if any(refusal.error for refusal in answer.refusals) else "refused"
     if output == "table":
         _show(answer)
     else:
         machine(answer, output)
     if answer.refusals:
-        raise SystemExit(1)
+        raise SystemExit(_EXIT[answer.outcome])
 
 
 def _views(inputs: Inputs, node: str | None) -> list[allocation.NodeView]:

@@ -16,7 +16,14 @@ from capstan.api.base import ObjectMeta
 from capstan.api.core import Node, Pod
 from capstan.api.resource import DeviceClass, DeviceTaintRule, ResourceClaim, ResourceClaimTemplate, ResourceSlice
 
-T = TypeVar("T")
+C = TypeVar("C", ResourceClaim, ResourceClaimTemplate)
+
+
+class Unreadable(click.ClickException):
+    """What was given cannot be understood; no allocation was tried."""
+
+    exit_code = 2
+
 
 _GATES = {
     "DRAAdminAccess": "admin_access",
@@ -27,6 +34,7 @@ _GATES = {
     "DRAConsumableCapacity": "consumable_capacity",
     "DRADeviceCompatibilityGroups": "compatibility_groups",
     "DRADerivedAttributes": "derived_attributes",
+    "DRASharedConsumableCapacity": "shared_consumable_capacity",
 }
 _WITHOUT_EFFECT = (
     "DynamicResourceAllocation",
@@ -41,6 +49,7 @@ _WITHOUT_EFFECT = (
 )
 """Gates that decide which fields an API server keeps; whatever the files have of them counts."""
 
+_NAMESPACED = frozenset(("ResourceClaim", "ResourceClaimTemplate", "Pod"))
 _KINDS: Mapping[str, type] = {
     "ResourceSlice": ResourceSlice,
     "DeviceClass": DeviceClass,
@@ -79,10 +88,11 @@ class Inputs:
 
 
 def read(claims: Path, slices: Path) -> Inputs:
-    """Raises click.ClickException naming the file, the object and the field that cannot be read."""
+    """Raises Unreadable naming the file, the object and the field that cannot be read."""
     inputs = Inputs()
     offered, asked = _objects(slices), _objects(claims)
     names: set[str] = set()
+    _tell_apart([item for item in (*offered, *asked) if isinstance(item, ResourceSlice)])
     for item in (*offered, *asked):
         if isinstance(item, Node):
             inputs.nodes[item.metadata.name] = allocation.NodeView(item.metadata.name, item.metadata.labels)
@@ -97,19 +107,29 @@ def read(claims: Path, slices: Path) -> Inputs:
         inputs.nodes[name] = allocation.NodeView(name)
     inputs.nodes = dict(sorted(inputs.nodes.items()))
     inputs.groups = _groups(asked, inputs.inventory)
-    if not inputs.groups:
-        raise click.ClickException(f"{claims}: no claim to allocate; give ResourceClaims, or pods with their templates")
+    if asked and not inputs.groups:
+        raise Unreadable(f"{claims}: no claim to allocate; give ResourceClaims, or pods with their templates")
     return inputs
 
 
+def _tell_apart(slices: list[ResourceSlice]) -> None:
+    """Files may hold slices of the same name, or of none, which no cluster has at once: each counts."""
+    seen: dict[str, int] = {}
+    for entry in slices:
+        name = entry.metadata.name
+        seen[name] = times = seen.get(name, 0) + 1
+        if times > 1:
+            entry.metadata.name = f"{name}#{times}"
+
+
 def features(gates: str) -> allocation.Features:
-    """`DRAAdminAccess=false,...` as features. Raises click.ClickException for an unknown gate or value."""
+    """`DRAAdminAccess=false,...` as features. Raises Unreadable for an unknown gate or value."""
     chosen: dict[str, bool] = {}
     for gate in filter(None, gates.split(",")):
         name, _, text = gate.partition("=")
         known = (*_GATES, *_WITHOUT_EFFECT)
         if name not in known or text not in ("true", "false"):
-            raise click.ClickException(f"{gate!r} is not NAME=true or NAME=false with one of: {', '.join(known)}")
+            raise Unreadable(f"{gate!r} is not NAME=true or NAME=false with one of: {', '.join(known)}")
         if name in _GATES:
             chosen[_GATES[name]] = text == "true"
     return allocation.Features(**chosen)
@@ -119,7 +139,7 @@ def _objects(path: Path) -> list[Any]:
     try:
         documents = manifests.load_manifests(path.read_bytes(), str(path))
     except manifests.InvalidManifest as error:
-        raise click.ClickException(str(error)) from error
+        raise Unreadable(str(error)) from error
     return [
         item for number, document in enumerate(documents, 1) for item in _convert(document, f"{path}: object {number}")
     ]
@@ -137,11 +157,22 @@ def _convert(document: dict[str, Any], where: str) -> Iterable[Any]:
 def _decode(document: dict[str, Any], kind: str, where: str, api_version: str) -> Any:
     if api_version == "resource.k8s.io/v1beta1":
         document = _upgraded(document, kind)
+    document = _without_nulls(document)
     try:
-        return msgspec.convert(document, _KINDS[kind], strict=False)
+        item: Any = msgspec.convert(document, _KINDS[kind], strict=False)
+        if kind in _NAMESPACED and not item.metadata.namespace:
+            item.metadata.namespace = "default"
+        return item
     except msgspec.ValidationError as error:
         name = (document.get("metadata") or {}).get("name", "")
-        raise click.ClickException(f"{where} ({kind} {name}): {error}") from error
+        raise Unreadable(f"{where} ({kind} {name}): {error}") from error
+
+
+def _without_nulls(value: Any) -> Any:
+    """A null is a field that is not set; what drivers are told (`parameters`) is theirs."""
+    if isinstance(value, dict):
+        return {k: v if k == "parameters" else _without_nulls(v) for k, v in value.items() if v is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
 def _upgraded(document: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -169,8 +200,8 @@ def _exact(spec: dict[str, Any]) -> dict[str, Any]:
 
 def _groups(asked: list[Any], inventory: allocation.Inventory) -> list[Group]:
     """One group per pod; claims and templates that no pod uses form one group together."""
-    claims = {item.key: item for item in asked if isinstance(item, ResourceClaim)}
-    templates = {item.key: item for item in asked if isinstance(item, ResourceClaimTemplate)}
+    claims = _by_key(item for item in asked if isinstance(item, ResourceClaim))
+    templates = _by_key(item for item in asked if isinstance(item, ResourceClaimTemplate))
     used: set[tuple[str, str]] = set()
     groups = []
     for pod in (item for item in asked if isinstance(item, Pod)):
@@ -183,13 +214,11 @@ def _groups(asked: list[Any], inventory: allocation.Inventory) -> list[Group]:
             elif entry.resource_claim_template_name and key in templates:
                 group.claims.append(_from_template(templates[key], f"{pod.metadata.name}-{entry.name}"))
             else:
-                raise click.ClickException(
-                    f"pod {group.name}: its claim {entry.name} refers to {key[1]!r}, which is not given"
-                )
+                raise Unreadable(f"pod {group.name}: its claim {entry.name} refers to {key[1]!r}, which is not given")
         try:
             implied = allocation.claim_for_pod(pod, inventory)
         except allocation.InvalidPodRequest as error:
-            raise click.ClickException(str(error)) from error
+            raise Unreadable(str(error)) from error
         if implied is not None:
             group.claims.append(implied)
         groups.append(group)
@@ -200,6 +229,15 @@ def _groups(asked: list[Any], inventory: allocation.Inventory) -> list[Group]:
     if loose:
         groups.append(Group("claims", loose))
     return groups
+
+
+def _by_key(items: Iterable[C]) -> dict[tuple[str, str], C]:
+    found: dict[tuple[str, str], C] = {}
+    for item in items:
+        if item.key in found:
+            raise Unreadable(f"{item.kind or 'object'} {'/'.join(item.key)} is given twice")
+        found[item.key] = item
+    return found
 
 
 def _from_template(template: ResourceClaimTemplate, name: str) -> ResourceClaim:
