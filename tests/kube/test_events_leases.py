@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from capstan import kube
+from capstan.api import resources
 from capstan.api.base import ObjectMeta
 from capstan.api.core import Pod
 
@@ -109,6 +110,37 @@ async def test_a_leader_that_cannot_renew_stops_working(wire: Any, client: kube.
     wire.faults = [(403, {})] * 1000
     await asyncio.wait_for(stopped.wait(), 10)
     wire.faults = []
+    await stop(task)
+
+
+async def test_a_leader_that_is_replaced_stops_at_once(wire: Any, client: kube.Client, until: Any) -> None:
+    leader = elector(client, "one", renew_seconds=1000)
+    task = asyncio.create_task(leader.run(asyncio.Event().wait))
+    await until(lambda: leader.is_leader)
+    lease = wire.objects["leases", "default", "scheduler"]
+    await wire.put("scheduler", collection="leases", spec=lease["spec"] | {"holderIdentity": "two"})
+    await until(lambda: not leader.is_leader)
+    await stop(task)
+
+
+async def test_writes_pass_the_fence_only_while_the_lease_is_surely_held(
+    wire: Any, client: kube.Client, until: Any
+) -> None:
+    leader = elector(client, "one", renew_seconds=0.2, retry_seconds=1000)
+    fenced = leader.fenced(client)
+    lease = {"metadata": {"name": "other", "namespace": "default"}}
+    with pytest.raises(kube.Unavailable, match="does not lead"):
+        await fenced.create(resources.LEASES, lease)
+    task = asyncio.create_task(leader.run(asyncio.Event().wait))
+    await until(lambda: leader.is_leader)
+    await fenced.create(resources.LEASES, lease)
+    await asyncio.sleep(
+        0.3
+    )  # it sleeps past its time, as a stopped process does, and still takes itself for the leader
+    assert leader.is_leader
+    with pytest.raises(kube.Unavailable, match="does not lead"):
+        await fenced.delete(resources.LEASES, "other", "default")
+    assert (await fenced.get(resources.LEASES, "other", "default")).metadata.name == "other"
     await stop(task)
 
 

@@ -206,9 +206,21 @@ def test_gpu_sharing_that_is_switched_off_refuses_shares():
 def test_metric_labels_are_pairs():
     good = config_of(queueController={"queueLabelToMetricLabel": "team=team, cost/center=cost"})
     assert good.metric_labels == (("team", "team"), ("cost/center", "cost")) and good.problems == ()
-    bad = config_of(queueController={"queueLabelToDefaultMetricValue": "team=none,oops"})
-    assert bad.metric_defaults == (("team", "none"),)
-    assert [problem.field for problem in bad.problems] == ["spec.queueController.queueLabelToDefaultMetricValue"]
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "kept"),
+    [
+        ("queueLabelToDefaultMetricValue", "team=none,oops", (("team", "none"),)),
+        ("queueLabelToMetricLabel", "a=b-c,team=team", (("team", "team"),)),
+        ("queueLabelToMetricLabel", "a=x,b=x", (("a", "x"),)),
+        ("metricsNamespace", "9lives", "kai"),
+    ],
+)
+def test_what_prometheus_would_not_take_is_named(field, text, kept):
+    said = config_of(queueController={field: text})
+    assert [problem.field for problem in said.problems] == [f"spec.queueController.{field}"]
+    assert kept in (said.metric_labels, said.metric_defaults, said.metrics_namespace)
 
 
 # -- anything ------------------------------------------------------------------------------------------------------

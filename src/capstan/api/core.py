@@ -274,7 +274,10 @@ class Namespace(Object):
 
 
 class ConfigMap(Object):
+    """`binary_data` is in base64."""
+
     data: dict[str, str] = {}
+    binary_data: dict[str, str] = {}
 
 
 class EventSource(Struct):

@@ -22,7 +22,7 @@ from capstan.api import clock, resources
 from capstan.api.base import OwnerReference
 from capstan.api.core import Pod
 from capstan.api.rbac import PolicyRule
-from capstan.api.scheduling import POD_GROUP_ANNOTATION, SCHEDULER_NAME, PodGroup, PodGroupSpec
+from capstan.api.scheduling import POD_GROUP_ANNOTATION, PodGroup, PodGroupSpec
 
 log = logging.getLogger(__name__)
 
@@ -86,9 +86,17 @@ class Grouper(kube.Controller[kube.Key]):
             group.create_task(super().run())
             group.create_task(self._sweep())
 
+    def _is_ours(self, pod: Pod) -> bool:
+        """A pod of our scheduler that is not at its end."""
+        return (
+            pod.spec.scheduler_name == self._settings.scheduler_name
+            and pod.metadata.deletion_timestamp is None
+            and pod.status.phase not in ("Succeeded", "Failed")
+        )
+
     def _pod_changed(self, change: kube.Change[Pod]) -> None:
         pod = change.new
-        if pod is None or not _is_ours(pod):
+        if pod is None or not self._is_ours(pod):
             return
         named = pod.metadata.annotations.get(POD_GROUP_ANNOTATION)
         if named is None or (change.old is None and self._groups.get(named, pod.metadata.namespace) is None):
@@ -102,7 +110,7 @@ class Grouper(kube.Controller[kube.Key]):
             members: dict[kube.Key, Pod] = {}
             for pod in self._pods.objects.values():
                 name = pod.metadata.annotations.get(POD_GROUP_ANNOTATION)
-                if name and _is_ours(pod):
+                if name and self._is_ours(pod):
                     group = (pod.metadata.namespace, name)
                     if not _has_origin(pod) and self._groups.get(name, pod.metadata.namespace) is not None:
                         continue
@@ -115,7 +123,7 @@ class Grouper(kube.Controller[kube.Key]):
 
     async def reconcile(self, key: kube.Key) -> float | None:
         pod = self._pods.objects.get(key)
-        if pod is None or not _is_ours(pod):
+        if pod is None or not self._is_ours(pod):
             return None
         current = pod.metadata.annotations.get(POD_GROUP_ANNOTATION)
         known = self._groups.get(current, key[0]) if current else None
@@ -163,7 +171,11 @@ class Grouper(kube.Controller[kube.Key]):
         self._moved.add((namespace, name))
         for pod in self._pods.objects.values():
             meta = pod.metadata
-            if meta.namespace == namespace and meta.annotations.get(POD_GROUP_ANNOTATION) == name and _is_ours(pod):
+            if (
+                meta.namespace == namespace
+                and meta.annotations.get(POD_GROUP_ANNOTATION) == name
+                and self._is_ours(pod)
+            ):
                 self.queue.add(pod.key)
 
     async def _refuse(self, pod: Pod, message: str) -> None:
@@ -256,15 +268,6 @@ class Grouper(kube.Controller[kube.Key]):
             return None
         same = owner["metadata"]["uid"] == reference.uid
         return {"apiVersion": reference.api_version, "kind": reference.kind} | owner if same else None
-
-
-def _is_ours(pod: Pod) -> bool:
-    """A pod of our scheduler that is not at its end."""
-    return (
-        pod.spec.scheduler_name == SCHEDULER_NAME
-        and pod.metadata.deletion_timestamp is None
-        and pod.status.phase not in ("Succeeded", "Failed")
-    )
 
 
 def _has_origin(pod: Pod) -> bool:

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 from capstan import kube, scheduling
-from capstan.api import resources
+from capstan.api import quantity, resources
 from capstan.api.rbac import PolicyRule
 
 log = logging.getLogger(__name__)
@@ -20,13 +24,13 @@ EVERY_SECONDS = 1.0
 
 
 class QueueStatus:
-    """Runs beside the scheduler, on its World."""
+    """Runs beside the schedulers, on their Worlds: a queue's status is the sum over all shards."""
 
     RULES = [PolicyRule(api_groups=["scheduling.run.ai"], resources=["queues/status"], verbs=["patch"])]
 
-    def __init__(self, client: kube.Client, world: scheduling.World) -> None:
+    def __init__(self, client: kube.Client, worlds: Callable[[], Sequence[scheduling.World]]) -> None:
         self._client = client
-        self._world = world
+        self._worlds = worlds
         self._written: dict[str, dict[str, Any]] = {}
         self._failed: dict[str, str] = {}
 
@@ -38,7 +42,9 @@ class QueueStatus:
 
     async def write(self) -> None:
         """One pass over all queues."""
-        wanted = {name: _wire(status) for name, status in self._world.queue_status().items()}
+        parts = [world.queue_status() for world in self._worlds()]
+        names = dict.fromkeys(name for part in parts for name in part)
+        wanted = {name: _wire(_sum([part[name] for part in parts if name in part])) for name in names}
         for name in self._written.keys() - wanted.keys():
             del self._written[name]
             self._failed.pop(name, None)
@@ -56,6 +62,28 @@ class QueueStatus:
                 continue
             self._written[name] = status
             self._failed.pop(name, None)
+
+
+def _sum(parts: Sequence[scheduling.QueueStatus]) -> scheduling.QueueStatus:
+    """What a queue holds in all shards; what is wrong with it is wrong in each."""
+    first, *others = parts
+    if not others:
+        return first
+
+    def added(amounts: Iterable[dict[str, str]]) -> dict[str, str]:
+        total: dict[str, Decimal] = defaultdict(Decimal)
+        for amount in amounts:
+            for name, value in amount.items():
+                total[name] += quantity.parse(value)
+        return {name: quantity.render(value) for name, value in total.items()}
+
+    return replace(
+        first,
+        allocated=added(part.allocated for part in parts),
+        allocated_non_preemptible=added(part.allocated_non_preemptible for part in parts),
+        requested=added(part.requested for part in parts),
+        fair_share=added(part.fair_share for part in parts),
+    )
 
 
 def _wire(status: scheduling.QueueStatus) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
@@ -23,6 +23,7 @@ from capstan.controllers.metrics import MetricSettings, SchedulerMetrics, Stopwa
 from capstan.controllers.pool_problems import PoolProblems
 from capstan.controllers.timed_transport import TimedTransport
 from capstan.controllers.verdicts import VerdictWriter
+from capstan.controllers.wall_clock import WallClock
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +38,6 @@ WRITES_IN_FLIGHT = 64
 STAMP_SECONDS = 2.0
 STAMP_ROUNDS = 15
 """How many times stamps give way to binds that are being written."""
-CLOCK_TOLERANCE_SECONDS = 5.0
-"""The wall clock may run away from the steady one by so much between two cycles before it counts as set."""
 RETRY_SECONDS = 1.0
 """Between a write that failed (a spent disruption budget, a server in trouble) and deciding about its pod anew."""
 
@@ -81,16 +80,16 @@ class Scheduler:
         policy: scheduling.Policy | None = None,
         *,
         metrics: MetricSettings | None = None,
-        now: Callable[[], float] = time.time,
-        steady: Callable[[], float] = time.monotonic,
+        period: float = TICK_SECONDS,
+        wall: WallClock | None = None,
     ) -> None:
         self.policy = policy or scheduling.Policy()
         inventory = Inventory()
         self.world = scheduling.World(inventory, self.policy)
         self.cycles = 0
         self._cycle_began = self._cycle_seconds = 0.0
-        self._now, self._steady = now, steady
-        self._clocks: tuple[float, float] | None = None
+        self._period = period
+        self._wall = wall or WallClock()
         self._changed = asyncio.Event()
         self._writes = asyncio.Semaphore(WRITES_IN_FLIGHT)
         self._in_flight: set[asyncio.Task[None]] = set()
@@ -112,6 +111,13 @@ class Scheduler:
         slices = self._caches[OBSERVED.index(resources.RESOURCE_SLICES)]
         self._problems = PoolProblems(self._events, inventory, slices)
 
+    def follow(self, policy: scheduling.Policy, period: float) -> None:
+        """Decide by another policy from the next cycle on. Its `scope` has to be that of the present one."""
+        assert policy.scope == self.policy.scope, "a World takes in what its policy's scope says"
+        self.policy = self.world.policy = policy
+        self._period = period
+        self._changed.set()
+
     async def run(self) -> None:
         try:
             await self._run()
@@ -128,9 +134,13 @@ class Scheduler:
             group.create_task(self._problems.run())
             group.create_task(self._write_stamps())
 
-    async def _loop(self) -> None:
+    async def synced(self) -> None:
+        """Returns once the World holds what the cluster does."""
         for cache in self._caches:
             await cache.synced()
+
+    async def _loop(self) -> None:
+        await self.synced()
         while True:
             await self._wait_for_change()
             self._cycle_began = time.perf_counter()
@@ -155,17 +165,14 @@ class Scheduler:
                 self._spawn(self._carry_out(self._evict(eviction), attempt, eviction.uid))
             for stamp in plan.stamps:
                 self._stamps[stamp.namespace, stamp.group, stamp.annotation] = stamp
-            self._verdicts.note(plan.verdicts, self._now())
+            self._verdicts.note(plan.verdicts, self._wall.now())
 
     def _read_clock(self) -> float:
         """The wall clock. If it was set since the last cycle, what the World measures with it moves along."""
-        now, steady = self._now(), self._steady()
-        if self._clocks is not None:
-            jump = (now - self._clocks[0]) - (steady - self._clocks[1])
-            if abs(jump) > CLOCK_TOLERANCE_SECONDS:
-                log.warning("the wall clock was set %+.0f s; timers go on from where they were", jump)
-                self.world.shift_clock(jump)
-        self._clocks = (now, steady)
+        now, jump = self._wall.read()
+        if jump:
+            log.warning("the wall clock was set %+.0f s; timers go on from where they were", jump)
+            self.world.shift_clock(jump)
         return now
 
     async def _write_stamps(self) -> None:
@@ -181,7 +188,7 @@ class Scheduler:
 
     async def _wait_for_change(self) -> None:
         try:
-            async with asyncio.timeout(TICK_SECONDS):
+            async with asyncio.timeout(self._period):
                 await self._changed.wait()
         except TimeoutError:
             return

@@ -12,9 +12,13 @@ from capstan.api.rbac import PolicyRule
 NAMESPACE = "capstan-system"
 
 
-def manifests_for(component: str, rules: Sequence[PolicyRule]) -> list[dict[str, Any]]:
-    """ServiceAccount, ClusterRole and ClusterRoleBinding of a component."""
+def manifests_for(
+    component: str, rules: Sequence[PolicyRule], own_rules: Sequence[PolicyRule] = ()
+) -> list[dict[str, Any]]:
+    """ServiceAccount, ClusterRole and binding of a component; Role and binding for what it may do in NAMESPACE only."""
     role = f"capstan:{component}"
+    own = {"name": role, "namespace": NAMESPACE}
+    subjects = [{"kind": "ServiceAccount", "name": component, "namespace": NAMESPACE}]
     return [
         {
             "apiVersion": "v1",
@@ -32,6 +36,19 @@ def manifests_for(component: str, rules: Sequence[PolicyRule]) -> list[dict[str,
             "kind": "ClusterRoleBinding",
             "metadata": {"name": role},
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
-            "subjects": [{"kind": "ServiceAccount", "name": component, "namespace": NAMESPACE}],
+            "subjects": subjects,
+        },
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "Role",
+            "metadata": own,
+            "rules": [msgspec.to_builtins(rule) for rule in own_rules],
+        },
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "RoleBinding",
+            "metadata": own,
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role},
+            "subjects": subjects,
         },
     ]

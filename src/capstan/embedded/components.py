@@ -7,13 +7,13 @@ from collections.abc import Callable, Coroutine, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from capstan import kube, scheduling
+from capstan import grouping, kube, scheduling
 from capstan.api import resources
 from capstan.api.rbac import PolicyRule
 from capstan.api.scheduling import SCHEDULER_NAME
 from capstan.controllers.grouper import Grouper
-from capstan.controllers.queue_status import QueueStatus
-from capstan.controllers.scheduler import Scheduler
+from capstan.controllers.shards import CONFIG_RULES, Shards, follow_config
+from capstan.embedded import accounts
 from capstan.local.server import Page
 from capstan.local.workloads import WorkloadControllers
 
@@ -26,11 +26,15 @@ Pages = MutableMapping[str, Page]
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """`run` works with a client of the component's own account until cancelled."""
+    """`run` works with a client of the component's own account until cancelled, holding the component's Lease.
+
+    `own_rules` are rights in the namespace of the components only.
+    """
 
     name: str
     rules: Sequence[PolicyRule]
     run: Callable[[kube.Client], Coroutine[None, None, None]]
+    own_rules: Sequence[PolicyRule] = ()
 
 
 async def _workloads(client: kube.Client) -> None:
@@ -38,20 +42,25 @@ async def _workloads(client: kube.Client) -> None:
 
 
 async def _scheduler(pages: Pages, client: kube.Client) -> None:
-    scheduler = Scheduler(client, POLICY)
-    pages["/metrics"] = scheduler.metrics.page
-    async with asyncio.TaskGroup() as group:
-        group.create_task(scheduler.run())
-        group.create_task(QueueStatus(client, scheduler.world).run())
+    async def work(said: scheduling.Installation) -> None:
+        await Shards(client, POLICY, said, namespace=accounts.NAMESPACE, pages=pages).run()
+
+    await follow_config(client, work)
 
 
 async def _grouper(client: kube.Client) -> None:
-    pods = kube.Cache(client, resources.PODS)
-    groups = kube.Cache(client, resources.POD_GROUPS)
-    async with asyncio.TaskGroup() as group:
-        group.create_task(pods.run())
-        group.create_task(groups.run())
-        group.create_task(Grouper(client, pods, groups).run())
+    async def work(said: scheduling.Installation) -> None:
+        settings = grouping.Settings(
+            scheduler_name=said.scheduler_name, queue_label=said.queue_label, node_pool_label=said.node_pool_label
+        )
+        pods = kube.Cache(client, resources.PODS)
+        groups = kube.Cache(client, resources.POD_GROUPS)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(pods.run())
+            group.create_task(groups.run())
+            group.create_task(Grouper(client, pods, groups, settings=settings).run())
+
+    await follow_config(client, work)
 
 
 def controllers(pages: Pages) -> tuple[Component, ...]:
@@ -61,6 +70,6 @@ def controllers(pages: Pages) -> tuple[Component, ...]:
     """
     return (
         Component("workload-controllers", WorkloadControllers.RULES, _workloads),
-        Component("scheduler", [*Scheduler.RULES, *QueueStatus.RULES], partial(_scheduler, pages)),
-        Component("grouper", Grouper.RULES, _grouper),
+        Component("scheduler", Shards.RULES, partial(_scheduler, pages), Shards.OWN_RULES),
+        Component("grouper", [*Grouper.RULES, *CONFIG_RULES], _grouper),
     )

@@ -10,11 +10,12 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from importlib import resources as package_files
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from capstan import kube, local
 from capstan.api import crds, manifests, resources
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 60.0
+_LEASE: dict[str, Any] = {"lease_seconds": 60, "renew_seconds": 40.0, "retry_seconds": 15.0}
+"""Only one process can open the data directory, and its identity is that of the process before, so that it takes up the
+leases of one that was killed without waiting. Renewing seldom keeps an idle cluster idle."""
 
 
 class PlatformError(Exception):
@@ -152,24 +156,33 @@ class Platform:
         yield Component("blueprint-agent", BlueprintAgent.RULES, keep_blueprint)
 
     async def _run(self, admin: kube.Client, component: Component) -> None:
-        await install(admin, accounts.manifests_for(component.name, component.rules), update=True)
+        rules = [*component.own_rules, *kube.LeaderElector.RULES]
+        await install(admin, accounts.manifests_for(component.name, component.rules, rules), update=True)
         user = local.service_account(accounts.NAMESPACE, component.name)
         client = kube.Client(self.server.transport(user, user_agent=component.name), field_manager=component.name)
-        task = asyncio.create_task(_keep_running(component, client), name=component.name)
+        elector = kube.LeaderElector(
+            client, f"capstan-{component.name}", accounts.NAMESPACE, f"capstan-up-{self.name}", **_LEASE
+        )
+        fenced = elector.fenced(client)
+
+        async def lead() -> None:
+            await elector.run(lambda: component.run(fenced))
+
+        task = asyncio.create_task(_keep_running(component.name, lead), name=component.name)
         self._stack.push_async_callback(_end, task)
 
 
-async def _keep_running(component: Component, client: kube.Client) -> None:
+async def _keep_running(name: str, run: Callable[[], Awaitable[None]]) -> None:
     """A component that fails is started again, as a cluster restarts a pod; its state is in the API server."""
     pause = _FIRST_PAUSE_SECONDS
     while True:
         started = time.monotonic()
         try:
-            await component.run(client)
+            await run()
         except Exception:
-            log.exception("the %s failed; it starts again in %.0f s", component.name, pause)
+            log.exception("the %s failed; it starts again in %.0f s", name, pause)
         else:
-            log.error("the %s ended by itself; it starts again in %.0f s", component.name, pause)
+            log.error("the %s ended by itself; it starts again in %.0f s", name, pause)
         await asyncio.sleep(pause)
         lasted = time.monotonic() - started > _LONGEST_PAUSE_SECONDS
         pause = _FIRST_PAUSE_SECONDS if lasted else min(2 * pause, _LONGEST_PAUSE_SECONDS)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from capstan.api.scheduling import NODE_POOL_LABEL, QUEUE_LABEL, SCHEDULER_NAME
 from capstan.grouping.reading import Field, InvalidWorkload, Manifest
 
 MIN_MEMBER_ANNOTATION = "kai.scheduler/batch-min-member"
@@ -27,6 +28,10 @@ _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-
 class Settings:
     """What an administrator may choose. `priority_classes` replaces defaults, by `Kind.group` or `Kind`."""
 
+    scheduler_name: str = SCHEDULER_NAME
+    """Pods of this scheduler are grouped."""
+    queue_label: str = QUEUE_LABEL
+    node_pool_label: str = NODE_POOL_LABEL
     gang_knative: bool = True
     priority_classes: Mapping[str, str] = field(default_factory=dict)
 

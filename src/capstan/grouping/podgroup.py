@@ -17,9 +17,7 @@ from capstan.api.scheduling import (
     DEFAULT_QUEUE,
     EXPECTED_RUNTIME,
     MAX_RUNTIME,
-    NODE_POOL_LABEL,
     POD_GROUP_ANNOTATION,
-    QUEUE_LABEL,
     REQUEUE_DELAY,
     SUBGROUP_LABEL,
 )
@@ -223,9 +221,10 @@ def _manifest(workload: Workload, gang: Gang, user_made: Manifest) -> dict[str, 
         "namespace": workload.pod["metadata"].get("namespace", ""),
         "annotations": {TOP_OWNER_ANNOTATION: _top_owner(user_made), **_runtimes(workload, gang)},
     }
-    pool = workload.label(NODE_POOL_LABEL)
+    pool_label = workload.settings.node_pool_label
+    pool = workload.label(pool_label)
     if pool:
-        metadata["labels"] = {NODE_POOL_LABEL: pool}
+        metadata["labels"] = {pool_label: pool}
     if owner.get("uid"):
         metadata["ownerReferences"] = [
             {
@@ -270,12 +269,12 @@ def _priority_class(workload: Workload, gang: Gang) -> str:
 
 def _queue(workload: Workload) -> str:
     """The queue label; else Run:ai's older `project[-nodepool]`; else the default queue."""
-    queue = workload.label(QUEUE_LABEL)
+    queue = workload.label(workload.settings.queue_label)
     if queue:
         return queue
     project = workload.label(PROJECT_LABEL)
     if project:
-        pool = workload.label(NODE_POOL_LABEL)
+        pool = workload.label(workload.settings.node_pool_label)
         return f"{project}-{pool}" if pool else project
     return DEFAULT_QUEUE
 

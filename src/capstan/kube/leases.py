@@ -1,7 +1,8 @@
 """Leader election on a Lease: at most one of several processes works.
 
 As in client-go, expiry is judged by the own monotonic clock since the record was last *seen to change*, so clocks of
-different machines need not agree.
+different machines need not agree. Beyond client-go, a leader's writes go through a `Fence`: one that slept past its
+lease, or that was replaced, writes nothing more, even before it has noticed.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, suppress
 
 from capstan.api import clock
 from capstan.api.coordination import LeaseSpec
@@ -18,6 +19,7 @@ from capstan.api.rbac import PolicyRule
 from capstan.api.resources import LEASES
 from capstan.kube import errors
 from capstan.kube.client import Body, Client
+from capstan.kube.transport import Response, Transport
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +45,17 @@ class LeaderElector:
         self._client, self._name, self._namespace = client, name, namespace
         self._lease_seconds, self._renew_seconds, self._retry_seconds = lease_seconds, renew_seconds, retry_seconds
         self._seen: tuple[LeaseSpec | None, float] = (None, 0.0)
+        self._holder: str | None = None
+        self._until = 0.0
+
+    @property
+    def may_write(self) -> bool:
+        """Whether the lease is held and was renewed within `renew_seconds`; then nobody else can hold it."""
+        return self.is_leader and time.monotonic() <= self._until
+
+    def fenced(self, client: Client) -> Client:
+        """A client for the work: its writes fail with Unavailable as soon as the lease is not surely ours."""
+        return Client(Fence(client.transport, self), field_manager=client.field_manager)
 
     async def run(self, work: Callable[[], Awaitable[None]]) -> None:
         """Waits for leadership and runs `work`; cancels it when leadership is lost, and campaigns again.
@@ -74,28 +87,28 @@ class LeaderElector:
             await asyncio.sleep(self._retry_seconds)
 
     async def _hold(self, working: asyncio.Future[None]) -> bool:
-        """Renews until `working` ends (True) or no renewal succeeded for `renew_seconds` (False)."""
-        renewed = time.monotonic()
+        """Renews until `working` ends (True), another holds the lease, or no renewal succeeded for `renew_seconds`."""
         while True:
             done, _ = await asyncio.wait([working], timeout=self._retry_seconds)
             if done:
                 working.result()
                 return True
-            if await self._try():
-                renewed = time.monotonic()
-            elif time.monotonic() - renewed > self._renew_seconds:
+            if not await self._try() and (self._holder != self.identity or time.monotonic() > self._until):
                 return False
 
     async def _try(self) -> bool:
         """Takes or renews the lease; False when another holds it or the server does not answer."""
+        asked = time.monotonic()
         now = clock.render_micro(time.time())
         try:
             try:
                 lease = await self._client.get(LEASES, self._name, self._namespace)
             except errors.NotFound:
                 await self._client.create(LEASES, self._body(now, now, 0, ""), self._namespace)
+                self._held(since=asked)
                 return True
             spec = lease.spec
+            self._holder = spec.holder_identity
             if spec != self._seen[0]:
                 self._seen = (spec, time.monotonic())
             ours = spec.holder_identity == self.identity
@@ -109,7 +122,11 @@ class LeaderElector:
         except errors.ApiError as error:
             _log.debug("lease %s/%s: %s", self._namespace, self._name, error)
             return False
+        self._held(since=asked)
         return True
+
+    def _held(self, since: float) -> None:
+        self._holder, self._until = self.identity, since + self._renew_seconds
 
     def _body(self, acquired: str, renewed: str, transitions: int, version: str) -> Body:
         return {
@@ -140,3 +157,31 @@ class LeaderElector:
             _log.info(
                 "lease %s/%s could not be released and runs out by itself: %s", self._namespace, self._name, error
             )
+
+
+class Fence:
+    """A transport that lets writes through only while its elector may write."""
+
+    def __init__(self, transport: Transport, elector: LeaderElector) -> None:
+        self._transport, self._elector = transport, elector
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
+        if method != "GET" and not self._elector.may_write:
+            raise errors.unreachable(f"{method} {path}", f"{self._elector.identity} does not lead any more")
+        return await self._transport.request(method, path, query=query, body=body, headers=headers)
+
+    def stream(
+        self, path: str, *, query: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        return self._transport.stream(path, query=query, headers=headers)
+
+    async def close(self) -> None:
+        await self._transport.close()

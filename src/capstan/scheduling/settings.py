@@ -51,6 +51,7 @@ _ELSEWHERE = {"schedule-period", "scheduler-name", "partition-label-value", "nod
 _LONGEST = 1e10
 """Seconds, some three hundred years: every longer time is as good as this one."""
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
+_METRIC_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _TRUE, _FALSE = ("1", "t", "T", "TRUE", "true", "True"), ("0", "f", "F", "FALSE", "false", "False")
 """As Go reads flags."""
 
@@ -173,18 +174,34 @@ def installation(config: Config | None) -> Installation:
     spec = config.spec
     metrics = spec.queue_controller
     where = "spec.queueController"
+    namespace = metrics.metrics_namespace or METRICS_NAMESPACE
+    if not _METRIC_NAME.fullmatch(namespace):
+        read.refuse(f"{where}.metricsNamespace", f"{namespace!r} cannot begin a metric; {METRICS_NAMESPACE} is used")
+        namespace = METRICS_NAMESPACE
     return Installation(
         scheduler_name=spec.global_.scheduler_name or SCHEDULER_NAME,
         queue_label=spec.global_.queue_label_key or QUEUE_LABEL,
         node_pool_label=spec.global_.node_pool_label_key or NODE_POOL_LABEL,
         gpu_sharing=spec.admission.gpu_sharing is not False,
-        metrics_namespace=metrics.metrics_namespace or METRICS_NAMESPACE,
-        metric_labels=read.pairs(f"{where}.queueLabelToMetricLabel", metrics.queue_label_to_metric_label),
+        metrics_namespace=namespace,
+        metric_labels=_metric_labels(read, f"{where}.queueLabelToMetricLabel", metrics.queue_label_to_metric_label),
         metric_defaults=read.pairs(
             f"{where}.queueLabelToDefaultMetricValue", metrics.queue_label_to_default_metric_value
         ),
         problems=tuple(read.problems),
     )
+
+
+def _metric_labels(read: _Reader, field: str, text: str) -> tuple[tuple[str, str], ...]:
+    found: dict[str, str] = {}
+    for label, name in read.pairs(field, text):
+        if not _METRIC_NAME.fullmatch(name) or name.startswith("__"):
+            read.refuse(field, f"{name!r} cannot be a label of a metric; {label} is left out")
+        elif name in found.values():
+            read.refuse(field, f"{name!r} would be the label twice; {label} is left out")
+        else:
+            found[label] = name
+    return tuple(found.items())
 
 
 def shard_settings(shard: SchedulingShard, config: Installation, base: Policy) -> Settings:

@@ -23,7 +23,6 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from capstan.api.cron import Schedule
-from capstan.scheduling.model import RESOURCES
 from capstan.scheduling.world import World
 
 K = TypeVar("K")
@@ -319,7 +318,7 @@ def sample(world: World) -> tuple[dict[Key, float], dict[str, float]]:
     held = {
         (name, resource): float(amount)
         for name, queue in world.queues.items()
-        for resource, amount in zip(RESOURCES, queue.allocated, strict=True)
+        for resource, amount in zip(queue.resources, queue.allocated, strict=True)
         if amount
     }
-    return held, dict(zip(RESOURCES, map(float, world.total), strict=True))
+    return held, dict(zip(world.resources, map(float, world.total), strict=True))
