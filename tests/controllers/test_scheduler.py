@@ -115,7 +115,11 @@ async def test_a_waiting_gang_is_told_why_and_later_no_more(house, scheduler):
     await house.until(cleared, "the verdict is taken back")
 
 
-async def test_a_disruption_budget_keeps_its_pod(house, scheduler):
+async def test_a_disruption_budget_keeps_its_pod_and_is_named_until_it_allows_the_eviction(house):
+    client = await house.grant("scheduler", Scheduler.RULES)
+    watched = Breaking(client.transport, "POST", "/eviction", times=0)
+    scheduler = Scheduler(kube.Client(watched))
+    house.start(scheduler)
     await house.node("n1", gpus=1)
     await house.lone("victim", gpus=1)
     await house.until(lambda: house.bound("victim"), "the first pod is bound")
@@ -128,17 +132,39 @@ async def test_a_disruption_budget_keeps_its_pod(house, scheduler):
             "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "victim"}}},
         },
     )
-    await house.lone("winner", gpus=1, priorityClassName="build")
-
     seen = scheduler.cycles
 
     async def went_by():
-        return scheduler.cycles > seen + 3
+        return scheduler.cycles > seen
 
-    await house.until(went_by, "some cycles went by")
-    victim = await house.client.get(resources.PODS, "victim", "default")
-    assert victim.metadata.deletion_timestamp is None
+    await house.until(went_by, "the scheduler has seen the budget")
+    await house.lone("winner", gpus=1, priorityClassName="build")
+
+    async def named():
+        group = await house.client.get(resources.POD_GROUPS, "pg-winner", "default")
+        told = group.status.scheduling_conditions
+        return any("kept by the disruption budget default/keep" in condition.message for condition in told)
+
+    await house.until(named, "the verdict names the budget")
+    assert watched.seen == 0, "nobody asked for an eviction that would be refused"
+    assert (await house.client.get(resources.PODS, "victim", "default")).metadata.deletion_timestamp is None
     assert await house.bound("winner") == ""
+    counted = {"disruptionsAllowed": 1, "currentHealthy": 2, "desiredHealthy": 1, "observedGeneration": 1}
+    await house.client.patch(
+        resources.POD_DISRUPTION_BUDGETS, "keep", "default", patch={"status": counted}, subresource="status"
+    )
+
+    async def terminating():
+        return (await house.client.get(resources.PODS, "victim", "default")).metadata.deletion_timestamp
+
+    await house.until(terminating, "the victim is evicted")
+    assert await house.bound("winner") == "", "the grace period of the victim has not passed"
+    await house.client.delete(resources.PODS, "victim", "default", grace_period=0)
+    for claim in await claims(house):
+        await house.client.patch(
+            resources.RESOURCE_CLAIMS, claim.metadata.name, "default", patch={"status": None}, subresource="status"
+        )
+    assert await house.until(lambda: house.bound("winner"), "the winner gets the room when it is free") == "n1"
 
 
 async def test_a_pool_that_contradicts_itself_is_reported_and_ignored(house, scheduler):
@@ -182,13 +208,15 @@ class Breaking:
     def __init__(self, transport, method, suffix, *, times):
         self._transport = transport
         self._method, self._suffix, self._times = method, suffix, times
-        self.broken = 0
+        self.broken = self.seen = 0
 
     async def broke(self):
         return self.broken > 0
 
     async def request(self, method, path, **options):
-        if method == self._method and path.endswith(self._suffix) and self.broken < self._times:
+        concerned = method == self._method and path.endswith(self._suffix)
+        self.seen += concerned
+        if concerned and self.broken < self._times:
             self.broken += 1
             return kube.Response(500, b'{"kind":"Status","code":500,"message":"broken on purpose"}', {})
         return await self._transport.request(method, path, **options)

@@ -54,6 +54,7 @@ OBSERVED: tuple[resources.Resource[Any], ...] = (
     resources.RESOURCE_CLAIM_TEMPLATES,
     resources.PERSISTENT_VOLUMES,
     resources.PERSISTENT_VOLUME_CLAIMS,
+    resources.POD_DISRUPTION_BUDGETS,
     resources.POD_GROUPS,
     resources.PODS,
 )

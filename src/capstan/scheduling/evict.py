@@ -134,14 +134,14 @@ def _reclaim_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal 
             return "none"
         return "surplus" if runtime(victim, session.now) < protected[victim.queue_name] else "all"
 
-    order = VictimOrder(world, leaves, allowed, fairness.admit)
     solver = Solver(session, gang, unit, "reclaim", replace=policy.reclaim_may_consolidate)
+    order = VictimOrder(world, leaves, allowed, solver.spending.guard(fairness.admit))
     if (_anyone(leaves, allowed) and solver.fits_as_it_is()) or solver.solve(order):
         return None
     if policy.reclaim_may_consolidate and leaves and solver.conceivable():
         # Victims that get another place are not taken from anybody: look again, and judge only what is really lost.
-        everyone = VictimOrder(world, leaves, allowed, lambda victim: "take")
         again = Solver(session, gang, unit, "reclaim", replace=True, judge=lambda lost: _fair(fairness, lost))
+        everyone = VictimOrder(world, leaves, allowed, again.spending.guard(lambda victim: "take"))
         if again.solve(everyone):
             return None
     return solver.refusal(f"reclaimable for queue {queue.name}")
@@ -177,7 +177,8 @@ def _preempt_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal 
         return "surplus" if preempt_protection(victim, policy, session.now) else "all"
 
     solver = Solver(session, gang, unit, "preempt", replace=policy.reclaim_may_consolidate)
-    if (_anyone([queue], allowed) and solver.fits_as_it_is()) or solver.solve(victims_of(queue, allowed)):
+    victims = solver.spending.keep(victims_of(queue, allowed))
+    if (_anyone([queue], allowed) and solver.fits_as_it_is()) or solver.solve(victims):
         return None
     return solver.refusal("preemptible at lower priority" + (f" in queue {queue.name}" if queue.name else ""))
 
@@ -190,10 +191,13 @@ def _consolidate_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refu
         return Refusal("", "")
     if demand_of(unit)[2] > session.free_gpus():
         return Refusal("", "")
+    kept = ""
     for chosen in _movable(session, gang, unit):
-        if Solver(session, gang, unit, "consolidate", replace=True, every=True).solve(chosen):
+        solver = Solver(session, gang, unit, "consolidate", replace=True, every=True)
+        if solver.solve(solver.spending.keep(chosen)):
             return None
-    return Refusal("", "")
+        kept = solver.spending.text() or kept
+    return also(session, gang, kept) if kept else Refusal("", "")
 
 
 def _movable(session: Session, gang: Gang, unit: Sequence[Task]) -> Iterator[list[Victim]]:
@@ -273,6 +277,7 @@ def _given_back(victims: Iterable[Victim], name: str) -> dict[int, int]:
 def evict_stale(session: Session) -> None:
     """End gangs that have lost part of their minimum and did not get it back within their grace period."""
     world, now = session.world, session.now
+    spending = session.spending()
     suspects = [*world.stale, *world.changed]
     world.changed.clear()
     for gang in dict.fromkeys(suspects):
@@ -290,9 +295,9 @@ def evict_stale(session: Session) -> None:
         text = (
             f"fewer pods than its minimum have run for {now - gang.stale_since:.0f} s; the grace period is {grace:g} s"
         )
-        for leaf in gang.root.leaves():
-            for _, task in list(leaf.active):
-                session.evict(task, "evict-stale", f"{gang.namespace}/{gang.name}", text)
+        tasks = [task for leaf in gang.root.leaves() for _, task in leaf.active]
+        for task in tasks if spending.take(tasks) else ():
+            session.evict(task, "evict-stale", f"{gang.namespace}/{gang.name}", text)
 
 
 def _stale(gang: Gang) -> bool:

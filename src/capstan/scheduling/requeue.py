@@ -15,14 +15,17 @@ _HERE = (Status.BOUND, Status.RUNNING)
 
 
 def requeue(session: Session) -> None:
-    """Evict what has run too long. A gang of which anything was placed in this cycle has its turn in the next."""
-    world, now = session.world, session.now
+    """Evict what has run too long, as a whole.
+
+    A gang of which anything was placed in this cycle, or that disruption budgets keep, has its turn in a later one.
+    """
+    world, now, spending = session.world, session.now, session.spending()
     for gang in sorted(world.timed, key=lambda gang: gang.order):
         longest, since = max_runtime(gang), started(gang)
         if longest is None or since is None or now - since < longest or not gang.active:
             continue
         tasks = [task for leaf in gang.root.leaves() for _, task in leaf.active]
-        if not all(task.status in _HERE for task in tasks):
+        if not all(task.status in _HERE for task in tasks) or not spending.take(tasks):
             continue
         delay = requeue_delay(gang)
         if delay:

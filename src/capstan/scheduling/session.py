@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from capstan.scheduling import devices, runtimes, verdicts
+from capstan.scheduling.budgets import Spending
 from capstan.scheduling.filters import dynamic_reason, needs_company, node_reason
 from capstan.scheduling.measures import Lap, Measures, untimed
 from capstan.scheduling.model import Gang, Group, Node, Queue, Shape, Status, Task
@@ -242,6 +243,17 @@ class Session:
         """End a running task for a reason of its own: nobody has to be placed for it."""
         self.evicted[task.uid] = (task, action, winner, reason)
         self.world.move(task, Status.RELEASING, task.node, task.devices, zones=task.zones)
+
+    def spending(self) -> Spending:
+        """What disruption budgets still allow, for one search: evictions in flight and of this cycle are counted."""
+        return Spending(self.world.budgets, self.world.pod, self._under_way)
+
+    def _under_way(self) -> Iterator[Task]:
+        tasks = self.world.tasks
+        yield from (tasks[uid] for uid in self.world.evictions if uid in tasks)
+        for task, *_ in self.evicted.values():
+            if task.status == Status.RELEASING or task.leaving is not None:
+                yield task
 
     def finish(self) -> None:
         """No pod starts whose gang still waits for the rest of its minimum; who has a place needs no reservation."""

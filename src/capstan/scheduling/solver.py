@@ -44,6 +44,7 @@ class Solver:
         self.replace, self.every, self.judge = replace, every, judge
         self.taken: list[Victim] = []
         self.room = Bound(session, unit)
+        self.spending = session.spending()
         self._work = session.measures.of(action)
         self._lost: list[Victim] = []
         self._kept: set[int] = set()
@@ -293,12 +294,14 @@ class Solver:
         """Why there was no solution, with the bound that decided."""
         demand, queue = demand_of(self.unit), self.gang.queue
         spoken = verdicts.leading(demand, queue) if queue is not None else None
+        kept = self.spending.text()
         if spoken is None or (not self.taken and self.action == "preempt"):
-            return also(self.session, self.gang, "")
+            return also(self.session, self.gang, kept)
         resource, i = spoken
         freed = sum(victim.amounts[i] for victim in self.taken)
         wanted = verdicts.amount(demand[i], resource)
-        return also(self.session, self.gang, f"needs {wanted}, {verdicts.bare(freed, resource)} {where}")
+        text = f"needs {wanted}, {verdicts.bare(freed, resource)} {where}"
+        return also(self.session, self.gang, f"{text}; {kept}" if kept else text)
 
 
 def also(session: Session, gang: Gang, text: str) -> Refusal:

@@ -17,6 +17,7 @@ from capstan.allocation import InvalidPodRequest, Inventory, claim_for_pod
 from capstan.api import clock
 from capstan.api.core import Node as ApiNode
 from capstan.api.core import PersistentVolume, PersistentVolumeClaim, Pod, Toleration
+from capstan.api.policy import PodDisruptionBudget
 from capstan.api.resource import (
     DeviceClass,
     DeviceTaintRule,
@@ -35,6 +36,7 @@ from capstan.api.scheduling import (
     Topology,
 )
 from capstan.api.scheduling import Queue as ApiQueue
+from capstan.scheduling.budgets import Budgets
 from capstan.scheduling.facts import NUMA_ANNOTATION, claim_names, encode, finished, numa_zones, role, shared_devices
 from capstan.scheduling.gangs import build_gang, implicit_gang
 from capstan.scheduling.holdings import Holdings, Key, Mark
@@ -73,6 +75,7 @@ Object = (
     | ResourceSlice
     | DeviceClass
     | DeviceTaintRule
+    | PodDisruptionBudget
 )
 
 _SHARING_OFF = "GPU sharing is switched off in this cluster (Config spec.admission.gpuSharing); ask for whole GPUs"
@@ -100,6 +103,7 @@ class World(Holdings):
         self.timed: dict[Gang, float] = {}
         """Gangs of which a run time is declared, in seconds."""
         self.history = History()
+        self.budgets = Budgets()
         self.usage: Mapping[str, Mapping[str, float]] = {}
         """Queue -> resource -> part of the capacity it used of late, as `Usage.shares` gives it; empty: no account."""
         self.memo: object = None
@@ -165,6 +169,8 @@ class World(Holdings):
                 self.volumes[obj.metadata.name] = obj
             case PersistentVolumeClaim():
                 self.volume_claims[obj.key] = obj
+            case PodDisruptionBudget():
+                self.budgets.put(obj)
             case ResourceClaimTemplate():
                 pass  # the claim controller generates from it; the engine only reads the result
             case ResourceClaim():
@@ -210,6 +216,8 @@ class World(Holdings):
                 self.volumes.pop(name, None)
             case "PersistentVolumeClaim":
                 self.volume_claims.pop(key, None)
+            case "PodDisruptionBudget":
+                self.budgets.remove(namespace, name)
             case "ResourceClaim":
                 if self.claims.pop(key, None) is not None and self.inventory is not None:
                     self.inventory.delete(kind, namespace, name)
