@@ -36,6 +36,7 @@ def queue(
     weight: float = 1,
     lending: float = -1,
     gpu_types: dict[str, dict[str, float]] | None = None,
+    user_fairness: str = "",
     priority: int = 100,
     rank: int = 0,
 ) -> Queue:
@@ -48,6 +49,7 @@ def queue(
             "spec": {
                 "parentQueue": parent,
                 "priority": priority,
+                "userFairness": user_fairness,
                 "resources": {"gpu": gpu, "cpu": free, "memory": free, "gpuTypes": gpu_types or {}},
             },
         },
@@ -64,6 +66,7 @@ def gang(
     rank: int = 0,
     subgroups: list[dict[str, object]] | None = None,
     minimum_subgroups: int | None = None,
+    user: str = "",
     **spec: object,
 ) -> PodGroup:
     body: dict[str, object] = {"queue": queue_name, "priorityClassName": priority, **spec}
@@ -73,7 +76,14 @@ def gang(
     else:
         body["minMember"] = minimum
     created = clock.render(START - 10_000 + rank)
-    meta = {"name": name, "namespace": "default", "uid": f"g-{name}", "creationTimestamp": created}
+    labels = {"user": user} if user else {}
+    meta = {
+        "name": name,
+        "namespace": "default",
+        "uid": f"g-{name}",
+        "creationTimestamp": created,
+        "labels": labels,
+    }
     return msgspec.convert({"metadata": meta, "spec": body}, PodGroup)
 
 
@@ -196,7 +206,7 @@ def clusters(draw: st.DrawFn, products: bool = False) -> Cluster:
     """Up to 4 nodes, two levels of queues, up to 10 gangs: plain, elastic, in subgroups, whole GPUs and shares.
 
     With `products`, GPUs are of two products that some queues name and some pods ask for, and queues limit what they
-    lend.
+    lend; jobs belong to users, who take turns in some queues.
     """
     cluster = Cluster()
     kinds = st.sampled_from([{PRODUCT: "H100"}, {PRODUCT: "H100"}, {PRODUCT: "A100"}, {}])
@@ -236,6 +246,7 @@ def clusters(draw: st.DrawFn, products: bool = False) -> Cluster:
                     rank=10 * d + q,
                     lending=lending(quota),
                     gpu_types=types(),
+                    user_fairness=draw(st.sampled_from(["", "DominantShare"])) if products else "",
                 )
             )
     for g in range(draw(st.integers(1, 10))):
@@ -255,6 +266,7 @@ def clusters(draw: st.DrawFn, products: bool = False) -> Cluster:
                 rank=g,
                 subgroups=subgroups if tree else None,
                 minimum_subgroups=draw(st.sampled_from([1, 2])) if tree else None,
+                user=draw(st.sampled_from(["", "ann", "bob"])) if products else "",
             )
         )
         kind = draw(st.sampled_from(["cpu", "gpu", "gpu", "share"]))

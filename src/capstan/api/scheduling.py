@@ -11,6 +11,8 @@ from capstan.api.core import Quantity
 
 SCHEDULER_NAME = "kai-scheduler"
 QUEUE_LABEL = "kai.scheduler/queue"
+USER_LABEL = "user"
+"""On PodGroups or pods: whose job it is."""
 NODE_POOL_LABEL = "kai.scheduler/node-pool"
 POD_GROUP_ANNOTATION = "pod-group-name"
 SUBGROUP_LABEL = "kai.scheduler/subgroup-name"
@@ -54,6 +56,8 @@ class QueueSpec(Struct):
     priority: int | None = None
     preempt_min_runtime: str | None = None
     reclaim_min_runtime: str | None = None
+    user_fairness: str = ""
+    """Capstan: `DominantShare` lets the users of the queue take turns, `None` (or nothing) does not."""
 
 
 class QueueStatus(Struct):

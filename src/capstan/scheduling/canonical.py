@@ -75,6 +75,7 @@ def _queue(queue: Queue) -> Dump:
         "allocated": list(queue.allocated),
         "fixed": list(queue.fixed),
         "requested": list(queue.requested),
+        "users": {user: list(held) for user, held in sorted((queue.users or {}).items()) if any(held)},
         "pending": [gang.key for _, gang in queue.pending],
         "active": [gang.key for _, gang in queue.active],
         "parent": queue.parent.name if queue.parent is not None else None,

@@ -177,7 +177,7 @@ def _preempt_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal 
         return "surplus" if preempt_protection(victim, policy, session.now) else "all"
 
     solver = Solver(session, gang, unit, "preempt", replace=policy.reclaim_may_consolidate)
-    victims = solver.spending.keep(victims_of(queue, allowed))
+    victims = solver.spending.keep(victims_of(queue, allowed, session.world.total))
     if (_anyone([queue], allowed) and solver.fits_as_it_is()) or solver.solve(victims):
         return None
     return solver.refusal("preemptible at lower priority" + (f" in queue {queue.name}" if queue.name else ""))

@@ -17,6 +17,7 @@ from capstan.api.scheduling import (
     MAX_RUNTIME,
     QUEUE_LABEL,
     REQUEUE_DELAY,
+    USER_LABEL,
     PodGroup,
     TopologyConstraint,
 )
@@ -41,6 +42,7 @@ def build_gang(obj: PodGroup, priorities: Mapping[str, int], queue_label: str = 
         root=Group("", None, 1, _levels(spec.topology_constraint)),
         groups={},
         priority_class=spec.priority_class_name,
+        user=meta.labels.get(USER_LABEL, ""),
     )
     if spec.preemptibility:
         gang.explicit = spec.preemptibility.lower() == "preemptible"

@@ -157,6 +157,8 @@ class Ledger:
         asks = charge if is_active or after == _PENDING else nothing
         if gone != come:
             change = tuple(map(sub, come, gone))
+            if queue.users is not None:
+                _add(queue.users.setdefault(task.user, list(nothing)), change)
             level: Queue | None = queue
             while level is not None:
                 _add(level.allocated, change)

@@ -229,6 +229,8 @@ class Task:
     group: Group | None = None
     """The leaf of its gang's tree; None for pods that this engine does not own."""
     gang: Gang | None = None
+    user: str = ""
+    """Whose pod it is: what the gang says, or the pod's own label."""
     status: Status = Status.PENDING
     node: Node | None = None
     devices: tuple[str, ...] = ()
@@ -344,6 +346,8 @@ class Gang:
     implicit: bool = False
     error: str = ""
     """Why it can never start as written (contradictory topology, unknown subgroup...)."""
+    user: str = ""
+    """Whose job it is, if the PodGroup says so."""
     tasks: dict[str, Task] = field(default_factory=dict)
     queue: Queue | None = None
     pending: int = 0
@@ -394,6 +398,8 @@ class Queue:
     reclaim_min_runtime: float | None = None
     max_runtime: float | None = None
     requeue_delay: float | None = None
+    user_fairness: bool = False
+    """Whether the users of the queue take turns."""
     flaw: str = ""
     """What is wrong with what it says itself."""
     error: str = field(init=False)
@@ -425,6 +431,8 @@ class Queue:
     """Allocated to gangs that are not preemptible."""
     requested: list[int] = field(init=False)
     """Allocated and pending."""
+    users: dict[str, list[int]] | None = field(init=False)
+    """Allocated by user; None unless they take turns."""
     fair: list[int] = field(init=False)
     """Fair share, set at the start of every cycle."""
     entitled: list[int] = field(init=False)
@@ -447,6 +455,7 @@ class Queue:
         self.lending = tuple(bounds.lending for bounds in said)
         size = len(resources)
         self.allocated, self.fixed, self.requested = [0] * size, [0] * size, [0] * size
+        self.users = {} if self.user_fairness else None
         self.fair, self.entitled, self.share = [0] * size, [0] * size, [0] * size
 
     def path(self) -> list[Queue]:

@@ -70,6 +70,8 @@ def parse_queue(obj: ApiQueue) -> Queue:
         except ValueError as malformed:
             problems.append(str(malformed))
             longest.append(None)
+    if spec.user_fairness not in ("", "None", "DominantShare"):
+        problems.append(f"userFairness is {spec.user_fairness!r}; write DominantShare, or None")
     return Queue(
         name=obj.metadata.name,
         parent_name=spec.parent_queue,
@@ -81,6 +83,7 @@ def parse_queue(obj: ApiQueue) -> Queue:
         reclaim_min_runtime=runtimes[1],
         max_runtime=longest[0],
         requeue_delay=longest[1],
+        user_fairness=spec.user_fairness == "DominantShare",
         flaw="; ".join(problems),
     )
 
@@ -545,6 +548,8 @@ def _quantities(queue: Queue, amounts: Sequence[int]) -> dict[str, str]:
 
 
 def _warnings(queue: Queue, total: Sequence[int]) -> Iterator[str]:
+    if queue.user_fairness and queue.children:
+        yield "userFairness has no effect: the queue has child queues; set it on those that hold jobs"
     for i, resource in enumerate(queue.resources):
         if resource in queue.gpu_types and not total[i]:
             yield f"gpuTypes: no node has GPUs of the product {resource} (node label {GPU_PRODUCT_LABEL})"

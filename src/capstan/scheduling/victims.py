@@ -7,17 +7,18 @@ the admitted victims is a fair set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
-from operator import add
+from operator import add, sub
 from typing import Literal
 
 from capstan.scheduling.gangs import Part, shrink
 from capstan.scheduling.model import FIRST_PRODUCT, UNLIMITED, Amounts, Gang, Queue, Status, Task
 from capstan.scheduling.order import demand_of
 from capstan.scheduling.policy import Policy
-from capstan.scheduling.queues import QueueKey, by_importance, levelled, queue_key
+from capstan.scheduling.queues import QueueKey, by_importance, dominant_share, levelled, queue_key
+from capstan.scheduling.users import user_of
 from capstan.scheduling.world import World
 
 Allowed = Literal["all", "surplus", "none"]
@@ -34,20 +35,62 @@ class Victim:
     amounts: Amounts
 
 
-def victims_of(queue: Queue, allowed: Callable[[Gang], Allowed]) -> Iterator[Victim]:
-    """The units of a leaf queue: lowest priority first, there surplus before cores, newest first."""
-    elastic = sorted((gang for gang in queue.elastic.values() if gang.active), key=lambda gang: gang.order)
+Victims = Generator[Victim, bool | None, None]
+"""Victims one after another. `send(False)` instead of `next` says that the last one is not ended after all."""
+
+
+def victims_of(queue: Queue, allowed: Callable[[Gang], Allowed], total: Sequence[int]) -> Victims:
+    """The units of a leaf queue: lowest priority first, there surplus before cores, newest first.
+
+    Where users take turns, those of the user who has most come first within a priority.
+    """
+    if queue.users is None:
+        # A copy: what the caller does about a victim changes the queue's own list.
+        return _units([gang for _, gang in queue.active], queue, allowed)
+    return _units_by_user(queue, allowed, total)
+
+
+def _units_by_user(queue: Queue, allowed: Callable[[Gang], Allowed], total: Sequence[int]) -> Victims:
+    by_user: dict[str, list[Gang]] = {}
+    for _, gang in queue.active:
+        by_user.setdefault(user_of(gang), []).append(gang)
+    held = {user: list((queue.users or {}).get(user, [0] * len(total))) for user in by_user}
+    streams = {user: _units(gangs, queue, allowed) for user, gangs in by_user.items()}
+    heads = {user: first for user, stream in streams.items() if (first := next(stream, None)) is not None}
+
+    def last(user: str) -> tuple[int, float, tuple[int, float, str]]:
+        gang = heads[user].gang
+        return (-gang.priority, dominant_share(queue, held[user], total), gang.order)
+
+    while heads:
+        user = max(heads, key=last)
+        victim = heads[user]
+        if (yield victim) is not False:
+            held[user][:] = map(sub, held[user], victim.amounts)
+        following = next(streams[user], None)
+        if following is None:
+            del heads[user]
+        else:
+            heads[user] = following
+
+
+def _units(gangs: Sequence[Gang], queue: Queue, allowed: Callable[[Gang], Allowed]) -> Victims:
+    """The units of some of a queue's gangs, which are given in their order."""
+    own = {gang.key for gang in gangs} & queue.elastic.keys()
+    elastic = sorted((queue.elastic[key] for key in own), key=lambda gang: gang.order)
     rest: dict[tuple[str, str], list[Victim]] = {}
-    # A copy: what the caller does about a victim changes the queue's own list.
-    for _, gang in queue.active[::-1]:
+    for gang in reversed(gangs):
         while elastic and elastic[-1].priority <= gang.priority:
             growing = elastic.pop()
             if _settled(growing) and (verdict := allowed(growing)) != "none":
                 units = [Victim(growing, tasks, part, demand_of(tasks)) for tasks, part in shrink(growing)]
                 rest[growing.key] = [unit for unit in units if unit.part == "core"] if verdict == "all" else []
-                yield from (unit for unit in units if unit.part != "core")
+                for unit in units:
+                    if unit.part != "core":
+                        yield unit
         if gang.key in rest:
-            yield from rest[gang.key]
+            for unit in rest[gang.key]:
+                yield unit
         elif gang.key not in queue.elastic and _settled(gang) and allowed(gang) == "all":
             tasks = [task for _, task in gang.root.active]
             yield Victim(gang, tasks, "core", demand_of(tasks))
@@ -76,11 +119,11 @@ class VictimOrder:
         self._admit = admit
         self._removed: dict[str, list[int]] = {}
         self._next: dict[str, Victim] = {}
-        self._streams: dict[str, Iterator[Victim]] = {}
+        self._streams: dict[str, Victims] = {}
         self._below: dict[str, list[tuple[Reversed | None, int, Queue]]] = {}
         self._queues: dict[str, Queue] = {}
         for leaf in leaves:
-            stream = victims_of(leaf, allowed)
+            stream = victims_of(leaf, allowed, world.total)
             first = next(stream, None)
             if first is not None:
                 self._streams[leaf.name], self._next[leaf.name] = stream, first
@@ -115,7 +158,7 @@ class VictimOrder:
                 leaf = self._below[leaf.name][0][2]
             victim = self._next[leaf.name]
             answer = self._admit(victim)
-            following = None if answer == "exhausted" else next(self._streams[leaf.name], None)
+            following = None if answer == "exhausted" else _after(self._streams[leaf.name], taken=answer == "take")
             if following is None:
                 del self._next[leaf.name]
             else:
@@ -152,6 +195,13 @@ class Reversed:
         return isinstance(other, Reversed) and self.key == other.key
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _after(victims: Victims, *, taken: bool) -> Victim | None:
+    try:
+        return victims.send(taken)
+    except StopIteration:
+        return None
 
 
 def _parent(queue: Queue) -> str:

@@ -30,6 +30,7 @@ from capstan.api.scheduling import (
     PRIORITY_CLASSES,
     SUBGROUP_LABEL,
     TASK_PRIORITY_LABEL,
+    USER_LABEL,
     PodGroup,
     PriorityClass,
     RuntimeClass,
@@ -588,7 +589,7 @@ class World(Holdings):
         leaf = gang.groups.get(subgroup)
         if leaf is None and not gang.root.children:
             leaf = gang.root  # a gang without subgroups takes every pod
-        task.gang, task.group = gang, leaf
+        task.gang, task.group, task.user = gang, leaf, gang.user or task.labels.get(USER_LABEL, "")
         gang.tasks[task.uid] = task
         if task.deadline or gang in self.timed:
             self._time(gang)
@@ -703,6 +704,9 @@ class World(Holdings):
             for task in gang.tasks.values():
                 if ACTIVE[task.status]:
                     allocated[:] = map(add, allocated, task.charge)
+                    if queue.users is not None:
+                        own = queue.users.setdefault(task.user, list(self.nothing))
+                        own[:] = map(add, own, task.charge)
                 if ACTIVE[task.status] or task.status == Status.PENDING:
                     requested[:] = map(add, requested, task.charge)
             for level in queue.path():

@@ -100,6 +100,7 @@ class QueueSetup(Strict):
     reclaim_min_runtime: str | None = None
     max_runtime: str | None = None
     requeue_delay: str | None = None
+    user_fairness: Literal["None", "DominantShare"] = "None"
 
 
 class Constraint(Strict):

@@ -93,6 +93,7 @@ class Stage:
                 "gpuTypes": {product: _bound(bound, 1.0) for product, bound in queue.gpu_types.items()},
             }
             spec: Document = {"parentQueue": queue.parent or "", "priority": queue.priority, "resources": resources}
+            spec["userFairness"] = queue.user_fairness
             if queue.preempt_min_runtime:
                 spec["preemptMinRuntime"] = queue.preempt_min_runtime
             if queue.reclaim_min_runtime:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -29,6 +29,8 @@ class Queue(Values):
     gpu_types: dict[str, Bound] = {}
     preempt_min_runtime: str = ""
     reclaim_min_runtime: str = ""
+    user_fairness: Literal["", "None", "DominantShare"] = ""
+    """Whether the users of the queue take turns."""
 
 
 class Queues(Values):
@@ -77,6 +79,7 @@ def _queue(name: str, queue: Queue) -> Manifest:
         "priority": queue.priority,
         "preemptMinRuntime": queue.preempt_min_runtime,
         "reclaimMinRuntime": queue.reclaim_min_runtime,
+        "userFairness": queue.user_fairness,
     }
     stated = {field: value for field, value in optional.items() if value not in ("", None)}
     spec: dict[str, Any] = {"resources": resources, **stated}
