@@ -167,6 +167,7 @@ spec:
 REFUSED = {
     "text for a number": (pod("refused", container=", ports: [{containerPort: http}]"), "spec.containers[0].ports[0]"),
     "text for a quota": (queue("resources: {gpu: {quota: four}}"), "spec.resources.gpu.quota", "number"),
+    "a negative quota": (queue("resources: {gpu: {quota: -3}}"), "spec.resources.gpu.quota", "-1 for unlimited"),
     "a field of a custom resource": (queue("resources: {gpu: {lmit: 2}}"), 'unknown field "spec.resources.gpu.lmit"'),
     "a class whose CEL has no such field": (
         """
@@ -252,11 +253,6 @@ WAITING = {
         "queue orphan cannot be used: its parent queue nobody does not exist",
     ),
     "in-ring": (pod("in-ring", "kai.scheduler/queue: ring-a"), "queue ring-a cannot be used", "circle"),
-    "in-negative": (
-        pod("in-negative", "kai.scheduler/queue: negative"),
-        "queue negative cannot be used: gpu.quota is -3",
-        "-1 for unlimited",
-    ),
     "in-unknown": (pod("in-unknown", "kai.scheduler/queue: nowhere"), "queue nowhere does not exist"),
     "too-much": (
         pod("too-much", annotations='gpu-fraction: "1.5"'),
@@ -314,7 +310,6 @@ BAD_QUEUES = {
     "orphan": ("parentQueue: nobody, resources: {gpu: {quota: 1}}", "its parent queue nobody does not exist"),
     "ring-a": ("parentQueue: ring-b, resources: {gpu: {quota: 1}}", "circle"),
     "ring-b": ("parentQueue: ring-a, resources: {gpu: {quota: 1}}", "circle"),
-    "negative": ("resources: {gpu: {quota: -3}}", "gpu.quota is -3"),
 }
 
 
