@@ -186,3 +186,9 @@ def make_platform():
 def fresh(make_platform, tmp_path):
     """A platform with one A100 machine, not started."""
     return make_platform(tmp_path / "data", "1xdgx-a100")
+
+
+@pytest.fixture
+def pair(make_platform, tmp_path):
+    """A platform with two nodes of four L4 each, not started."""
+    return make_platform(tmp_path / "data", "2xl4x4")

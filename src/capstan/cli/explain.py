@@ -14,6 +14,7 @@ from capstan.api.core import Pod
 from capstan.api.scheduling import POD_GROUP_ANNOTATION, QUEUE_LABEL, PodGroup, UnschedulableExplanation
 from capstan.cli.connection import asynchronous, cluster_options, connect, output_option
 from capstan.cli.output import escape, hanging, machine, show, table
+from capstan.cli.usage import QueueUsage, read_usage, sentence
 
 
 class HeldDevice(msgspec.Struct, rename="camel"):
@@ -47,6 +48,8 @@ class GangExplanation(msgspec.Struct, rename="camel"):
     """Phase -> number of pods."""
     reasons: list[UnschedulableExplanation]
     members: list[PodExplanation]
+    usage: dict[str, list[QueueUsage]] = {}
+    """What its queue and those above used of late, where shards count that: it lowers their fair shares."""
 
 
 @click.command()
@@ -181,7 +184,24 @@ async def _explain_gang(client: kube.Client, group: PodGroup) -> GangExplanation
         pods=dict(Counter(pod.status.phase for pod in pods)),
         reasons=reasons,
         members=[await _explain_pod(client, pod) for pod in sorted(pods, key=lambda pod: pod.metadata.name)],
+        usage=await _usage_of(client, group.spec.queue) if reasons else {},
     )
+
+
+async def _usage_of(client: kube.Client, queue: str) -> dict[str, list[QueueUsage]]:
+    """Of a queue and those above it, leaf first. It only adds to the reasons: nothing for those who may not read it."""
+    try:
+        usage = await read_usage(client)
+    except kube.Forbidden:
+        return {}
+    if not usage:
+        return {}
+    parents = {found.metadata.name: found.spec.parent_queue for found in (await client.list(resources.QUEUES)).items}
+    path: list[str] = []
+    while queue and queue not in path:
+        path.append(queue)
+        queue = parents.get(queue, "")
+    return {name: usage[name] for name in path if name in usage}
 
 
 def _lines(explained: PodExplanation | GangExplanation) -> list[object]:
@@ -191,6 +211,7 @@ def _lines(explained: PodExplanation | GangExplanation) -> list[object]:
         head = f"[bold]{explained.workload}[/] in namespace {explained.namespace}{queue}{needs}"
         counts = ", ".join(f"{count} {phase}" for phase, count in sorted(explained.pods.items())) or "no pods"
         verdicts = [hanging(f"waits: [bold]{r.reason}[/]: {escape(r.message)}") for r in explained.reasons]
+        verdicts += [hanging(sentence(name, entry)) for name, found in explained.usage.items() for entry in found]
         members = table(
             "",
             ("POD", "PHASE", "NODE", "DEVICES"),

@@ -15,6 +15,7 @@ from capstan.api.resource import ResourceClaim, ResourceSlice
 from capstan.api.scheduling import POD_GROUP_ANNOTATION, QUEUE_LABEL, PodGroup, Queue
 from capstan.cli.connection import asynchronous, cluster_options, connect, output_option
 from capstan.cli.output import escape, hanging, machine, show, table
+from capstan.cli.usage import QueueUsage, read_usage
 
 _GPU_DRIVER = "gpu.nvidia.com"
 _PRODUCT_LABEL = "nvidia.com/gpu.product"
@@ -40,6 +41,8 @@ class QueueStatus(msgspec.Struct, rename="camel"):
     allocated: float
     requested: float
     problem: str
+    usage: list[QueueUsage]
+    """What it used of late, where shards count that."""
 
 
 class WaitingGang(msgspec.Struct, rename="camel"):
@@ -76,6 +79,7 @@ async def status(output: str, kubeconfig: Path | None, context: str | None) -> N
     if output != "table":
         machine(found, output)
         return
+    counted = any(q.usage for q in found.queues)
     show(
         table(
             "Nodes",
@@ -88,7 +92,7 @@ async def status(output: str, kubeconfig: Path | None, context: str | None) -> N
         "",
         table(
             "Queues (GPUs)",
-            ("NAME", "PARENT", "QUOTA", "ALLOCATED", "REQUESTED"),
+            ("NAME", "PARENT", "QUOTA", "ALLOCATED", "REQUESTED", *(["USED OF LATE"] if counted else [])),
             [
                 (
                     q.name,
@@ -96,6 +100,7 @@ async def status(output: str, kubeconfig: Path | None, context: str | None) -> N
                     "unlimited" if q.quota == -1 else f"{q.quota:g}",
                     f"{q.allocated:g}",
                     f"{q.requested:g}",
+                    *([_used(q.usage)] if counted else []),
                 )
                 for q in found.queues
             ],
@@ -119,6 +124,7 @@ async def _read(client: kube.Client) -> PlatformStatus:
     pods = (await client.list(resources.PODS)).items
     queues = (await client.list(resources.QUEUES)).items
     groups = (await client.list(resources.POD_GROUPS)).items
+    usage = await read_usage(client)
     grouped = {group.key for group in groups}
     alone = [pod for pod in pods if (pod.metadata.namespace, _group_name(pod)) not in grouped]
     waiting = [*map(_waiting, groups), *map(_waiting_alone, alone)]
@@ -129,9 +135,22 @@ async def _read(client: kube.Client) -> PlatformStatus:
     gpus, used = _gpus(slices, claims)
     return PlatformStatus(
         nodes=[_node(node, gpus, used, running) for node in sorted(nodes, key=lambda node: node.metadata.name)],
-        queues=[_queue(queue) for queue in sorted(queues, key=lambda queue: queue.metadata.name)],
+        queues=[
+            _queue(queue, usage.get(queue.metadata.name, []))
+            for queue in sorted(queues, key=lambda queue: queue.metadata.name)
+        ],
         waiting=[entry for entry in waiting if entry is not None],
     )
+
+
+def _used(usage: list[QueueUsage]) -> str:
+    """`25%` of the GPUs; with several shards `25% of red`."""
+    parts = {entry.shard: entry.parts.get("gpu", 0.0) for entry in usage}
+    if not parts:
+        return "–"
+    if len(parts) == 1:
+        return f"{next(iter(parts.values())):.0%}"
+    return ", ".join(f"{part:.0%} of {shard}" for shard, part in sorted(parts.items()))
 
 
 def _gpus(slices: list[ResourceSlice], claims: list[ResourceClaim]) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
@@ -168,7 +187,7 @@ def _node(node: Node, gpus: dict[str, set[str]], used: dict[str, set[str]], runn
     )
 
 
-def _queue(queue: Queue) -> QueueStatus:
+def _queue(queue: Queue, usage: list[QueueUsage]) -> QueueStatus:
     bounds = queue.spec.resources
     problem = next((c.message for c in queue.status.conditions if c.type == "Orphan" and c.status == "True"), "")
     return QueueStatus(
@@ -178,6 +197,7 @@ def _queue(queue: Queue) -> QueueStatus:
         allocated=float(quantity.parse(queue.status.allocated.get("nvidia.com/gpu"))),
         requested=float(quantity.parse(queue.status.requested.get("nvidia.com/gpu"))),
         problem=problem,
+        usage=usage,
     )
 
 

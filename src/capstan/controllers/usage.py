@@ -12,7 +12,6 @@ import logging
 
 from capstan import kube, scheduling
 from capstan.api import clock, resources
-from capstan.api.core import ConfigMap
 from capstan.api.kai import SchedulingShard
 from capstan.api.rbac import PolicyRule
 from capstan.controllers.wall_clock import WallClock
@@ -30,12 +29,24 @@ def config_map_name(shard: str) -> str:
     return f"capstan-usage-{shard}"
 
 
-def read(config_map: ConfigMap) -> bytes:
-    """What a ConfigMap remembers. Raises CorruptUsage."""
+async def recall(
+    client: kube.Client, shard: str, accounting: scheduling.Accounting, namespace: str
+) -> scheduling.Usage:
+    """What was saved for a shard; a new account if nothing was. Raises CorruptUsage, ApiError."""
+    usage = _new(accounting)
     try:
-        return base64.b64decode(config_map.binary_data.get(_KEY, ""), validate=True)
-    except (binascii.Error, ValueError) as error:
+        found = await client.get(resources.CONFIG_MAPS, config_map_name(shard), namespace)
+    except kube.NotFound:
+        return usage
+    try:
+        usage.restore(base64.b64decode(found.binary_data.get(_KEY, ""), validate=True))
+    except binascii.Error as error:
         raise scheduling.CorruptUsage(f"binaryData[{_KEY}] is not base64: {error}") from error
+    return usage
+
+
+def _new(accounting: scheduling.Accounting) -> scheduling.Usage:
+    return scheduling.Usage(accounting.window, half_life=accounting.half_life, staleness=accounting.staleness)
 
 
 class UsageKeeper:
@@ -59,15 +70,13 @@ class UsageKeeper:
         self._accounting = accounting
         self._wall = wall or WallClock()
         self._events = kube.EventRecorder(client, "capstan-scheduler")
-        self._usage = scheduling.Usage(
-            accounting.window, half_life=accounting.half_life, staleness=accounting.staleness
-        )
+        self._usage = _new(accounting)
 
     async def run(self) -> None:
         """Until cancelled; then what was counted is remembered once more, and the World knows no usage any more."""
         await self._recall()
-        told = saved = self._wall.now()
-        self._look()
+        told = self._look()
+        saved = -SAVE_SECONDS  # at once, so that there is something to read
         self._world.usage = self._usage.shares()
         try:
             while True:
@@ -93,12 +102,9 @@ class UsageKeeper:
         return now
 
     async def _recall(self) -> None:
+        shard = self._shard.metadata.name
         try:
-            found = await self._client.get(resources.CONFIG_MAPS, self._name, self._namespace)
-        except kube.NotFound:
-            return
-        try:
-            self._usage.restore(read(found))
+            self._usage = await recall(self._client, shard, self._accounting, self._namespace)
         except scheduling.CorruptUsage as corrupt:
             where = f"ConfigMap {self._namespace}/{self._name}"
             log.warning("%s: %s; usage is counted anew", where, corrupt)

@@ -26,15 +26,17 @@ Pages = MutableMapping[str, Page]
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """`run` works with a client of the component's own account until cancelled, holding the component's Lease.
+    """`run` works with a client of the component's own account until cancelled.
 
-    `own_rules` are rights in the namespace of the components only.
+    `own_rules` are rights in the namespace of the components only. A component that is `single` works only while it
+    holds its Lease; the others share their work by node.
     """
 
     name: str
     rules: Sequence[PolicyRule]
     run: Callable[[kube.Client], Coroutine[None, None, None]]
     own_rules: Sequence[PolicyRule] = ()
+    single: bool = True
 
 
 async def _workloads(client: kube.Client) -> None:

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from importlib import resources as package_files
 from pathlib import Path
 from types import TracebackType
@@ -151,25 +152,23 @@ class Platform:
             await BlueprintAgent(client, self.name).run()
 
         if self.fleet:
-            yield Component("node-driver", Drivers.RULES, drive)
-            yield Component("node-agent", Fleet.RULES, run_pods)
+            yield Component("node-driver", Drivers.RULES, drive, single=False)
+            yield Component("node-agent", Fleet.RULES, run_pods, single=False)
         yield Component("blueprint-agent", BlueprintAgent.RULES, keep_blueprint)
 
     async def _run(self, admin: kube.Client, component: Component) -> None:
-        rules = [*component.own_rules, *kube.LeaderElector.RULES]
-        await install(admin, accounts.manifests_for(component.name, component.rules, rules), update=True)
+        own_rules = [*component.own_rules, *(kube.LeaderElector.RULES if component.single else ())]
+        await install(admin, accounts.manifests_for(component.name, component.rules, own_rules), update=True)
         user = local.service_account(accounts.NAMESPACE, component.name)
         client = kube.Client(self.server.transport(user, user_agent=component.name), field_manager=component.name)
-        elector = kube.LeaderElector(
-            client, f"capstan-{component.name}", accounts.NAMESPACE, f"capstan-up-{self.name}", **_LEASE
-        )
-        fenced = elector.fenced(client)
-
-        async def lead() -> None:
-            await elector.run(lambda: component.run(fenced))
-
-        task = asyncio.create_task(_keep_running(component.name, lead), name=component.name)
+        run = self._campaign(component, client) if component.single else partial(component.run, client)
+        task = asyncio.create_task(_keep_running(component.name, run), name=component.name)
         self._stack.push_async_callback(_end, task)
+
+    def _campaign(self, component: Component, client: kube.Client) -> Callable[[], Awaitable[None]]:
+        lease = f"capstan-{component.name}"
+        elector = kube.LeaderElector(client, lease, accounts.NAMESPACE, f"capstan-up-{self.name}", **_LEASE)
+        return partial(elector.run, partial(component.run, elector.fenced(client)))
 
 
 async def _keep_running(name: str, run: Callable[[], Awaitable[None]]) -> None:
