@@ -161,5 +161,5 @@ def test_the_command_counts_and_exits(tmp_path: Path) -> None:
 
 def test_the_scenario_in_the_guide_passes() -> None:
     guide = (Path(__file__).parents[2] / "docs" / "scheduling.md").read_text(encoding="utf-8")
-    example = guide.partition("```yaml\n")[2].partition("```")[0]
+    example = guide.partition("## Scenario files")[2].partition("```yaml\n")[2].partition("```")[0]
     assert run(load(example)[0]) == []

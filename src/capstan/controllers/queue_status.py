@@ -65,7 +65,7 @@ class QueueStatus:
 
 
 def _sum(parts: Sequence[scheduling.QueueStatus]) -> scheduling.QueueStatus:
-    """What a queue holds in all shards; what is wrong with it is wrong in each."""
+    """What a queue holds in all shards; what is wrong with it is wrong in each, and a product may be in another one."""
     first, *others = parts
     if not others:
         return first
@@ -83,6 +83,7 @@ def _sum(parts: Sequence[scheduling.QueueStatus]) -> scheduling.QueueStatus:
         allocated_non_preemptible=added(part.allocated_non_preemptible for part in parts),
         requested=added(part.requested for part in parts),
         fair_share=added(part.fair_share for part in parts),
+        warnings=tuple(text for text in first.warnings if all(text in part.warnings for part in others)),
     )
 
 

@@ -129,7 +129,8 @@ class Holdings(Layout):
             share = task.shape.share
             if share is not None and share.memory and task.node is None:
                 largest, smallest = _percent(share.on(self.max_gpu_memory())), _percent(share.on(self.min_gpu_memory()))
-                amounts[2] -= (smallest - largest) * share.devices
+                for place in (2, *range(FIRST_PRODUCT, len(amounts))):
+                    amounts[place] -= (smallest - largest) * share.devices if task.charge[place] else 0
         return tuple(amounts)
 
     def _charged_claims(self, task: Task) -> Iterator[ResourceClaim]:
