@@ -26,6 +26,8 @@ REQUEUE_DELAY = "kai.scheduler/requeue-delay"
 DEFAULT_QUEUE = "default-queue"
 PREEMPTIBLE_BELOW = 100
 """A gang without an explicit preemptibility is preemptible below this priority (KAI)."""
+SEMI_PREEMPTIBLE = "semi-preemptible"
+"""The third preemptibility of a PodGroup (KAI's design): its minimum is not preemptible, what it has beyond is."""
 PRIORITY_CLASSES = {"train": 50, "build-preemptible": 75, "build": 100, "inference": 125}
 """The priority classes that KAI ships, with their values."""
 DEFAULT_PRIORITY = 50
@@ -95,6 +97,8 @@ class PodGroupSpec(Struct):
     queue: str = ""
     priority_class_name: str = ""
     preemptibility: str = ""
+    min_non_preemptible: int | None = None
+    """Of a semi-preemptible group: so many pods, or direct subgroups, are not preemptible; its minimum if not set."""
     topology_constraint: TopologyConstraint | None = None
     sub_groups: list[SubGroup] = []
     mark_unschedulable: bool | None = None

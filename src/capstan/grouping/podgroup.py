@@ -19,6 +19,7 @@ from capstan.api.scheduling import (
     MAX_RUNTIME,
     POD_GROUP_ANNOTATION,
     REQUEUE_DELAY,
+    SEMI_PREEMPTIBLE,
     SUBGROUP_LABEL,
 )
 from capstan.grouping import aml, apps, batch, core, grove, jobset, kubeflow, leaderworkerset, ray, serving, upstream
@@ -201,11 +202,11 @@ def _manifest(workload: Workload, gang: Gang, user_made: Manifest) -> dict[str, 
         spec["minMember"] = gang.min_member
     preemptibility = workload.label(PREEMPTIBILITY_LABEL)
     if preemptibility:
-        if preemptibility not in ("preemptible", "non-preemptible"):
+        if preemptibility not in ("preemptible", "non-preemptible", SEMI_PREEMPTIBLE):
             raise InvalidWorkload(
                 workload.top,
                 f"metadata.labels[{PREEMPTIBILITY_LABEL}]",
-                f"{preemptibility!r}; write preemptible or non-preemptible",
+                f"{preemptibility!r}; write preemptible, non-preemptible or {SEMI_PREEMPTIBLE}",
             )
         spec["preemptibility"] = preemptibility
     # Only the top owner's annotations count (KAI): a pod cannot constrain its whole gang.

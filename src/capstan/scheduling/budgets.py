@@ -6,7 +6,7 @@ not run yet cost nothing, pods that are not ready may cost nothing, a pod under 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Literal, Protocol, TypeVar
 
 from capstan.api.core import Pod
@@ -111,8 +111,18 @@ class Spending:
         return True
 
     def keep(self, victims: Iterable[U]) -> Iterator[U]:
-        """The victims that the budgets allow together, in their order."""
-        return (victim for victim in victims if self.take(victim.tasks))
+        """The victims that the budgets allow together, in their order. A generator is told which are passed over."""
+        stream = iter(victims)
+        tell = stream.send if isinstance(stream, Generator) else None
+        try:
+            victim = next(stream)
+            while True:
+                taken = self.take(victim.tasks)
+                if taken:
+                    yield victim
+                victim = next(stream) if taken or tell is None else tell(False)
+        except StopIteration:
+            return
 
     def guard(self, admit: Callable[[U], A]) -> Callable[[U], A | Literal["skip"]]:
         """An admission of victims that skips those which budgets refuse before anything else is counted."""

@@ -27,6 +27,7 @@ from capstan.scheduling.victims import (
     Fairness,
     Victim,
     VictimOrder,
+    gives,
     preempt_protection,
     reclaim_min_runtime,
     runtime,
@@ -102,7 +103,7 @@ def _signature(gang: Gang, unit: Sequence[Task], action: str) -> object:
     own = gang.key if any(task.claims for task in unit) or gang.root.levels or gang.root.children else None
     assert gang.queue is not None
     queue = None if action == "consolidate" else gang.queue.name
-    return (queue, gang.preemptible, gang.priority, own, tuple(sorted(counts.items())))
+    return (queue, gang.bound_by_quota, gang.priority, own, tuple(sorted(counts.items())))
 
 
 # -- reclaim -------------------------------------------------------------------------------------------------------
@@ -115,7 +116,7 @@ def _reclaim_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal 
         return Refusal("", "")
     demand = demand_of(unit)
     fairness = Fairness(queue, demand, policy.saturation_multiplier)
-    if not fairness.may_reclaim(preemptible=gang.preemptible):
+    if not fairness.may_reclaim(preemptible=not gang.bound_by_quota):
         i = fairness.beyond_share()
         if i is None:
             return Refusal("", "")
@@ -131,7 +132,7 @@ def _reclaim_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal 
 
     def allowed(victim: Gang) -> Allowed:
         if not victim.preemptible:
-            return "none"
+            return gives(victim)
         return "surplus" if runtime(victim, session.now) < protected[victim.queue_name] else "all"
 
     solver = Solver(session, gang, unit, "reclaim", replace=policy.reclaim_may_consolidate)
@@ -173,7 +174,7 @@ def _preempt_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal 
 
     def allowed(victim: Gang) -> Allowed:
         if not victim.preemptible or victim.priority >= gang.priority:
-            return "none"
+            return gives(victim) if victim.priority < gang.priority else "none"
         return "surplus" if preempt_protection(victim, policy, session.now) else "all"
 
     solver = Solver(session, gang, unit, "preempt", replace=policy.reclaim_may_consolidate)
@@ -187,7 +188,7 @@ def _preempt_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal 
 
 
 def _consolidate_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal | None:
-    if not gang.preemptible or session.over(gang, unit) is not None:
+    if gang.bound_by_quota or session.over(gang, unit) is not None:
         return Refusal("", "")
     if demand_of(unit)[2] > session.free_gpus():
         return Refusal("", "")
@@ -210,10 +211,10 @@ def _movable(session: Session, gang: Gang, unit: Sequence[Task]) -> Iterator[lis
     lacking = len(unit) - session.slot_count(shape)
 
     def allowed(victim: Gang) -> Allowed:
-        if not victim.preemptible or victim is gang:
+        if gives(victim) == "none" or victim is gang:
             return "none"
         fresh = any(task.status == Status.ALLOCATED for leaf in victim.root.leaves() for _, task in leaf.active)
-        return "none" if fresh else "all"  # what was placed a moment ago is not worth moving
+        return "none" if fresh else gives(victim)  # what was placed a moment ago is not worth moving
 
     by_node: dict[str, list[Victim]] = {}
     ready: dict[str, list[Victim]] = {}

@@ -17,6 +17,7 @@ from capstan.api.scheduling import (
     MAX_RUNTIME,
     QUEUE_LABEL,
     REQUEUE_DELAY,
+    SEMI_PREEMPTIBLE,
     USER_LABEL,
     PodGroup,
     TopologyConstraint,
@@ -46,8 +47,9 @@ def build_gang(obj: PodGroup, priorities: Mapping[str, int], queue_label: str = 
     )
     if spec.preemptibility:
         gang.explicit = spec.preemptibility.lower() == "preemptible"
+        gang.semi = spec.preemptibility.lower() == SEMI_PREEMPTIBLE
     gang.reprioritize(priorities.get(spec.priority_class_name, DEFAULT_PRIORITY))
-    problems = [*_timing(gang, obj), *_tree(gang, obj)]
+    problems = [*_timing(gang, obj), *_tree(gang, obj), *_core_size(gang, obj)]
     gang.error = "; ".join(problems)
     return gang
 
@@ -75,6 +77,19 @@ def _take_runtimes(gang: Gang, notes: Mapping[str, str]) -> None:
         gang.expected_runtime = durations.positive(notes[EXPECTED_RUNTIME], EXPECTED_RUNTIME)
     if REQUEUE_DELAY in notes:
         gang.requeue_delay = durations.positive(notes[REQUEUE_DELAY], REQUEUE_DELAY)
+
+
+def _core_size(gang: Gang, obj: PodGroup) -> Iterator[str]:
+    size, least = obj.spec.min_non_preemptible, gang.root.minimum
+    if size is None:
+        return
+    gang.core_size = size
+    if not gang.semi:
+        yield f"minNonPreemptible is for {SEMI_PREEMPTIBLE} groups; set preemptibility or leave it out"
+    elif size < least:
+        yield f"minNonPreemptible is {size}, below the minimum of {least} that starts together"
+    elif gang.root.children and size > len(gang.root.children):
+        yield f"minNonPreemptible is {size}, and there are {len(gang.root.children)} subgroups"
 
 
 def _tree(gang: Gang, obj: PodGroup) -> Iterator[str]:

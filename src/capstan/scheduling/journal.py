@@ -100,6 +100,23 @@ class Ledger:
         task.status, task.node, task.devices = status, node, devices
         task.leaving, task.charge, task.zones = leaving, charge, zones
         self.hold(task, 1)
+        if task.gang is not None and task.gang.semi:
+            self._count_core(task.gang)
+
+    def _count_core(self, gang: Gang) -> None:
+        """Charge what the core of a semi-preemptible gang is now to the quotas, in place of what it was."""
+        level = gang.queue
+        if level is None:
+            return
+        charge = self.core_charge(gang)
+        change = tuple(map(sub, charge, gang.core_charge))
+        gang.core_charge = charge
+        while level is not None and any(change):
+            _add(level.fixed, change)
+            level = level.parent
+
+    def core_charge(self, gang: Gang) -> Amounts:
+        return tuple(map(sum, zip(self.nothing, *(task.charge for task in gang.core()), strict=True)))
 
     def hold(self, task: Task, sign: int) -> None:
         """Add (1) or take away (-1) what a task occupies on its node and on the node it is leaving."""
@@ -162,7 +179,7 @@ class Ledger:
             level: Queue | None = queue
             while level is not None:
                 _add(level.allocated, change)
-                if not gang.preemptible:
+                if not gang.preemptible and not gang.semi:
                     _add(level.fixed, change)
                 level = level.parent
         if asked != asks:

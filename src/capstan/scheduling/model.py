@@ -292,10 +292,13 @@ class Group:
     succeeded: int = 0
 
     @property
+    def have(self) -> int:
+        """Satisfied children, or active pods of a leaf: what `minimum` counts."""
+        return sum(child.satisfied for child in self.children) if self.children else len(self.active)
+
+    @property
     def satisfied(self) -> bool:
-        if self.children:
-            return sum(child.satisfied for child in self.children) >= self.minimum
-        return len(self.active) >= self.minimum
+        return self.have >= self.minimum
 
     @property
     def ready(self) -> bool:
@@ -310,14 +313,38 @@ class Group:
     @property
     def rank(self) -> tuple[bool, bool, float, str]:
         """Position among siblings when a gang starts or grows."""
-        have = sum(child.satisfied for child in self.children) if self.children else len(self.active)
-        return self.rank_with(have)
+        return self.rank_with(self.have)
 
     def rank_with(self, have: int) -> tuple[bool, bool, float, str]:
         """Below the minimum first, then those that are needed at all, then the emptiest, by name."""
         if have < self.minimum:
             return (False, False, 0.0, self.name)
         return (True, not self.minimum, have / (self.minimum or 1), self.name)
+
+
+def _core(group: Group, count: int) -> list[Task]:
+    if not group.children:
+        return [task for _, task in group.active[:count]]
+    return [task for child in _core_children(group)[:count] for task in _core(child, child.minimum)]
+
+
+def _core_children(group: Group) -> list[Group]:
+    """Subgroups in the order in which they are core: complete before broken ones, those that need nothing last."""
+    return sorted(group.children, key=lambda child: (not child.minimum, not child.satisfied, child.name))
+
+
+def _complete(group: Group, count: int) -> bool:
+    """Whether the core is there, and nothing that waits would take the place of a part of it."""
+    if not group.children:
+        if len(group.active) < count:
+            return False
+        return not count or not group.pending or group.pending[0][0] > group.active[count - 1][0]
+    core = _core_children(group)[:count]
+    last = max(((not child.minimum, child.name) for child in core), default=(False, ""))
+    return all(child.satisfied and _complete(child, child.minimum) for child in core) and not any(
+        (not child.minimum, child.name) < last and not child.satisfied and any(leaf.pending for leaf in child.leaves())
+        for child in group.children
+    )
 
 
 @dataclass(slots=True, eq=False)
@@ -355,6 +382,12 @@ class Gang:
     priority_class: str = ""
     explicit: bool | None = None
     """Preemptibility as the user set it, if at all."""
+    semi: bool = False
+    """Semi-preemptible: its core is not preemptible, what it has beyond that is."""
+    core_size: int | None = None
+    """So many of its pods (or first subgroups) are the core of a semi-preemptible gang; None: its minimum."""
+    core_charge: Amounts = NOTHING
+    """What the core of a semi-preemptible gang costs its queue at present."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -364,6 +397,22 @@ class Gang:
     def order(self) -> tuple[int, float, str]:
         """Position among the gangs of a queue, but for the elastic phase."""
         return (-self.priority, self.created, self.uid)
+
+    @property
+    def bound_by_quota(self) -> bool:
+        """Whether what it places next cannot be preempted afterwards, and so has to fit into the quota."""
+        return not self.preemptible and not (self.semi and _complete(self.root, self.core_count))
+
+    @property
+    def core_count(self) -> int:
+        return self.root.minimum if self.core_size is None else self.core_size
+
+    def core(self) -> list[Task]:
+        """What a semi-preemptible gang keeps: satisfied subgroups before others, then by name; first pods by order.
+
+        By KAI's design the choice does not depend on how full subgroups are, so that evicting surplus never moves it.
+        """
+        return _core(self.root, self.core_count)
 
     def reprioritize(self, priority: int) -> None:
         """Only while no queue lists the gang."""

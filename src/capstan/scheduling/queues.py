@@ -377,7 +377,7 @@ def by_importance(size: int) -> tuple[int, ...]:
 def exceeded(gang: Gang, demand: Amounts) -> Exceeded | None:
     """The first bound, leaf first, that `demand` more would break; None when all hold."""
     level = gang.queue
-    fixed = not gang.preemptible
+    fixed = gang.bound_by_quota
     order = by_importance(len(demand))
     while level is not None:
         limit = level.limit

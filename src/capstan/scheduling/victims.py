@@ -39,6 +39,11 @@ Victims = Generator[Victim, bool | None, None]
 """Victims one after another. `send(False)` instead of `next` says that the last one is not ended after all."""
 
 
+def gives(gang: Gang) -> Allowed:
+    """What may be taken of a gang by its preemptibility alone."""
+    return "all" if gang.preemptible else "surplus" if gang.semi else "none"
+
+
 def victims_of(queue: Queue, allowed: Callable[[Gang], Allowed], total: Sequence[int]) -> Victims:
     """The units of a leaf queue: lowest priority first, there surplus before cores, newest first.
 
@@ -85,8 +90,9 @@ def _units(gangs: Sequence[Gang], queue: Queue, allowed: Callable[[Gang], Allowe
             if _settled(growing) and (verdict := allowed(growing)) != "none":
                 units = [Victim(growing, tasks, part, demand_of(tasks)) for tasks, part in shrink(growing)]
                 rest[growing.key] = [unit for unit in units if unit.part == "core"] if verdict == "all" else []
+                core = {task.uid for task in growing.core()} if growing.semi else set()
                 for unit in units:
-                    if unit.part != "core":
+                    if unit.part != "core" and not any(task.uid in core for task in unit.tasks):
                         yield unit
         if gang.key in rest:
             for unit in rest[gang.key]:

@@ -709,10 +709,12 @@ class World(Holdings):
                         own[:] = map(add, own, task.charge)
                 if ACTIVE[task.status] or task.status == Status.PENDING:
                     requested[:] = map(add, requested, task.charge)
+            if gang.semi:
+                gang.core_charge = self.core_charge(gang)
+            fixed = self.nothing if gang.preemptible else gang.core_charge if gang.semi else allocated
             for level in queue.path():
                 level.allocated[:] = map(add, level.allocated, allocated)
-                if not gang.preemptible:
-                    level.fixed[:] = map(add, level.fixed, allocated)
+                level.fixed[:] = map(add, level.fixed, fixed)
                 level.requested[:] = map(add, level.requested, requested)
         for queue in (*self.queues.values(), self.free_queue, self.nowhere):
             queue.pending.sort(key=lambda pair: pair[0])

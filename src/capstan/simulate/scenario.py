@@ -151,7 +151,8 @@ class JobSetup(Strict):
     tasks: list[TaskSetup]
     namespace: str = "default"
     priority: int = 50
-    preemptible: bool | None = None
+    preemptible: bool | Literal["semi"] | None = None
+    min_non_preemptible: int | None = None
     age: float | None = None
     running_for: str | None = None
     preemption_delay: str | None = None

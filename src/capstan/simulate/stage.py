@@ -20,6 +20,7 @@ from capstan.api.scheduling import (
     EXPECTED_RUNTIME,
     MAX_RUNTIME,
     REQUEUE_DELAY,
+    SEMI_PREEMPTIBLE,
     PodGroup,
     PriorityClass,
     Queue,
@@ -44,6 +45,7 @@ START = 1_750_000_000.0
 _SETTLED_AGE = 86_400.0
 """Jobs without an age are old enough for every delay, and keep the order of the file."""
 Document = dict[str, Any]
+_PREEMPTIBILITY = {True: "preemptible", False: "non-preemptible", "semi": SEMI_PREEMPTIBLE}
 
 
 class Stage:
@@ -124,7 +126,9 @@ class Stage:
             notes["kai.scheduler/stale-podgroup-timestamp"] = clock.render(START - durations.seconds(job.stale_since))
         spec: Document = {"queue": job.queue, "priorityClassName": f"p{job.priority}"}
         if job.preemptible is not None:
-            spec["preemptibility"] = "preemptible" if job.preemptible else "non-preemptible"
+            spec["preemptibility"] = _PREEMPTIBILITY[job.preemptible]
+        if job.min_non_preemptible is not None:
+            spec["minNonPreemptible"] = job.min_non_preemptible
         if not job.subgroups:
             spec["minMember"] = len(job.tasks) if job.min_member is None else job.min_member
         elif job.min_sub_group is not None:
