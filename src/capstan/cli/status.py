@@ -32,15 +32,26 @@ class NodeStatus(msgspec.Struct, rename="camel"):
     pods: int
 
 
+class ProductStatus(msgspec.Struct, rename="camel"):
+    """GPUs of one product; a quota of -1 is unlimited."""
+
+    quota: float
+    allocated: float
+    requested: float
+
+
 class QueueStatus(msgspec.Struct, rename="camel"):
-    """GPUs; a quota of -1 is unlimited. `problem` says why the queue cannot be used."""
+    """GPUs; a quota of -1 is unlimited. `problem` says why the queue cannot be used, `warning` what is odd about it."""
 
     name: str
     parent: str
     quota: float
     allocated: float
     requested: float
+    gpu_types: dict[str, ProductStatus]
+    """By product, for those that the queue names."""
     problem: str
+    warning: str
     usage: list[QueueUsage]
     """What it used of late, where shards count that."""
 
@@ -93,19 +104,10 @@ async def status(output: str, kubeconfig: Path | None, context: str | None) -> N
         table(
             "Queues (GPUs)",
             ("NAME", "PARENT", "QUOTA", "ALLOCATED", "REQUESTED", *(["USED OF LATE"] if counted else [])),
-            [
-                (
-                    q.name,
-                    q.parent or "–",
-                    "unlimited" if q.quota == -1 else f"{q.quota:g}",
-                    f"{q.allocated:g}",
-                    f"{q.requested:g}",
-                    *([_used(q.usage)] if counted else []),
-                )
-                for q in found.queues
-            ],
+            [row for q in found.queues for row in _rows(q, counted=counted)],
         ),
         *(hanging(f"[red]queue {q.name}[/]: {escape(q.problem)}") for q in found.queues if q.problem),
+        *(hanging(f"[yellow]queue {q.name}[/]: {escape(q.warning)}") for q in found.queues if q.warning),
         "",
     )
     if not found.waiting:
@@ -187,16 +189,37 @@ def _node(node: Node, gpus: dict[str, set[str]], used: dict[str, set[str]], runn
     )
 
 
+def _rows(queue: QueueStatus, *, counted: bool) -> list[tuple[str, ...]]:
+    """A row for the queue, and one for every GPU product it names."""
+
+    def numbers(of: QueueStatus | ProductStatus) -> tuple[str, str, str]:
+        return ("unlimited" if of.quota == -1 else f"{of.quota:g}", f"{of.allocated:g}", f"{of.requested:g}")
+
+    return [
+        (queue.name, queue.parent or "–", *numbers(queue), *([_used(queue.usage)] if counted else [])),
+        *((f"  {product}", "", *numbers(held), *[""] * counted) for product, held in queue.gpu_types.items()),
+    ]
+
+
 def _queue(queue: Queue, usage: list[QueueUsage]) -> QueueStatus:
     bounds = queue.spec.resources
-    problem = next((c.message for c in queue.status.conditions if c.type == "Orphan" and c.status == "True"), "")
+    said = {(condition.type, condition.status): condition.message for condition in queue.status.conditions}
     return QueueStatus(
         name=queue.metadata.name,
         parent=queue.spec.parent_queue,
         quota=bounds.gpu.quota if bounds else 0,
         allocated=float(quantity.parse(queue.status.allocated.get("nvidia.com/gpu"))),
         requested=float(quantity.parse(queue.status.requested.get("nvidia.com/gpu"))),
-        problem=problem,
+        gpu_types={
+            product: ProductStatus(
+                quota=bound.quota,
+                allocated=float(quantity.parse(queue.status.allocated.get(product))),
+                requested=float(quantity.parse(queue.status.requested.get(product))),
+            )
+            for product, bound in sorted(bounds.gpu_types.items() if bounds else ())
+        },
+        problem=said.get(("Orphan", "True"), ""),
+        warning=said.get(("Consistent", "False"), ""),
         usage=usage,
     )
 
