@@ -8,9 +8,10 @@ from pathlib import Path
 import msgspec
 
 from capstan.allocation import Inventory
-from capstan.api.core import Node, Pod
+from capstan.api.core import Node, Pod, PodStatus
 from capstan.api.resource import DeviceClass, ResourceClaim, ResourceSlice
 from capstan.scheduling import Policy, World, cycle
+from capstan.scheduling.model import Status
 
 sys.path.insert(0, str(Path(__file__).parent))
 from clusters import START, gang, pod, queue
@@ -234,3 +235,31 @@ def test_a_failed_write_gives_devices_and_room_back() -> None:
     assert cycle(made, Policy(), START).binds == []
     made.forget(bind.uid)
     assert cycle(made, Policy(), START).binds == [bind]
+
+
+def test_a_device_class_that_comes_after_the_pod_turns_its_resource_into_a_claim() -> None:
+    made = World(Inventory())
+    for obj in (dra_node("n0"), slice_of("n0", 2), queue("q"), gang("g", "q"), pod("p", "g", gpus=1)):
+        made.upsert(obj)
+    assert cycle(made, Policy(), START).binds == []
+    made.upsert(device_class())
+    (bind,) = cycle(made, Policy(), START).binds
+    assert bind.implied is not None
+
+
+def test_a_change_that_the_engine_does_not_read_leaves_a_decision_as_it_is() -> None:
+    made = platform()
+    made.upsert(gang("g", "a"))
+    waiting = pod("p", "g", gpus=1)
+    made.upsert(waiting)
+    (bind,) = cycle(made, Policy(), START).binds
+    task = made.tasks[bind.uid]
+    condition = msgspec.convert({"phase": "Pending", "conditions": [{"type": "X", "status": "True"}]}, PodStatus)
+    newer = msgspec.structs.replace(waiting, status=condition)
+    made.upsert(newer)
+    assert made.tasks[bind.uid] is task
+    assert made.pod(bind.uid) is newer
+    bound = msgspec.structs.replace(newer, spec=msgspec.structs.replace(newer.spec, node_name=bind.node))
+    made.upsert(bound)
+    assert made.binds == {}
+    assert made.tasks[bind.uid].status == Status.BOUND

@@ -41,7 +41,10 @@ class ObjectMeta(Struct):
 
     def controller(self) -> OwnerReference | None:
         """The owner that manages this object, if any (at most one owner has `controller: true`)."""
-        return next((owner for owner in self.owner_references if owner.controller), None)
+        for owner in self.owner_references:
+            if owner.controller:
+                return owner
+        return None
 
 
 class Object(Struct):

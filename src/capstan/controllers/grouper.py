@@ -138,7 +138,7 @@ class Grouper(kube.Controller[kube.Key]):
             found = await self._related(pod.metadata.namespace, wanted) if wanted else None
             decided = grouping.group(manifest, owners, found, self._settings)
         except grouping.InvalidWorkload as error:
-            if current:
+            if known is not None:
                 log.info("pod %s/%s stays in its group %s: %s", *key, current, error)
                 return None
             await self._refuse(pod, str(error))

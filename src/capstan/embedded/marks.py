@@ -23,11 +23,6 @@ def mark(attributes: Attributes) -> None:
         or POD_GROUP_ANNOTATION in (metadata.get("annotations") or {})
     ):
         return
-    try:
-        if grouping.related(pod) is not None:
-            return
-        decided = grouping.group(pod)
-    except grouping.InvalidWorkload:
-        return  # the grouper tells the pod's user
-    if decided.pod_annotations:
-        metadata["annotations"] = {**(metadata.get("annotations") or {}), **decided.pod_annotations}
+    name = grouping.own_group(pod)
+    if name is not None:
+        metadata["annotations"] = {**(metadata.get("annotations") or {}), POD_GROUP_ANNOTATION: name}

@@ -5,7 +5,7 @@ the family and writes the PodGroup. `reading` takes what users and other operato
 """
 
 from capstan.grouping.gang import Gang, Related, Settings, Workload
-from capstan.grouping.podgroup import OPTIONAL_FIELDS, TOP_OWNER_ANNOTATION, Grouping, group, related
+from capstan.grouping.podgroup import OPTIONAL_FIELDS, TOP_OWNER_ANNOTATION, Grouping, group, own_group, related
 from capstan.grouping.reading import InvalidWorkload
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "Settings",
     "Workload",
     "group",
+    "own_group",
     "related",
 ]

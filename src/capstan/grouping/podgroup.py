@@ -142,6 +142,14 @@ def group(
     return Grouping(manifest, {POD_GROUP_ANNOTATION: manifest["metadata"]["name"]}, marks)
 
 
+def own_group(pod: Manifest) -> str | None:
+    """The name that `group` gives the PodGroup of a pod without owners; None where others decide what its group is."""
+    workload = Workload(pod)
+    if workload.annotation(SKIP_ANNOTATION) == "true" or upstream.related(workload):
+        return None
+    return _name(core.pod(workload))
+
+
 def _below_managers(
     pod: Manifest,
     owners: tuple[Manifest, ...],
@@ -216,9 +224,8 @@ def _manifest(workload: Workload, gang: Gang, user_made: Manifest) -> dict[str, 
     for annotation, name in _TIMING.items():
         if value := _duration(workload, annotation):
             spec[name] = value
-    identity = (gang.name,) if gang.name else (owner["name"], owner.get("uid", ""))
     metadata: dict[str, Any] = {
-        "name": dns_subdomain("-".join(part for part in ("pg", *identity, gang.name_suffix) if part)),
+        "name": _name(gang),
         "namespace": workload.pod["metadata"].get("namespace", ""),
         "annotations": {TOP_OWNER_ANNOTATION: _top_owner(user_made), **_runtimes(workload, gang)},
     }
@@ -257,6 +264,12 @@ def _runtimes(workload: Workload, gang: Gang) -> dict[str, str]:
         if type(deadline) is int and deadline > 0:
             found.setdefault(EXPECTED_RUNTIME, f"{deadline}s")
     return found
+
+
+def _name(gang: Gang) -> str:
+    owner = gang.owner["metadata"]
+    identity = (gang.name,) if gang.name else (owner["name"], owner.get("uid", ""))
+    return dns_subdomain("-".join(part for part in ("pg", *identity, gang.name_suffix) if part))
 
 
 def _priority_class(workload: Workload, gang: Gang) -> str:

@@ -54,7 +54,8 @@ Handler = Callable[[Change[T]], None]
 def identity(obj: Any) -> tuple[Key, str, str]:
     """(key, uid, resource version) of a typed or an unstructured object."""
     if isinstance(obj, Object):
-        return obj.key, obj.metadata.uid, obj.metadata.resource_version
+        meta = obj.metadata
+        return (meta.namespace, meta.name), meta.uid, meta.resource_version
     metadata = obj["metadata"]
     return (
         (metadata.get("namespace", ""), metadata.get("name", "")),
@@ -77,23 +78,18 @@ class Index(Generic[K, T]):
     def keys(self) -> Iterable[K]:
         return self._objects.keys()
 
-    def update(self, change: Change[T]) -> None:
-        if change.old is not None:
-            name = identity(change.old)[0]
-            keys = self._keys_of(change.old)
-            if change.new is not None and keys == self._keys_of(change.new):
-                for key in keys:
-                    self._objects[key][name] = change.new
-                return
-            for key in keys:
+    def update(self, name: Key, old: T | None, new: T | None) -> None:
+        before = self._keys_of(old) if old is not None else ()
+        after = self._keys_of(new) if new is not None else ()
+        if before != after:
+            for key in before:
                 if members := self._objects.get(key):
                     members.pop(name, None)
                     if not members:
                         del self._objects[key]
-        if change.new is not None:
-            name = identity(change.new)[0]
-            for key in self._keys_of(change.new):
-                self._objects.setdefault(key, {})[name] = change.new
+        if new is not None:
+            for key in after:
+                self._objects.setdefault(key, {})[name] = new
 
 
 class Cache(Generic[T]):
@@ -127,8 +123,8 @@ class Cache(Generic[T]):
     def index(self, keys_of: Callable[[T], Iterable[K]]) -> Index[K, T]:
         """A new index; it is up to date whenever a handler runs."""
         index = Index(keys_of)
-        for obj in self.objects.values():
-            index.update(Change("added", None, obj))
+        for key, obj in self.objects.items():
+            index.update(key, None, obj)
         self._indexes.append(index)
         return index
 
@@ -177,11 +173,11 @@ class Cache(Generic[T]):
         for problem in listing.undecodable:
             _log.error("left out of the cache: %s", problem)
         self.relists += 1
-        fresh = {identity(obj)[0]: obj for obj in listing.items}
-        for key in [key for key in self.objects if key not in fresh]:
+        fresh = [(*identity(obj), obj) for obj in listing.items]
+        for key in self.objects.keys() - {key for key, _, _, _ in fresh}:
             self._delete(key)
-        for key, obj in fresh.items():
-            self._put(key, obj)
+        for found in fresh:
+            self._put(*found)
         self._advance(listing.resource_version)
         self._synced.set()
 
@@ -194,11 +190,11 @@ class Cache(Generic[T]):
             fields=self._fields,
         )
         async for event in events:
-            key, _, version = identity(event.object)
+            key, uid, version = identity(event.object)
             if event.type == "DELETED":
                 self._delete(key)
             elif event.type != "BOOKMARK":
-                self._put(key, event.object)
+                self._put(key, uid, version, event.object)
             self._advance(version)
 
     def _advance(self, version: str) -> None:
@@ -208,29 +204,26 @@ class Cache(Generic[T]):
             if not future.done():
                 future.set_result(None)
 
-    def _put(self, key: Key, new: T) -> None:
+    def _put(self, key: Key, uid: str, version: str, new: T) -> None:
         old = self.objects.get(key)
-        if old is None:
-            self.objects[key] = new
-            self._notify(Change("added", None, new))
-            return
-        _, old_uid, old_version = identity(old)
-        _, uid, version = identity(new)
-        if uid != old_uid:
-            # Deleted and created again while nobody watched: that is two changes, not one.
-            self._delete(key)
-            self._put(key, new)
-        elif version != old_version:
-            self.objects[key] = new
-            self._notify(Change("modified", old, new))
+        if old is not None:
+            _, old_uid, old_version = identity(old)
+            if uid != old_uid:
+                # Deleted and created again while nobody watched: that is two changes, not one.
+                self._delete(key)
+                old = None
+            elif version == old_version:
+                return
+        self.objects[key] = new
+        self._notify(key, Change("modified" if old is not None else "added", old, new))
 
     def _delete(self, key: Key) -> None:
         old = self.objects.pop(key, None)
         if old is not None:
-            self._notify(Change("deleted", old, None))
+            self._notify(key, Change("deleted", old, None))
 
-    def _notify(self, change: Change[T]) -> None:
+    def _notify(self, key: Key, change: Change[T]) -> None:
         for index in self._indexes:
-            index.update(change)
+            index.update(key, change.old, change.new)
         for handler in self._handlers:
             handler(change)

@@ -150,15 +150,17 @@ class Subresources:
         return await self.bind(request, pods, Target("", "v1", "pods", target.namespace, name, "binding"))
 
     async def bind(self, request: Request, served: Served, target: Target) -> Response:
-        """Assign a pod to a node, once. Upstream's `AssignPod`: 409 for a pod that is bound, gated or being deleted."""
+        """Assign a pod to a node, once. Upstream's `AssignPod`: 409 for a pod that is bound, gated or being deleted.
+
+        As upstream, a binding does not come to own fields: managedFields stay as they are.
+        """
         binding = bodies.document(request)
         node = (binding.get("target") or {}).get("name")
         if not isinstance(node, str) or not node:
             cause = StatusCause(reason="FieldValueRequired", message="Required value", field="target.name")
             raise status.invalid("Binding", "", target.name, [cause])
-        resource = served.type
         record = self._writes.existing(served, target)
-        old, pod = record.decode(), record.decode()
+        pod = record.decode()
         metadata, spec = pod["metadata"], pod.setdefault("spec", {})
         wanted = binding["metadata"]
         why = ""
@@ -177,9 +179,10 @@ class Subresources:
             if wanted.get(kind):
                 metadata[kind] = (metadata.get(kind) or {}) | wanted[kind]
         _set_condition(pod, "PodScheduled", "True", clock.render(self._writes.now()))
-        changed = self._writes.store_changed(request, resource, record, old, pod, "binding")
-        self.burst.note(asyncio.get_running_loop().time())
-        await self._committed(changed)
+        if not request.dry_run:
+            bound = self._writes.store.put(record.key, ordered(pod))
+            self.burst.note(asyncio.get_running_loop().time())
+            await self._writes.store.committed(bound.revision)
         return _created()
 
     # pods/eviction

@@ -56,6 +56,24 @@ def numa_zones(pod: Pod) -> Zones:
         return ()
 
 
+def reads_alike(before: Pod, after: Pod) -> bool:
+    """Whether two states of a pod differ in nothing that the engine reads: most changes of a pod are its conditions."""
+    old, new = before.metadata, after.metadata
+    was, is_ = before.status, after.status
+    return (
+        was.phase == is_.phase
+        and before.spec == after.spec
+        and old.labels == new.labels
+        and old.annotations == new.annotations
+        and old.deletion_timestamp == new.deletion_timestamp
+        and (old.namespace, old.name) == (new.namespace, new.name)
+        and was.start_time == is_.start_time
+        and was.nominated_node_name == is_.nominated_node_name
+        and was.resource_claim_statuses == is_.resource_claim_statuses
+        and was.container_statuses == is_.container_statuses
+    )
+
+
 def shared_devices(pod: Pod, count: int) -> tuple[str, ...]:
     """The shared devices a pod runs on: KAI's group labels (`runai-gpu-group`, or one label a group)."""
     labels = pod.metadata.labels

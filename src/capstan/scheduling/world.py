@@ -38,7 +38,16 @@ from capstan.api.scheduling import (
 )
 from capstan.api.scheduling import Queue as ApiQueue
 from capstan.scheduling.budgets import Budgets
-from capstan.scheduling.facts import NUMA_ANNOTATION, claim_names, encode, finished, numa_zones, role, shared_devices
+from capstan.scheduling.facts import (
+    NUMA_ANNOTATION,
+    claim_names,
+    encode,
+    finished,
+    numa_zones,
+    reads_alike,
+    role,
+    shared_devices,
+)
 from capstan.scheduling.gangs import build_gang, implicit_gang
 from capstan.scheduling.holdings import Holdings, Key, Mark
 from capstan.scheduling.model import (
@@ -50,6 +59,7 @@ from capstan.scheduling.model import (
     Gang,
     Node,
     Queue,
+    Shape,
     Status,
     Task,
     Zones,
@@ -146,7 +156,11 @@ class World(Holdings):
         self.settle()
         match obj:
             case Pod():
-                self._upsert_pod(obj)
+                known = self._pods.get(obj.metadata.uid)
+                if known is not None and reads_alike(known, obj):
+                    self._pods[obj.metadata.uid] = obj
+                else:
+                    self._upsert_pod(obj)
             case ApiNode():
                 self._upsert_node(obj)
             case PodGroup():
@@ -227,6 +241,8 @@ class World(Holdings):
                 if self.inventory is not None:
                     self.inventory.delete(kind, namespace, name)
                     self.slices_changed()
+                    if kind == "DeviceClass":
+                        self._claim_anew()
 
     def shift_clock(self, by: float) -> None:
         """The wall clock was set `by` seconds forward: what was measured with it moves along, so that nothing elapses
@@ -347,7 +363,7 @@ class World(Holdings):
 
     def _upsert_pod(self, pod: Pod) -> None:
         uid = pod.metadata.uid or f"{pod.metadata.namespace}/{pod.metadata.name}"
-        self.shapes.of(self._with_runtime_class(pod))
+        shape = self.shapes.of(self._with_runtime_class(pod))
         self.widen()
         known = self._uids.get(pod.key)
         if known is not None and known != uid:
@@ -356,7 +372,7 @@ class World(Holdings):
             self._detach(self.tasks[uid], keep_gang=True)
         self._uids[pod.key] = uid
         self._pods[uid] = pod
-        task = self._task(pod, uid)
+        task = self._task(pod, uid, shape)
         before = self.tasks.get(uid)
         if before is not None:
             task.held = before.held
@@ -388,10 +404,9 @@ class World(Holdings):
         for pod in [pod for pod in self._pods.values() if pod.spec.runtime_class_name == runtime_class]:
             self._upsert_pod(pod)
 
-    def _task(self, pod: Pod, uid: str) -> Task:
+    def _task(self, pod: Pod, uid: str, shape: Shape) -> Task:
         meta, spec = pod.metadata, pod.spec
         labels = meta.labels
-        shape = self.shapes.of(self._with_runtime_class(pod))
         try:
             priority = int(labels.get(TASK_PRIORITY_LABEL, "0"))
         except ValueError:
@@ -819,8 +834,15 @@ class World(Holdings):
         if not isinstance(obj, ResourceClaim):
             before = self.min_gpu_memory()
             self.slices_changed(obj if isinstance(obj, ResourceSlice) else None)
+            if isinstance(obj, DeviceClass):
+                self._claim_anew()
             if before != self.min_gpu_memory():
                 self._recharge(self._memory_shares)
+
+    def _claim_anew(self) -> None:
+        """What waiting pods ask for in extended resources may be claims now, or be so no longer."""
+        for pod in [self._pods[task.uid] for task in self.tasks.values() if task.node is None]:
+            self._upsert_pod(pod)
 
     def _users(self, claim: Key) -> list[str]:
         implied = self._implied.get(claim)

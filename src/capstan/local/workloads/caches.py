@@ -13,6 +13,7 @@ from capstan.api.base import Condition, Object
 from capstan.api.resources import Resource, unstructured
 
 T = TypeVar("T")
+Owned = TypeVar("Owned", bound=Object)
 
 CONTROLLER_REVISIONS = unstructured("apps", "v1", "controllerrevisions", "ControllerRevision", namespaced=True)
 SERVICE_ACCOUNTS = unstructured("", "v1", "serviceaccounts", "ServiceAccount", namespaced=True)
@@ -27,14 +28,32 @@ class Caches:
         self.client = client
         self.now = now
         self._caches: dict[Resource[Any], kube.Cache[Any]] = {}
+        self._by_controller: dict[Resource[Any], kube.Index[str, Any]] = {}
+        self._orphans: dict[Resource[Any], kube.Index[str, Any]] = {}
         self.pods = self.of(resources.PODS)
-        self.pods_by_owner = self.pods.index(lambda pod: [o.uid] if (o := pod.metadata.controller()) else [])
+        self.pods_by_owner = self.by_controller(resources.PODS)
         self.pods_by_namespace = self.pods.index(lambda pod: [pod.metadata.namespace])
 
     def of(self, resource: Resource[T]) -> kube.Cache[T]:
         if resource not in self._caches:
             self._caches[resource] = kube.Cache(self.client, resource)
         return self._caches[resource]
+
+    def by_controller(self, resource: Resource[Owned]) -> kube.Index[str, Owned]:
+        """The objects by the uid of the owner that manages them."""
+        if resource not in self._by_controller:
+            self._by_controller[resource] = self.of(resource).index(
+                lambda obj: [owner.uid] if (owner := obj.metadata.controller()) else []
+            )
+        return self._by_controller[resource]
+
+    def orphans(self, resource: Resource[Owned]) -> kube.Index[str, Owned]:
+        """The objects that no owner manages, by namespace."""
+        if resource not in self._orphans:
+            self._orphans[resource] = self.of(resource).index(
+                lambda obj: [] if obj.metadata.controller() else [obj.metadata.namespace]
+            )
+        return self._orphans[resource]
 
     def recorder(self, component: str) -> kube.EventRecorder:
         """Events under the name that a controller has in kube-controller-manager."""

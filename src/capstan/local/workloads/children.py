@@ -37,14 +37,10 @@ class Children(Generic[T]):
         self._cache = caches.of(resource)
         self._resource = resource
         self._owner_resource = owner_resource
-        self._by_owner = self._cache.index(self._owned_by)
-        self._orphans = self._cache.index(lambda o: [] if o.metadata.controller() else [o.metadata.namespace])
+        self._by_owner = caches.by_controller(resource)
+        self._orphans = caches.orphans(resource)
         self._deleted: set[str] = set()
         self._cache.on_change(self._forget)
-
-    def _owned_by(self, obj: T) -> Iterable[str]:
-        owner = obj.metadata.controller()
-        return [owner.uid] if owner and owner.kind == self._owner_resource.kind else []
 
     def _forget(self, change: kube.Change[T]) -> None:
         if change.new is None:
@@ -131,7 +127,8 @@ class Children(Generic[T]):
             if "name" not in metadata:
                 raise
             found = await self._client.get(self._resource, metadata["name"], metadata["namespace"])
-            if found.metadata.deletion_timestamp is None and owner.metadata.uid not in self._owned_by(found):
+            manager = found.metadata.controller()
+            if found.metadata.deletion_timestamp is None and (manager is None or manager.uid != owner.metadata.uid):
                 raise
             return found.metadata.resource_version
         name, version = created["metadata"]["name"], created["metadata"]["resourceVersion"]

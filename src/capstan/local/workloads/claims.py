@@ -34,7 +34,7 @@ class ClaimController(kube.Controller[_Key]):
         self._client = caches.client
         self._claims = caches.of(RESOURCE_CLAIMS)
         self._templates = caches.of(RESOURCE_CLAIM_TEMPLATES)
-        self._by_pod = self._claims.index(lambda claim: [o.uid] if (o := claim.metadata.controller()) else [])
+        self._by_pod = caches.by_controller(RESOURCE_CLAIMS)
         self._waiting = caches.pods.index(
             lambda pod: [
                 (pod.metadata.namespace, use.resource_claim_template_name)
