@@ -6,7 +6,8 @@ import pytest
 
 from capstan import kube
 from capstan.api import resources
-from capstan.controllers.scheduler import Scheduler
+from capstan.controllers.scheduler import OBSERVED, Scheduler
+from capstan.scheduling import snapshot
 
 pytestmark = pytest.mark.anyio
 
@@ -226,3 +227,7 @@ class Breaking:
 
     async def close(self):
         await self._transport.close()
+
+
+async def test_a_snapshot_holds_objects_of_every_kind_that_is_observed(house, scheduler):
+    assert {resource.struct for resource in OBSERVED} == set(snapshot.KINDS)

@@ -8,6 +8,7 @@ import msgspec
 
 from capstan.api.base import Condition, Object, Struct
 from capstan.api.core import Quantity
+from capstan.api.resource import AllocationResult
 
 SCHEDULER_NAME = "kai-scheduler"
 QUEUE_LABEL = "kai.scheduler/queue"
@@ -155,11 +156,35 @@ class PriorityClass(Object):
     description: str = ""
 
 
+class ResourceClaimAllocation(Struct):
+    """`name` is the name of the claim in the pod."""
+
+    name: str = ""
+    allocation: AllocationResult | None = None
+
+
+class ExtendedResourceClaimAllocation(Struct):
+    allocation: AllocationResult | None = None
+
+
+class BindRequestSpec(Struct):
+    pod_name: str = ""
+    selected_node: str = ""
+    selected_gpu_groups: list[str] = msgspec.field(default_factory=list, name="selectedGPUGroups")
+    resource_claim_allocations: list[ResourceClaimAllocation] = []
+    extended_resource_claim_allocation: ExtendedResourceClaimAllocation | None = None
+
+
+class BindRequestStatus(Struct):
+    phase: str = ""
+    """Pending, Succeeded or Failed; empty at first."""
+
+
 class BindRequest(Object):
     """KAI's hand-off between scheduler and binder. Capstan binds itself and only reads these."""
 
-    spec: dict[str, Any] = {}
-    status: dict[str, Any] = {}
+    spec: BindRequestSpec = msgspec.field(default_factory=BindRequestSpec)
+    status: BindRequestStatus = msgspec.field(default_factory=BindRequestStatus)
 
 
 class RuntimeClassScheduling(Struct):

@@ -17,6 +17,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "apply": ("apply", "Apply manifests with server-side apply."),
     "blueprint": ("blueprint", "Lint, plan, apply and inspect platform blueprints."),
     "scenario": ("scenario", "Check scheduling scenarios offline."),
+    "snapshot": ("snapshot", "Keep what the scheduler sees in a file, and decide it again offline."),
     "allocate": ("allocate", "Allocate devices to claims offline."),
     "completion": ("completion", "Print the shell completion script."),
 }

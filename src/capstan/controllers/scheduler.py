@@ -24,6 +24,7 @@ from capstan.controllers.pool_problems import PoolProblems
 from capstan.controllers.timed_transport import TimedTransport
 from capstan.controllers.verdicts import VerdictWriter
 from capstan.controllers.wall_clock import WallClock
+from capstan.scheduling.snapshot import encode, take
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ OBSERVED: tuple[resources.Resource[Any], ...] = (
     resources.PERSISTENT_VOLUMES,
     resources.PERSISTENT_VOLUME_CLAIMS,
     resources.POD_DISRUPTION_BUDGETS,
+    resources.BIND_REQUESTS,
     resources.POD_GROUPS,
     resources.PODS,
 )
@@ -125,6 +127,12 @@ class Scheduler:
         finally:
             for task in self._in_flight:
                 task.cancel()
+
+    async def snapshot(self, accept: str = "") -> tuple[bytes, str]:
+        """All that the next cycle would be decided from, and its content type; the file is packed beside the loop."""
+        objects = [obj for cache in self._caches for obj in cache.objects.values()]
+        taken = take(self.world, self._wall.now(), objects)
+        return await asyncio.to_thread(encode, taken), "application/gzip"
 
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:

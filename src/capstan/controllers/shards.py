@@ -78,9 +78,10 @@ class _Shard:
         self._changed = asyncio.Event()
 
     @property
-    def page(self) -> str:
-        """Where its metrics are served."""
-        return f"/shards/{self._shard.metadata.name}/metrics" if self.settings.policy.node_pool else "/metrics"
+    def pages(self) -> dict[str, Page]:
+        """What it serves, by path."""
+        above = f"/shards/{self._shard.metadata.name}" if self.settings.policy.node_pool else ""
+        return {f"{above}/metrics": self.scheduler.metrics.page, f"{above}/snapshot": self.scheduler.snapshot}
 
     def suits(self, settings: scheduling.Settings) -> bool:
         """Whether it can go on with these settings."""
@@ -112,7 +113,7 @@ class _Shard:
 
 
 class Shards:
-    """Runs until cancelled. `base` is what holds in every shard; `pages` is where metrics are to be served."""
+    """Runs until cancelled. `base` is what holds in every shard; `pages` is where metrics and snapshots go."""
 
     RULES = [
         *Scheduler.RULES,
@@ -171,7 +172,7 @@ class Shards:
                     await self._changed.wait()
         finally:
             for shard, _ in self._running.values():
-                self._pages.pop(shard.page, None)
+                self._withdraw(shard)
 
     async def _reconcile(self, group: asyncio.TaskGroup) -> None:
         config = chosen(self._configs.objects.values())
@@ -186,7 +187,7 @@ class Shards:
             settings = wanted.get(name)
             if settings is None or serves[settings.policy.node_pool] != name or not running.suits(settings):
                 del self._running[name]
-                self._pages.pop(running.page, None)
+                self._withdraw(running)
                 await _stop(task)
         for shard in shards:
             name, settings = shard.metadata.name, wanted[shard.metadata.name]
@@ -204,7 +205,11 @@ class Shards:
         log.info("shard %s: scheduling node pool %r", name, settings.policy.node_pool)
         made = _Shard(self._client, shard, settings, self._metrics, self._namespace)
         self._running[name] = (made, group.create_task(made.run(), name=f"shard {name}"))
-        self._pages[made.page] = made.scheduler.metrics.page
+        self._pages.update(made.pages)
+
+    def _withdraw(self, shard: _Shard) -> None:
+        for path in shard.pages:
+            self._pages.pop(path, None)
 
     async def _report(
         self, resource: resources.Resource[Any], obj: SchedulingShard | Config, conditions: dict[str, dict[str, Any]]

@@ -68,7 +68,7 @@ async def _grouper(client: kube.Client) -> None:
 def controllers(pages: Pages) -> tuple[Component, ...]:
     """What runs in every cluster; node drivers, node agents and the blueprint agent are made per platform.
 
-    `pages` is where the scheduler puts what the API server answers at `/metrics`.
+    `pages` is where the scheduler puts what the API server answers at `/metrics` and `/snapshot`.
     """
     return (
         Component("workload-controllers", WorkloadControllers.RULES, _workloads),

@@ -7,6 +7,7 @@ from capstan.scheduling.policy import Policy
 from capstan.scheduling.queues import QueueStatus
 from capstan.scheduling.report import Explanation, explain
 from capstan.scheduling.settings import Accounting, Installation, Problem, Settings, installation, shard_settings
+from capstan.scheduling.snapshot import InvalidSnapshot, Snapshot
 from capstan.scheduling.usage import CorruptUsage, Usage
 from capstan.scheduling.world import World
 
@@ -18,6 +19,7 @@ __all__ = [
     "Explanation",
     "ImpliedClaim",
     "Installation",
+    "InvalidSnapshot",
     "Lap",
     "Measures",
     "Plan",
@@ -26,6 +28,7 @@ __all__ = [
     "Promise",
     "QueueStatus",
     "Settings",
+    "Snapshot",
     "Stamp",
     "UnknownAction",
     "Usage",

@@ -54,6 +54,9 @@ def cycle(world: World, policy: Policy, now: float, lap: Lap = untimed) -> Plan:
         lap(name, "")
     session.finish()
     plan = _plan(session)
+    plan.measures.moves, plan.measures.devices, plan.measures.grants = (
+        end - begin for begin, end in zip(start, world.mark(), strict=True)
+    )
     lap("plan", "")
     world.adopt(plan, start, session.won)
     lap("adopt", "")
@@ -63,7 +66,6 @@ def cycle(world: World, policy: Policy, now: float, lap: Lap = untimed) -> Plan:
 def _plan(session: Session) -> Plan:
     world = session.world
     plan = Plan(measures=session.measures)
-    plan.measures.moves, plan.measures.devices, plan.measures.grants = world.mark()
     changed: dict[str, Task] = {}
     for task, *_ in world.moves:
         changed[task.uid] = task

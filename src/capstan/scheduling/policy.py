@@ -56,6 +56,8 @@ class Policy:
     """Past its deletion deadline, after which a terminating pod's resources are no longer counted on."""
     detailed_fit_errors: bool = False
     """Whether verdicts name nodes one by one, with the reason of each."""
+    handoff_patience: float = 300.0
+    """How long a BindRequest of KAI keeps its pod's place while nobody carries it out."""
     gpu_sharing: bool = True
     """Whether pods may ask for a part of a GPU."""
     node_pool: str | None = None

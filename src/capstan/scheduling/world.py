@@ -31,6 +31,7 @@ from capstan.api.scheduling import (
     SUBGROUP_LABEL,
     TASK_PRIORITY_LABEL,
     USER_LABEL,
+    BindRequest,
     PodGroup,
     PriorityClass,
     RuntimeClass,
@@ -49,6 +50,7 @@ from capstan.scheduling.facts import (
     shared_devices,
 )
 from capstan.scheduling.gangs import build_gang, implicit_gang
+from capstan.scheduling.handoffs import Handoffs
 from capstan.scheduling.holdings import Holdings, Key, Mark
 from capstan.scheduling.model import (
     ACTIVE,
@@ -83,6 +85,7 @@ Object = (
     | PersistentVolumeClaim
     | ResourceClaim
     | ResourceClaimTemplate
+    | BindRequest
     | ResourceSlice
     | DeviceClass
     | DeviceTaintRule
@@ -127,6 +130,7 @@ class World(Holdings):
         self.binds: dict[str, Bind] = {}
         """uid -> decided and not yet confirmed by the cluster."""
         self.evictions: dict[str, Eviction] = {}
+        self.handoffs = Handoffs(self.policy.handoff_patience)
         self.guards: dict[str, Task] = {}
         """Tasks whose required anti-affinity keeps others away."""
         self._members = Membership(self.policy)
@@ -186,6 +190,8 @@ class World(Holdings):
                 self.volume_claims[obj.key] = obj
             case PodDisruptionBudget():
                 self.budgets.put(obj)
+            case BindRequest():
+                self._hand_off(self.handoffs.put(obj))
             case ResourceClaimTemplate():
                 pass  # the claim controller generates from it; the engine only reads the result
             case ResourceClaim():
@@ -233,6 +239,8 @@ class World(Holdings):
                 self.volume_claims.pop(key, None)
             case "PodDisruptionBudget":
                 self.budgets.remove(namespace, name)
+            case "BindRequest":
+                self._hand_off(self.handoffs.drop(key))
             case "ResourceClaim":
                 if self.claims.pop(key, None) is not None and self.inventory is not None:
                     self.inventory.delete(kind, namespace, name)
@@ -256,6 +264,59 @@ class World(Holdings):
             self.reservations[key] = replace(made, at=made.at + by, until=made.until + by)
 
     # -- in-flight decisions -----------------------------------------------------------------------------------------
+
+    def resume(self, binds: Iterable[Bind], evictions: Iterable[Eviction]) -> None:
+        """Take up decisions that were made before and that the cluster has not confirmed; those of unknown pods go."""
+        for bind in binds:
+            task = self.tasks.get(bind.uid)
+            if task is None or task.status not in (Status.PENDING, Status.GATED):
+                continue
+            allocations = dict(bind.claims)
+            if bind.implied is not None:
+                allocations[bind.implied.claim.key] = bind.implied.allocation
+            if self.inventory is not None:
+                for key, allocation in allocations.items():
+                    self.inventory.assume(key, allocation)
+            self.binds[bind.uid] = bind
+            self._attach_anew(task)
+            task.held = tuple(allocations)
+        for eviction in evictions:
+            task = self.tasks.get(eviction.uid)
+            if task is not None:
+                self.evictions[eviction.uid] = eviction
+                self._attach_anew(task)
+        self.settle()
+
+    def _hand_off(self, pods: Iterable[Key]) -> None:
+        """Judge pods anew whose BindRequests have come, changed or gone."""
+        for key in sorted(pods):
+            task = self.task_of(*key)
+            if task is not None and task.uid not in self.binds:
+                self.release_claims(task)
+                self._attach_anew(task)
+
+    def _handed_off(self, task: Task, pod: Pod) -> Bind | None:
+        """What KAI has decided about a waiting pod; its claims count as allocated. None while the node is unknown."""
+        found = self.handoffs.of(pod)
+        if found is None:
+            return None
+        bind, extended = found
+        if bind.node not in self.nodes:
+            self._await(bind.node, task.uid)
+            return None
+        allocations = {key: result for key, result in bind.claims.items() if key in self.claims}
+        if extended is not None and task.implied is not None:
+            allocations[task.implied.key] = extended
+        if self.inventory is not None:
+            for key, allocation in allocations.items():
+                if self.inventory.allocation(key) is None:
+                    self.inventory.assume(key, allocation)
+                    task.held = (*task.held, key)
+        return bind
+
+    def _attach_anew(self, task: Task) -> None:
+        self._detach(task, keep_gang=True)
+        self._attach(task, self._pods[task.uid])
 
     def forget(self, uid: str) -> None:
         """Take back an assumed bind or eviction whose API write failed."""
@@ -340,6 +401,7 @@ class World(Holdings):
             self._relink_queues()
         if self.products and self._charged_layout != self.layout:
             self._recharge_products()
+        self._hand_off(self.handoffs.expire(now))
         for task in self._terminating.values():
             stuck = now > task.terminating_since + self.policy.stuck_after
             status = Status.STUCK if stuck else Status.RELEASING
@@ -456,6 +518,8 @@ class World(Holdings):
         status, node_name = self._phase(task, pod)
         task.phase = status
         bind, eviction = self.binds.get(uid), self.evictions.get(uid)
+        if bind is None and status == Status.PENDING:
+            bind = self._handed_off(task, pod)
         if bind is not None:
             if node_name or status not in (Status.PENDING, Status.GATED):
                 del self.binds[uid]
@@ -475,7 +539,8 @@ class World(Holdings):
         if status == Status.GATED and task.gang is not None:
             self.gated[uid] = task
         task.status = Status.FAILED  # counted nowhere: the move below is the first
-        self.move(task, status, node, devices, charge=self.charge(task, node), zones=numa_zones(pod))
+        zones = bind.zones if bind is not None and status == Status.BINDING else numa_zones(pod)
+        self.move(task, status, node, devices, charge=self.charge(task, node), zones=zones)
         self.settle()
 
     def _phase(self, task: Task, pod: Pod) -> tuple[Status, str]:
@@ -818,6 +883,8 @@ class World(Holdings):
             self.inventory.delete("Node", "", name)
         for task, *_ in self._lift(name):
             self._await(name, task.uid)
+            if task.status == Status.BINDING:
+                self._hand_off([task.key])
         self.layout += 1
         self.touched.clear()
 
