@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -182,6 +183,12 @@ def test_detailed_fit_errors_name_the_nodes():
     (long,) = cycle(made, settings_of(args={"detailed-fit-errors": "true"}).policy, START).verdicts
     assert "n0:" not in brief.message
     assert "n0: has fewer GPUs" in long.message and "n1:" in long.message
+
+
+def test_the_documentation_gives_a_reason_for_every_flag_that_changes_nothing():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "shards.md").read_text()
+    listed = page.partition("## Accepted and not needed")[2]
+    assert {flag for flag in UNNEEDED_FLAGS if f"`{flag}`" not in listed} == set()
 
 
 # -- the Config ----------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """KAI's settings (`kai.scheduler/v1`): a SchedulingShard for every node pool, and the Config of the installation.
 
-Only the fields that Capstan reads; docs/scheduling.md says which others it accepts and why it does not need them.
+Only the fields that Capstan reads; docs/shards.md says which others it accepts and why it does not need them.
 """
 
 from __future__ import annotations

@@ -83,9 +83,9 @@ class _Shard:
         above = f"/shards/{self._shard.metadata.name}" if self.settings.policy.node_pool else ""
         return {f"{above}/metrics": self.scheduler.metrics.page, f"{above}/snapshot": self.scheduler.snapshot}
 
-    def suits(self, settings: scheduling.Settings) -> bool:
-        """Whether it can go on with these settings."""
-        return settings.policy.scope == self.settings.policy.scope
+    def suits(self, settings: scheduling.Settings, uid: str) -> bool:
+        """Whether it can go on for the shard as it is now."""
+        return settings.policy.scope == self.settings.policy.scope and self._shard.metadata.uid == uid
 
     def follow(self, settings: scheduling.Settings) -> None:
         """Work by other settings of the same scope."""
@@ -183,9 +183,11 @@ class Shards:
             shard.metadata.name: scheduling.shard_settings(shard, self._installation, self._base) for shard in shards
         }
         serves = {settings.policy.node_pool: name for name, settings in reversed(wanted.items())}
+        uids = {shard.metadata.name: shard.metadata.uid for shard in shards}
         for name, (running, task) in list(self._running.items()):
             settings = wanted.get(name)
-            if settings is None or serves[settings.policy.node_pool] != name or not running.suits(settings):
+            served = settings is not None and serves[settings.policy.node_pool] == name
+            if settings is None or not served or not running.suits(settings, uids[name]):
                 del self._running[name]
                 self._withdraw(running)
                 await _stop(task)

@@ -45,7 +45,7 @@ UNNEEDED_FLAGS = {
     "num-of-status-recording-workers", "plugin-server-port", "log-json", "cpu-worker-node-label-key",
     "gpu-worker-node-label-key", "mig-worker-node-label-key", "feature-gates",
 }  # fmt: skip
-"""Flags of KAI's scheduler that are accepted and change nothing; docs/scheduling.md gives the reasons."""
+"""Flags of KAI's scheduler that are accepted and change nothing; docs/shards.md gives the reasons."""
 _ELSEWHERE = {"schedule-period", "scheduler-name", "partition-label-value", "nodepool-label-key", "queue-label-key"}
 """Flags that are read where the fields are that they override."""
 _LONGEST = 1e10
