@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 from capstan.api.quantity import whole
 from capstan.api.resource import AllocationResult, ResourceClaimStatus
 from capstan.scheduling import Plan, Policy, World, cycle
+from capstan.scheduling.model import GPU, UNLIMITED
 
 sys.path.insert(0, str(Path(__file__).parent))
 from clusters import START, gang, pod, queue
-from test_claims import claim, platform
+from test_claims import claim, platform, slice_of
 
 DEVICE_MEMORY = 40 << 30
 KINDS = st.sampled_from(["whole", "pair", "half", "quarter", "claim"])
 Jobs = list[tuple[str, str, str, int]]
+Types = dict[str, dict[str, float]]
 
 
 @st.composite
@@ -40,9 +42,9 @@ def jobs(draw: st.DrawFn) -> Jobs:
 class Platform:
     """Carries plans out and keeps the books of devices on its own."""
 
-    def __init__(self, nodes: int, gpus: int, wanted: Jobs) -> None:
+    def __init__(self, nodes: int, gpus: int, wanted: Jobs, types: Types | None = None) -> None:
         self.world: World = platform(gpus=gpus, nodes=nodes)
-        self.world.upsert(queue("b", "top", quota=1, rank=2))
+        self.world.upsert(queue("b", "top", quota=1, rank=2, gpu_types=types))
         self.world.upsert(queue("c", "top", quota=2, rank=3))
         self.held: dict[str, list[tuple[tuple[str, str], AllocationResult]]] = {}
         for rank, (kind, where, priority, pods) in enumerate(wanted):
@@ -95,6 +97,30 @@ class Platform:
             waiting = msgspec.structs.replace(old.status, phase="Pending")
             self.world.upsert(msgspec.structs.replace(old, metadata=meta, spec=spec, status=waiting))
 
+    def check_products(self) -> None:
+        """What queues hold of a product is what the devices of their pods are, and never beyond a limit."""
+        inventory = self.world.inventory
+        assert inventory is not None
+        self.world.begin(START)
+        counted: dict[tuple[str, str], Fraction] = {}
+        for name, granted in self.held.items():
+            task = self.world.task_of("default", name)
+            assert task is not None
+            assert task.gang is not None
+            for _, allocation in granted:
+                for result in allocation.devices.results:
+                    device = inventory.device(result.driver, result.pool, result.device)
+                    assert device is not None
+                    taken = [whole(amount) for amount in result.consumed_capacity.values()]
+                    where = (task.gang.queue_name, str(device.spec.attributes["productName"].string))
+                    part = Fraction(taken[0], DEVICE_MEMORY) if taken else Fraction(1)
+                    counted[where] = counted.get(where, Fraction(0)) + part
+        for name in ("b", "c"):
+            held = self.world.queues[name]
+            for product, place in self.world.products.items():
+                assert held.limit[place] == UNLIMITED or held.allocated[place] <= held.limit[place]
+                assert Fraction(held.allocated[place], GPU) == counted.get((name, product), 0)
+
     def check(self) -> None:
         used: dict[tuple[str, str], Fraction] = {}
         for granted in self.held.values():
@@ -115,6 +141,32 @@ def test_no_device_is_given_out_twice(nodes: int, gpus: int, wanted: Jobs) -> No
         plan = cycle(made.world, Policy(), START + number)
         made.carry_out(plan)
         made.check()
+        if not plan.binds and not plan.evictions:
+            break
+    else:
+        raise AssertionError("the platform does not come to rest")
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(st.lists(st.sampled_from(["H100", "A100"]), min_size=1, max_size=3), min_size=1, max_size=2),
+    st.sampled_from([-1.0, 0.0, 1.0, 2.0]),
+    st.sampled_from([-1.0, 0.0, 1.0]),
+    jobs(),
+)
+def test_devices_are_charged_by_their_own_product(
+    products: list[list[str]], h100: float, a100: float, wanted: Jobs
+) -> None:
+    """Also on nodes with GPUs of several products."""
+    types = {"H100": {"quota": 1.0, "limit": h100}, "A100": {"quota": 0.0, "limit": a100}}
+    made = Platform(len(products), 1, wanted, types)
+    for i, names in enumerate(products):
+        made.world.upsert(slice_of(f"n{i}", len(names), *names))
+    for number in range(10):
+        plan = cycle(made.world, Policy(), START + number)
+        made.carry_out(plan)
+        made.check()
+        made.check_products()
         if not plan.binds and not plan.evictions:
             break
     else:
