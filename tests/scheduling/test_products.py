@@ -406,3 +406,28 @@ def test_claims_are_charged_alike_whatever_arrives_first() -> None:
             again.upsert(entry)
         again.begin(START)
         assert held(again, "a")[LABELS["A100"]] == "1"
+
+
+def pair_on_a_mixed_node(**limits: float) -> World:
+    """A gang of two: the first pod takes the H100, although any GPU will do; the second needs that one."""
+    made = platform("H100 A100", **limits)
+    made.upsert(claim("any"))
+    made.upsert(claim("sure", "H100"))
+    made.upsert(gang("g", "a", minimum=2))
+    for rank, name in enumerate(("any", "sure")):
+        made.upsert(pod(f"g-{name}", "g", rank=rank, resourceClaims=[{"name": "gpu", "resourceClaimName": name}]))
+    return made
+
+
+def test_pods_of_a_gang_that_change_devices_change_their_charge() -> None:
+    made = pair_on_a_mixed_node(H100=2, A100=2)
+    assert len(plan_of(made).binds) == 2
+    allocated = held(made, "a")
+    assert (allocated[LABELS["H100"]], allocated[LABELS["A100"]]) == ("1", "1")
+
+
+def test_pods_of_a_gang_change_to_no_device_that_is_closed_to_their_queue() -> None:
+    made = pair_on_a_mixed_node(H100=2, A100=0)
+    assert plan_of(made).binds == []
+    allocated = held(made, "a")
+    assert (allocated[LABELS["H100"]], allocated[LABELS["A100"]]) == ("0", "0")

@@ -127,6 +127,20 @@ def test_a_gang_starts_as_a_whole_or_not_at_all() -> None:
     assert len(places(made)) == 4
 
 
+def test_a_queue_is_as_good_as_its_parent_is_now() -> None:
+    made = world(node("n0"), queue("a", "top"), queue("b"), gang("g", "a"), pod("p", "g"))
+    made.upsert(gang("other", "b"))
+    made.upsert(pod("other", "other"))
+    assert places(made) == {"other": "n0"}, "the rest goes on"
+    made.upsert(queue("top"))
+    assert places(made) == {"p": "n0"}
+    made.delete("Queue", "", "top")
+    made.upsert(gang("late", "a"))
+    made.upsert(pod("late", "late"))
+    assert places(made) == {}
+    assert made.queue_status()["a"].error == "its parent queue top does not exist"
+
+
 def test_the_limit_of_an_ancestor_holds() -> None:
     made = world(node("n0"), queue("top", limit=1), queue("a", "top"), gang("g", "a"), pod("p", "g", gpus=2))
     assert verdict(made) == ("OverLimit", "needs 2 GPUs, 1 left of the limit 1 of queue top")

@@ -12,6 +12,7 @@ from capstan.allocation import allocate as allocate_claims
 from capstan.api.resource import MAX_RESERVED_FOR, ResourceClaim, ResourceClaimSpec
 from capstan.scheduling.model import GPU, GPU_COLUMN, Node, Shape, Share, Status, Task
 from capstan.scheduling.policy import Policy
+from capstan.scheduling.queues import too_many_of_a_product
 from capstan.scheduling.world import World
 
 _REGRANT_BUDGET = 2_000
@@ -193,6 +194,10 @@ def _regrant(
         return False
     for fellow, keys in held:
         world.grant(fellow, {key: result.results[key] for key in keys})
+        world.reprice(fellow)
+    if too_many_of_a_product(task.gang):
+        world.rollback(mark)
+        return False
     world.grant(task, {claim.key: result.results[claim.key] for claim in open_claims})
     return True
 

@@ -122,6 +122,13 @@ class Holdings(Layout):
                     amounts[self.products[product]] += amount
         return tuple(amounts)
 
+    def reprice(self, task: Task) -> None:
+        """Charge a task anew after something its cost depends on has changed."""
+        charge = self.charge(task, task.node)
+        if charge != task.charge:
+            place = (task.status, task.node, task.devices)
+            self.move(task, *place, leaving=task.leaving, charge=charge, zones=task.zones)
+
     def least_charge(self, unit: Sequence[Task]) -> Amounts:
         """What tasks cost their queue wherever they go: shares in MiB are counted on the largest GPUs."""
         amounts = list(map(sum, zip(*(task.charge for task in unit), strict=True)))

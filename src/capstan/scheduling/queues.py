@@ -436,6 +436,20 @@ def over_product(gang: Gang, place: int, gpus: int, *, within_share: bool) -> Ex
     return bound
 
 
+def too_many_of_a_product(gang: Gang) -> bool:
+    """Whether a queue on the gang's path holds more GPUs of a product than it may."""
+    level = gang.queue
+    while level is not None:
+        for i in range(FIRST_PRODUCT, len(level.resources)):
+            quota, limit = level.quota[i], level.limit[i]
+            if limit != UNLIMITED and level.allocated[i] > limit:
+                return True
+            if not gang.preemptible and quota != UNLIMITED and level.fixed[i] > quota:
+                return True
+        level = level.parent
+    return False
+
+
 # -- order -------------------------------------------------------------------------------------------------------
 
 

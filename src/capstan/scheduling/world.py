@@ -918,9 +918,5 @@ class World(Holdings):
     def _recharge(self, uids: Iterable[str]) -> None:
         """Charge tasks anew after something their cost depends on has changed."""
         for uid in sorted(uids):
-            task = self.tasks[uid]
-            charge = self.charge(task, task.node)
-            if charge != task.charge:
-                place = (task.status, task.node, task.devices)
-                self.move(task, *place, leaving=task.leaving, charge=charge, zones=task.zones)
+            self.reprice(self.tasks[uid])
         self.settle()
