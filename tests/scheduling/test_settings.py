@@ -73,6 +73,11 @@ def test_a_shard_that_says_nothing_is_kais_default():
         ({"minRuntime": {"reclaimMinRuntime": "1h"}}, "reclaim_min_runtime", 3600.0),
         (plugin("minruntime", defaultReclaimMinRuntime="1d"), "reclaim_min_runtime", 86_400.0),
         (plugin("minruntime", reclaimResolveMethod="queue"), "reclaim_min_runtime_method", "queue"),
+        (plugin("backfill", reservations="2"), "reservations", 2),
+        ({"plugins": {"backfill": {"enabled": False}}}, "reservations", 0),
+        (plugin("backfill", reserveAfter="10m"), "reserve_after", 600.0),
+        (plugin("backfill", learnRuntimes="true"), "learn_runtimes", True),
+        (plugin("backfill", starvingAfter="24h"), "starving_after", 86_400.0),
         ({"args": {"max-consolidation-preemptees": "-1"}}, "max_consolidation_victims", -1),
         ({"args": {"default-staleness-grace-period": "-1s"}}, "stale_grace", -1.0),
         ({"args": {"stuck-in-releasing-threshold": "5m"}}, "stuck_after", 300.0),
@@ -285,3 +290,15 @@ def test_whatever_a_shard_says_its_scheduler_runs(spec):
             counted.observe(START + second, *sample(cluster))
         cluster.usage = counted.shares()
         cycle(cluster, made.policy, START + 1)
+
+
+def test_a_defragmentation_window_is_a_schedule_and_a_duration() -> None:
+    spec = plugin("defragmentation", schedule="0 2 * * *", timeZone="Europe/Berlin", duration="3h", maxVictims="8")
+    made = settings_of(**spec)
+    assert made.problems == ()
+    (window,) = made.policy.defragment_windows
+    assert (window.schedule, window.seconds, window.zone) == ("0 2 * * *", 10_800.0, "Europe/Berlin")
+    assert made.policy.defragment_max_victims == 8
+    wrong = settings_of(**plugin("defragmentation", schedule="at night"))
+    assert wrong.policy.defragment_windows == ()
+    assert [problem.field for problem in wrong.problems] == ["spec.plugins[defragmentation].arguments[schedule]"]

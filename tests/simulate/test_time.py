@@ -50,7 +50,40 @@ expect:
 """
 
 
-@pytest.mark.parametrize("text", [BACKFILL, HELD, REQUEUE])
+DEFRAGMENT = """
+name: in a window, two half empty nodes become a full and an empty one, and stay so
+nodes: {n0: {cpu: 8, memory: 8G, gpus: 2}, n1: {cpu: 8, memory: 8G, gpus: 2}}
+queues: [{name: a}]
+settings: {defragment: {schedule: "* * * * *", duration: 60s, cooldown: 1h}}
+rounds: 3
+stableRounds: 5
+jobs:
+- {name: x, queue: a, request: {cpu: 1, gpus: 1}, tasks: [{state: Running, node: n0}], runningFor: 2h}
+- {name: y, queue: a, request: {cpu: 1, gpus: 1}, tasks: [{state: Running, node: n1}], runningFor: 2h}
+expect:
+  jobs: {x: {status: Running, node: n1}, y: {status: Running, node: n1}}
+  nodes: {n0: {idleGPUs: 2}}
+"""
+SEMI = """
+name: a queue takes back its quota from the surplus of a semi-preemptible job, and not from its core
+nodes: {n0: {cpu: 8, memory: 8G, gpus: 4}}
+queues: [{name: a, gpu: {quota: 2}}, {name: b, gpu: {quota: 2}}]
+rounds: 2
+stableRounds: 3
+jobs:
+- {name: elastic, queue: a, preemptible: semi, minMember: 2, request: {cpu: 1, gpus: 1},
+   tasks: [&run {state: Running, node: n0}, *run, *run, *run]}
+- {name: theirs, queue: b, request: {cpu: 1, gpus: 1}, minMember: 1, tasks: [{}, {}, {}]}
+expect:
+  tasks:
+    elastic-0: {status: Running}
+    elastic-1: {status: Running}
+    elastic-2: {status: Pending}
+    elastic-3: {status: Pending}
+"""
+
+
+@pytest.mark.parametrize("text", [DEFRAGMENT, SEMI, BACKFILL, HELD, REQUEUE])
 def test_scenarios_about_time(text: str) -> None:
     (scenario,) = load(text)
     assert isinstance(scenario, Scenario)

@@ -354,6 +354,7 @@ _EVICTION_REASONS = {
     "consolidate": "Consolidated",
     "evict-stale": "StaleGangEvicted",
     "requeue": "MaxRuntimeExceeded",
+    "defragment": "Defragmented",
 }
 
 

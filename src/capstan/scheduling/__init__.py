@@ -3,7 +3,7 @@
 from capstan.scheduling.cycle import UnknownAction, cycle
 from capstan.scheduling.measures import Lap, Measures, Work
 from capstan.scheduling.plan import Bind, Eviction, ImpliedClaim, Plan, Promise, Stamp, Verdict
-from capstan.scheduling.policy import Policy
+from capstan.scheduling.policy import DefragmentWindow, Policy
 from capstan.scheduling.queues import QueueStatus
 from capstan.scheduling.report import Explanation, explain
 from capstan.scheduling.settings import Accounting, Installation, Problem, Settings, installation, shard_settings
@@ -15,6 +15,7 @@ __all__ = [
     "Accounting",
     "Bind",
     "CorruptUsage",
+    "DefragmentWindow",
     "Eviction",
     "Explanation",
     "ImpliedClaim",

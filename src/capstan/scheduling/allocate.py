@@ -27,9 +27,24 @@ def _keep_promises(session: Session, waiting: list[Gang]) -> None:
             session.won.append(gang)
 
 
+def _nominate_moved(session: Session, waiting: list[Gang]) -> None:
+    """Pods that were moved come back as new ones; they are to go where the simulation had placed the old."""
+    world = session.world
+    eligible = {gang.key: gang for gang in waiting}
+    for key, nodes in list(world.destinations.items()):
+        gang = eligible.get(key)
+        if gang is not None:
+            tasks = [task for leaf in gang.root.leaves() for _, task in leaf.pending]
+            for task, node in zip(sorted(tasks, key=lambda task: task.order), nodes, strict=False):
+                task.nominated = node
+        elif key not in world.gangs or not any(t.status == Status.RELEASING for t in world.gangs[key].tasks.values()):
+            del world.destinations[key]
+
+
 def allocate(session: Session) -> None:
     """Pop gangs in queue order and place one unit of each; a gang that has more comes back for it in its turn."""
     waiting = list(session.candidates())
+    _nominate_moved(session, waiting)
     _keep_promises(session, waiting)
     backfill.keep(session, waiting)
     depth = session.policy.queue_depth.get("allocate")

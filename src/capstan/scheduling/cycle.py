@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from capstan.allocation import request_mappings, resolved
 from capstan.api import clock
 from capstan.scheduling.allocate import allocate
+from capstan.scheduling.defragment import defragment
 from capstan.scheduling.evict import consolidate, evict_stale, preempt, reclaim
 from capstan.scheduling.gangs import LAST_START, REQUEUE_NOT_BEFORE, STALE_SINCE, smallest_start
 from capstan.scheduling.measures import Lap, untimed
@@ -24,6 +25,7 @@ _STEPS: dict[str, Callable[[Session], None]] = {
     "preempt": preempt,
     "evict-stale": evict_stale,
     "requeue": requeue,
+    "defragment": defragment,
 }
 
 

@@ -6,10 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from capstan.api.cron import Schedule
 from capstan.api.scheduling import NODE_POOL_LABEL, QUEUE_LABEL, SCHEDULER_NAME
 
 Placement = Literal["binpack", "spread"]
-ACTIONS = ("allocate", "consolidate", "reclaim", "preempt", "evict-stale", "requeue")
+ACTIONS = ("allocate", "consolidate", "reclaim", "preempt", "evict-stale", "requeue", "defragment")
+
+
+@dataclass(frozen=True, slots=True)
+class DefragmentWindow:
+    """Open for `seconds` from every time of a cron schedule on (`capstan.api.cron`), in `zone` (UTC if empty)."""
+
+    schedule: str
+    seconds: float
+    zone: str = ""
+
+    def open_at(self, now: float) -> bool:
+        began = Schedule(self.schedule, self.zone or None).latest(now)
+        return began is not None and now < began + self.seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +58,12 @@ class Policy:
     """For gangs that have waited so long, what runs without a known end is assumed to end; None: for nobody."""
     assumed_runtime: float = 3600.0
     """How long such runs are assumed to take in all; doubled each time it turns out too short."""
+    defragment_windows: tuple[DefragmentWindow, ...] = ()
+    """When pods are moved together although nobody waits for the room; none: never."""
+    defragment_max_victims: int = 16
+    """So many pods are moved at a time."""
+    defragment_cooldown: float = 3600.0
+    """Pods that started less than so long ago are left alone."""
     preempt_min_runtime: float = 0.0
     reclaim_min_runtime: float = 0.0
     reclaim_min_runtime_method: Literal["lca", "queue"] = "lca"

@@ -17,7 +17,7 @@ from capstan.api.cron import InvalidSchedule, Schedule
 from capstan.api.kai import Config, SchedulingShard, UsageParams
 from capstan.api.scheduling import NODE_POOL_LABEL, QUEUE_LABEL, SCHEDULER_NAME
 from capstan.scheduling import durations
-from capstan.scheduling.policy import ACTIONS, Placement, Policy
+from capstan.scheduling.policy import ACTIONS, DefragmentWindow, Placement, Policy
 from capstan.scheduling.usage import STALENESS, WEEK, Cron, Sliding, Tumbling, Window
 
 METRICS_NAMESPACE = "kai"
@@ -35,8 +35,10 @@ PLUGINS = {
     "predicates", "proportion", "priority", "nodeavailability", "resourcetype", "podaffinity", "elastic", "kubeflow",
     "ray", "subgrouporder", "taskorder", "nominatednode", "dynamicresources", "minruntime", "topology", "snapshot",
     "sg-nodelocalgreedy", "sg-multinodegang", "gpupack", "gpuspread", "nodeplacement", "gpusharingorder", "numa",
-    "reflectjoborder",
+    "reflectjoborder", "backfill", "defragmentation",
 }  # fmt: skip
+"""Those of KAI, and two of ours that carry what KAI has no fields for."""
+_SWITCHES = {"gpupack", "gpuspread", "numa", "reflectjoborder", "snapshot", "backfill", "defragmentation"}
 UNNEEDED_FLAGS = {
     "namespace", "metrics-namespace", "resource-reservation-app-label", "scheduler-conf",
     "leader-elect", "listen-address", "enable-profiler", "profiler-port", "pyroscope-address",
@@ -223,6 +225,8 @@ def shard_settings(shard: SchedulingShard, config: Installation, base: Policy) -
         **_min_runtimes(shard, read),
         **_shares(shard, read),
         **_placement(shard, read),
+        **_backfill(shard, base, read),
+        **_defragmentation(shard, base, read),
         **_flags(spec.args, base, read),
     )
     policy = replace(policy, actions=_actions(shard, policy, read), queue_depth=_depths(shard, read))
@@ -299,6 +303,55 @@ def _placement(shard: SchedulingShard, read: _Reader) -> dict[str, Any]:
     return found
 
 
+def _backfill(shard: SchedulingShard, base: Policy, read: _Reader) -> dict[str, Any]:
+    where, found = "spec.plugins[backfill].arguments", dict[str, Any]()
+    for name, text in sorted(_arguments(shard, "backfill").items()):
+        field = f"{where}[{name}]"
+        match name:
+            case "reservations":
+                found["reservations"] = read.integer(field, text, base.reservations, lowest=0)
+            case "reserveAfter":
+                found["reserve_after"] = read.duration(field, text, base.reserve_after)
+            case "learnRuntimes":
+                found["learn_runtimes"] = read.boolean(field, text, base.learn_runtimes)
+            case "runtimeQuantile":
+                found["runtime_quantile"] = min(1.0, read.number(field, text, base.runtime_quantile, lowest=0.0))
+            case "starvingAfter":
+                found["starving_after"] = read.duration(field, text, base.starving_after or _LONGEST)
+            case "assumedRuntime":
+                found["assumed_runtime"] = read.duration(field, text, base.assumed_runtime, lowest=1.0)
+            case _:
+                read.refuse(field, "is not known; it changes nothing")
+    if shard.spec.plugins.get("backfill") is not None and shard.spec.plugins["backfill"].enabled is False:
+        found["reservations"] = 0
+    return found
+
+
+def _defragmentation(shard: SchedulingShard, base: Policy, read: _Reader) -> dict[str, Any]:
+    where, arguments = "spec.plugins[defragmentation].arguments", _arguments(shard, "defragmentation")
+    plugin = shard.spec.plugins.get("defragmentation")
+    if plugin is None or plugin.enabled is False:
+        return {"defragment_windows": ()} if plugin is not None else {}
+    for name in sorted(arguments.keys() - {"schedule", "duration", "timeZone", "maxVictims", "cooldown"}):
+        read.refuse(f"{where}[{name}]", "is not known; it changes nothing")
+    found: dict[str, Any] = {
+        "defragment_max_victims": read.integer(
+            f"{where}[maxVictims]", arguments.get("maxVictims", "16"), base.defragment_max_victims, lowest=0
+        ),
+        "defragment_cooldown": read.duration(
+            f"{where}[cooldown]", arguments.get("cooldown", ""), base.defragment_cooldown
+        ),
+    }
+    seconds = read.duration(f"{where}[duration]", arguments.get("duration", ""), 3600.0, lowest=1.0)
+    window = DefragmentWindow(arguments.get("schedule", ""), seconds, arguments.get("timeZone", ""))
+    try:
+        window.open_at(0.0)
+        found["defragment_windows"] = (window,)
+    except InvalidSchedule as invalid:
+        read.refuse(f"{where}[schedule]", f"{invalid}; there is no window")
+    return found
+
+
 def _flags(args: Mapping[str, str], base: Policy, read: _Reader) -> dict[str, Any]:
     """The scheduler's flags that set part of the policy."""
     found: dict[str, Any] = {}
@@ -371,7 +424,7 @@ def _check_plugins(shard: SchedulingShard, read: _Reader) -> None:
         field = f"spec.plugins[{name}]"
         if name not in PLUGINS:
             read.refuse(field, "is no plugin of KAI's, and Capstan loads no others")
-        elif config.enabled is False and name not in ("gpupack", "gpuspread", "numa", "reflectjoborder", "snapshot"):
+        elif config.enabled is False and name not in _SWITCHES:
             read.refuse(f"{field}.enabled", "its rule cannot be switched off; it holds")
 
 

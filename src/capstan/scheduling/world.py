@@ -150,6 +150,8 @@ class World(Holdings):
         self._promised: list[str] = []
         self.reservations: dict[Key, Reservation] = {}
         """Room that waiting gangs will have, oldest first."""
+        self.destinations: dict[Key, list[str]] = {}
+        """Gang -> nodes for its pods that were moved and are not back yet."""
         self.standing: dict[Key, dict[str, str]] = {}
         """Gang -> pod uid -> node: promises for which others were evicted."""
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from capstan.api import manifests
-from capstan.scheduling import Policy, durations
+from capstan.scheduling import DefragmentWindow, Policy, durations
 from capstan.scheduling.policy import ACTIONS
 
 Amount = str | int | float
@@ -42,6 +42,14 @@ class PlacementSettings(Strict):
     shared_gpu: Literal["binpack", "spread"] | None = msgspec.field(default=None, name="sharedGpu")
 
 
+class Defragment(Strict):
+    schedule: str
+    duration: str
+    zone: str = ""
+    max_victims: int = 16
+    cooldown: str = "1h"
+
+
 class Settings(Strict):
     placement: PlacementSettings = msgspec.field(default_factory=PlacementSettings)
     max_consolidation_victims: int = 16
@@ -51,6 +59,7 @@ class Settings(Strict):
     reserve_after: str = "0s"
     starving_after: str | None = None
     assumed_runtime: str = "1h"
+    defragment: Defragment | None = None
 
 
 class Mig(Strict):
@@ -236,7 +245,18 @@ class Scenario(Strict):
             reserve_after=durations.seconds(settings.reserve_after),
             starving_after=durations.seconds(settings.starving_after) if settings.starving_after else None,
             assumed_runtime=durations.seconds(settings.assumed_runtime),
+            **_defragment(settings.defragment),
         )
+
+
+def _defragment(wanted: Defragment | None) -> dict[str, Any]:
+    if wanted is None:
+        return {}
+    return {
+        "defragment_windows": (DefragmentWindow(wanted.schedule, durations.seconds(wanted.duration), wanted.zone),),
+        "defragment_max_victims": wanted.max_victims,
+        "defragment_cooldown": durations.seconds(wanted.cooldown),
+    }
 
 
 class InvalidScenario(ValueError):
