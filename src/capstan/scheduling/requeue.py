@@ -6,9 +6,11 @@ for every gang, preemptible or not: somebody has set it for just this gang or fo
 
 from __future__ import annotations
 
+import math
+
 from capstan.api import clock
 from capstan.scheduling.model import Status
-from capstan.scheduling.runtimes import max_runtime, requeue_delay, started
+from capstan.scheduling.runtimes import requeue_delay, started
 from capstan.scheduling.session import Session
 
 _HERE = (Status.BOUND, Status.RUNNING)
@@ -19,11 +21,21 @@ def requeue(session: Session) -> None:
 
     A gang of which anything was placed in this cycle, or that disruption budgets keep, has its turn in a later one.
     """
-    world, now, spending = session.world, session.now, session.spending()
-    for gang in sorted(world.timed, key=lambda gang: gang.order):
-        longest, since = max_runtime(gang), started(gang)
-        if longest is None or since is None or now - since < longest or not gang.active:
-            continue
+    world, now = session.world, session.now
+    if now < world.next_requeue:
+        return
+    overdue, next_end = [], math.inf
+    for gang, longest in world.limited.items():
+        since = started(gang) if gang.active else None
+        end = (now if since is None else since) + longest
+        next_end = min(next_end, max(now, end))
+        if end <= now:
+            overdue.append(gang)
+    world.next_requeue = next_end
+    spending = session.spending()
+    for gang in sorted(overdue, key=lambda gang: (gang.order, gang.key)):
+        longest, since = world.limited[gang], started(gang)
+        assert since is not None
         tasks = [task for leaf in gang.root.leaves() for _, task in leaf.active]
         if not all(task.status in _HERE for task in tasks) or not spending.take(tasks):
             continue

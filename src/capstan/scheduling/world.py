@@ -71,7 +71,7 @@ from capstan.scheduling.policy import Policy
 from capstan.scheduling.pools import Membership
 from capstan.scheduling.queues import QueueStatus, link, parse_queue, resources_of, set_fair_shares, status_of
 from capstan.scheduling.reservations import Reservation
-from capstan.scheduling.runtimes import History, declared, run_key, started
+from capstan.scheduling.runtimes import History, declared, max_runtime, run_key, started
 
 Object = (
     ApiNode
@@ -116,6 +116,10 @@ class World(Holdings):
         """Gangs that run below their minimum."""
         self.timed: dict[Gang, float] = {}
         """Gangs of which a run time is declared, in seconds."""
+        self.limited: dict[Gang, float] = {}
+        """Gangs that have a max runtime, in seconds."""
+        self.next_requeue = 0.0
+        """Before this time none of them has run too long."""
         self.history = History()
         self.budgets = Budgets()
         self.usage: Mapping[str, Mapping[str, float]] = {}
@@ -148,6 +152,8 @@ class World(Holdings):
         self._terminating: dict[str, Task] = {}
         self._memory_shares: set[str] = set()
         self._promised: list[str] = []
+        self._begun = 0.0
+        """When the last cycle began."""
         self.reservations: dict[Key, Reservation] = {}
         """Room that waiting gangs will have, oldest first."""
         self.destinations: dict[Key, list[str]] = {}
@@ -257,6 +263,7 @@ class World(Holdings):
     def shift_clock(self, by: float) -> None:
         """The wall clock was set `by` seconds forward: what was measured with it moves along, so that nothing elapses
         by that alone. Times that pods and PodGroups carry are read again when they change."""
+        self.next_requeue = 0.0
         for gang in self.gangs.values():
             for field in ("stale_since", "last_start", "requeue_not_before"):
                 since = getattr(gang, field)
@@ -337,6 +344,7 @@ class World(Holdings):
 
     def begin(self, now: float) -> None:
         """Drop the promises of the last cycle and bring everything up to date."""
+        self._begun = now
         for uid in self._promised:
             task = self.tasks.get(uid)
             if task is not None:
@@ -616,6 +624,7 @@ class World(Holdings):
     def _forget_gang(self, gang: Gang) -> None:
         self.gangs.pop(gang.key, None)
         self.timed.pop(gang, None)
+        self.limited.pop(gang, None)
         if gang.queue is not None:
             gang.queue.elastic.pop(gang.key, None)
 
@@ -721,11 +730,16 @@ class World(Holdings):
         self._time(gang)
 
     def _time(self, gang: Gang) -> None:
-        seconds = declared(gang)
+        seconds, longest = declared(gang), max_runtime(gang)
         if seconds is None:
             self.timed.pop(gang, None)
         else:
             self.timed[gang] = seconds
+        if longest is None:
+            self.limited.pop(gang, None)
+        else:
+            self.limited[gang] = longest
+            self.next_requeue = min(self.next_requeue, (started(gang) or self._begun) + longest)
 
     def _queue_of(self, gang: Gang) -> Queue:
         if not gang.queue_name and gang.implicit:
