@@ -62,13 +62,11 @@ def test_a_pod_that_can_only_get_one_product_is_held_to_the_limit_before_any_nod
     assert [bind.pod for bind in plan.binds] == ["first-0"]
     (only,) = plan.verdicts
     assert (only.reason, only.message) == ("OverLimit", "needs 8 H100 GPUs, 4 left of the limit 12 of queue q")
-    assert only.details["queueDetails"] == {
-        "name": "q",
-        "resource": "H100",
-        "requested": 8,
-        "allocated": 8,
-        "limit": 12,
-    }
+    details = only.details["queueDetails"]
+    assert details["name"] == "q"
+    assert details["podGroupRequestedResources"]["H100"] == "8"
+    assert details["queueAllocatedResources"]["H100"] == "8"
+    assert details["queueResourceLimits"] == {"H100": "12"}
 
 
 def test_where_the_product_shows_only_on_the_node_nodes_without_headroom_are_passed_over() -> None:

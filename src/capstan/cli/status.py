@@ -234,8 +234,8 @@ def _waiting(group: PodGroup) -> WaitingGang | None:
         name=group.metadata.name,
         workload=f"{owners[0].kind.lower()}/{owners[0].name}" if owners else f"podgroup/{group.metadata.name}",
         queue=group.spec.queue,
-        reason=condition.reason or (condition.reasons[0].reason if condition.reasons else ""),
-        message=condition.message or (condition.reasons[0].message if condition.reasons else ""),
+        reason=condition.reasons[0].reason if condition.reasons else condition.reason,
+        message=condition.reasons[0].message if condition.reasons else condition.message,
     )
 
 

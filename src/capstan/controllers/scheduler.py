@@ -20,6 +20,7 @@ from capstan.api import resource, resources
 from capstan.api.base import ObjectReference
 from capstan.api.rbac import PolicyRule
 from capstan.controllers.metrics import MetricSettings, SchedulerMetrics, Stopwatch
+from capstan.controllers.podgroup_status import PodGroupStatus
 from capstan.controllers.pool_problems import PoolProblems
 from capstan.controllers.timed_transport import TimedTransport
 from capstan.controllers.verdicts import VerdictWriter
@@ -107,7 +108,8 @@ class Scheduler:
         self._verdicts = VerdictWriter(
             self._client,
             self._events,
-            self._caches[-1],
+            self._caches[OBSERVED.index(resources.PODS)],
+            self._caches[OBSERVED.index(resources.POD_GROUPS)],
             self.metrics.told,
             self.policy.node_pool or "default",
         )
@@ -141,6 +143,7 @@ class Scheduler:
             group.create_task(self._loop())
             group.create_task(self._verdicts.run())
             group.create_task(self._problems.run())
+            group.create_task(PodGroupStatus(self._client, self.world).run())
             group.create_task(self._write_stamps())
 
     async def synced(self) -> None:

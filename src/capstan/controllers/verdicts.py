@@ -15,6 +15,7 @@ from typing import Any
 from capstan import kube, scheduling
 from capstan.api import clock, resources
 from capstan.api.core import Pod
+from capstan.api.scheduling import PodGroup
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +46,14 @@ class VerdictWriter:
         client: kube.Client,
         events: kube.EventRecorder,
         pods: kube.Cache[Pod],
+        groups: kube.Cache[PodGroup],
         count: Callable[[str], None],
         node_pool: str = "default",
     ) -> None:
         self._client = client
         self._count = count
         self._events = events
-        self._pods = pods
+        self._pods, self._groups = pods, groups
         self._node_pool = node_pool
         self._told: dict[_Key, _Told] = {}
         self._latest: tuple[Sequence[scheduling.Verdict], float] = ((), 0.0)
@@ -108,7 +110,7 @@ class VerdictWriter:
                 {
                     "type": "UnschedulableOnNodePool",
                     "nodePool": self._node_pool,
-                    "reason": verdict.reason,
+                    "reason": "Unschedulable",
                     "message": verdict.message,
                     "reasons": [explanation],
                     "transitionID": str(transition),
@@ -117,6 +119,12 @@ class VerdictWriter:
                 }
             ],
         )
+        group = self._groups.get(verdict.group, verdict.namespace)
+        if group is not None:
+            reason = "NotReady" if verdict.reason == "NotReady" else "Unschedulable"
+            self._events.emit(group, "Normal", reason, f"{verdict.reason}: {verdict.message}")
+        if group is not None and group.spec.mark_unschedulable is False:
+            return
         for name in verdict.pods:
             pod = self._pods.get(name, verdict.namespace)
             if pod is not None:
@@ -143,7 +151,7 @@ class VerdictWriter:
         condition = {
             "type": "PodScheduled",
             "status": "False",
-            "reason": "Unschedulable",
+            "reason": "SchedulingGated" if pod.spec.scheduling_gates else "Unschedulable",
             "message": verdict.message,
             "lastTransitionTime": clock.render(now),
         }

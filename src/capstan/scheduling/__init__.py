@@ -5,7 +5,7 @@ from capstan.scheduling.measures import Lap, Measures, Work
 from capstan.scheduling.plan import Bind, Eviction, ImpliedClaim, Plan, Promise, Stamp, Verdict
 from capstan.scheduling.policy import DefragmentWindow, Policy
 from capstan.scheduling.queues import QueueStatus
-from capstan.scheduling.report import Explanation, explain
+from capstan.scheduling.report import Explanation, explain, resources_of, standings
 from capstan.scheduling.settings import Accounting, Installation, Problem, Settings, installation, shard_settings
 from capstan.scheduling.snapshot import InvalidSnapshot, Snapshot
 from capstan.scheduling.usage import CorruptUsage, Usage
@@ -39,5 +39,7 @@ __all__ = [
     "cycle",
     "explain",
     "installation",
+    "resources_of",
     "shard_settings",
+    "standings",
 ]

@@ -41,11 +41,24 @@ def _nominate_moved(session: Session, waiting: list[Gang]) -> None:
             del world.destinations[key]
 
 
+def _finish_the_begun(session: Session, waiting: list[Gang]) -> None:
+    """Gangs of which an earlier scheduler started a part before it died come first: nothing stays half done.
+
+    One that has started as a whole and lost pods since is not among them; it takes its turn as KAI has it.
+    """
+    begun = [gang for gang in waiting if gang.active and gang.last_start is None and not gang.root.satisfied]
+    for gang in sorted(begun, key=lambda gang: gang.order):
+        unit = next_unit(gang)
+        if unit and session.over(gang, unit) is None:
+            session.place(gang, unit, later=False)
+
+
 def allocate(session: Session) -> None:
     """Pop gangs in queue order and place one unit of each; a gang that has more comes back for it in its turn."""
     waiting = list(session.candidates())
     _nominate_moved(session, waiting)
     _keep_promises(session, waiting)
+    _finish_the_begun(session, waiting)
     backfill.keep(session, waiting)
     depth = session.policy.queue_depth.get("allocate")
     order = JobOrder(session.world, [gang for gang in waiting if gang.pending], depth)

@@ -539,24 +539,22 @@ class QueueStatus:
 def status_of(queue: Queue, total: Sequence[int]) -> QueueStatus:
     return QueueStatus(
         children=tuple(child.name for child in queue.children),
-        allocated=_quantities(queue, queue.allocated),
-        allocated_non_preemptible=_quantities(queue, queue.fixed),
-        requested=_quantities(queue, queue.requested),
-        fair_share=_quantities(queue, queue.fair),
+        allocated=quantities(queue, queue.allocated),
+        allocated_non_preemptible=quantities(queue, queue.fixed),
+        requested=quantities(queue, queue.requested),
+        fair_share=quantities(queue, queue.fair),
         error=queue.error,
         warnings=tuple(_warnings(queue, total)),
     )
 
 
-def _quantities(queue: Queue, amounts: Sequence[int]) -> dict[str, str]:
-    cpu, memory, gpu = amounts[:FIRST_PRODUCT]
-    found = {
-        "cpu": quantity.render(Decimal(cpu) / 1000),
-        "memory": quantity.render(memory),
-        GPU_RESOURCE: quantity.render(Decimal(gpu) / GPU),
-    }
-    for product, amount in zip(queue.resources[FIRST_PRODUCT:], amounts[FIRST_PRODUCT:], strict=True):
-        if amount or product in queue.gpu_types:
+def quantities(queue: Queue, amounts: Sequence[int]) -> dict[str, str]:
+    """Amounts as API quantities, by resource name; without those that are unlimited."""
+    scales = (1000, 1, GPU)
+    named = zip(("cpu", "memory", GPU_RESOURCE), amounts, scales, strict=False)
+    found = {name: quantity.render(Decimal(amount) / scale) for name, amount, scale in named if amount != UNLIMITED}
+    for product, amount in zip(queue.resources[FIRST_PRODUCT:], amounts[FIRST_PRODUCT:], strict=False):
+        if amount != UNLIMITED and (amount or product in queue.gpu_types):
             found[product] = quantity.render(Decimal(amount) / GPU)
     return found
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from capstan.scheduling.filters import dynamic_reason, needs_company, node_reason
-from capstan.scheduling.model import Gang, Group, Status, Task
+from capstan.scheduling.model import ACTIVE, Gang, Group, Status, Task
 from capstan.scheduling.placement import Placer
 from capstan.scheduling.plan import Bind, Eviction, Verdict
+from capstan.scheduling.queues import quantities
 from capstan.scheduling.verdicts import over_bound, short_of
 from capstan.scheduling.world import World
 
@@ -108,3 +109,31 @@ def _node_reasons(world: World, task: Task) -> dict[str, str]:
             reason = over_bound(closed[node.product])
         found[name] = reason or "has room"
     return found
+
+
+# -- what gangs hold ---------------------------------------------------------------------------------------------------
+
+
+def standings(world: World) -> dict[tuple[str, str], tuple[int, ...]]:
+    """Of every gang with a PodGroup, what changes whenever `resources_of` it does."""
+    return {
+        key: (gang.active, gang.pending, len(gang.tasks), gang.preemptible)
+        for key, gang in world.gangs.items()
+        if not gang.implicit and gang.uid
+    }
+
+
+def resources_of(gang: Gang) -> dict[str, dict[str, str]]:
+    """`PodGroup.status.resourcesStatus`: what its pods are charged, as API quantities."""
+    queue = gang.queue
+    assert queue is not None, "every gang of a World has a queue, if only the one of those that name none"
+    held, asked = [0] * len(queue.resources), [0] * len(queue.resources)
+    for task in gang.tasks.values():
+        for i, amount in enumerate(task.charge):
+            held[i] += amount if ACTIVE[task.status] else 0
+            asked[i] += amount if ACTIVE[task.status] or task.status == Status.PENDING else 0
+    return {
+        "allocated": quantities(queue, held),
+        "allocatedNonPreemptible": quantities(queue, [0] * len(held) if gang.preemptible else held),
+        "requested": quantities(queue, asked),
+    }

@@ -107,10 +107,11 @@ class Session:
 
     def over(self, gang: Gang, unit: Sequence[Task]) -> Refusal | None:
         """The queue bound that the unit would break, as a refusal."""
-        bound = exceeded(gang, self.world.least_charge(unit))
+        demand = self.world.least_charge(unit)
+        bound = exceeded(gang, demand)
         if bound is None:
             return None
-        return Refusal(_REASONS[bound.kind], verdicts.over_bound(bound), verdicts.bound_details(bound))
+        return Refusal(_REASONS[bound.kind], verdicts.over_bound(bound), verdicts.bound_details(bound, gang, demand))
 
     def place(self, gang: Gang, unit: Sequence[Task], *, later: bool) -> bool:
         """Place all tasks of a unit or none, without delaying a reservation of others.

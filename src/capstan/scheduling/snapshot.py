@@ -101,6 +101,14 @@ class Promised(Struct):
     nodes: dict[str, str] = {}
 
 
+class Moved(Struct):
+    """Nodes where the pods of a gang go that were evicted to be moved, in their order."""
+
+    namespace: str = ""
+    group: str = ""
+    nodes: list[str] = []
+
+
 class Snapshot(Struct):
     api_version: str = API_VERSION
     kind: str = KIND
@@ -114,6 +122,7 @@ class Snapshot(Struct):
     binds: list[Bind] = []
     evictions: list[Eviction] = []
     promised: list[Promised] = []
+    moved: list[Moved] = []
     objects: Objects = msgspec.field(default_factory=Objects)
 
 
@@ -130,6 +139,7 @@ def take(world: World, now: float, objects: Iterable[Object]) -> Snapshot:
         binds=list(world.binds.values()),
         evictions=list(world.evictions.values()),
         promised=[Promised(namespace=ns, group=name, nodes=dict(at)) for (ns, name), at in world.standing.items()],
+        moved=[Moved(namespace=ns, group=name, nodes=list(at)) for (ns, name), at in world.destinations.items()],
         objects=found,
     )
 
@@ -142,6 +152,7 @@ def restore(snapshot: Snapshot, policy: Policy | None = None) -> World:
     world.usage = snapshot.usage
     world.resume(snapshot.binds, snapshot.evictions)
     world.standing = {(each.namespace, each.group): dict(each.nodes) for each in snapshot.promised}
+    world.destinations = {(each.namespace, each.group): list(each.nodes) for each in snapshot.moved}
     return world
 
 

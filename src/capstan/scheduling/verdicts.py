@@ -24,7 +24,7 @@ from capstan.scheduling.model import (
     Task,
 )
 from capstan.scheduling.plan import Verdict
-from capstan.scheduling.queues import Exceeded, by_importance
+from capstan.scheduling.queues import Exceeded, by_importance, quantities
 from capstan.scheduling.reservations import Reservation
 from capstan.scheduling.world import World
 
@@ -77,20 +77,19 @@ def over_bound(bound: Exceeded) -> str:
     )
 
 
-def bound_details(bound: Exceeded) -> dict[str, object]:
-    resource = bound.queue.resources[bound.resource]
-    scale = _scale(resource)
-    details = {
-        "name": bound.queue.name,
-        "resource": resource,
-        "requested": bound.asked / scale,
-        "allocated": bound.used / scale,
+def bound_details(bound: Exceeded, gang: Gang, demand: Sequence[int]) -> dict[str, object]:
+    """KAI's `queueDetails`: what the queue has and the gang asks for, as API quantities; unlimited is left out."""
+    queue = bound.queue
+    bounded = {
+        "queueDeservedResources": queue.quota,
+        "queueResourceLimits": queue.limit,
+        "queueRequestedResources": queue.requested,
+        "queueAllocatedResources": queue.allocated,
+        "queueAllocatedNonPreemptibleResources": queue.fixed,
+        "podGroupRequestedResources": demand,
+        "podGroupRequestedNonPreemptibleResources": [0] * len(demand) if gang.preemptible else demand,
     }
-    if bound.kind == "lending":
-        details |= {"total": bound.bound / scale, "notLent": bound.kept / scale}
-    else:
-        details[bound.kind] = bound.bound / scale
-    return {"queueDetails": details}
+    return {"queueDetails": {"name": queue.name} | {name: quantities(queue, has) for name, has in bounded.items()}}
 
 
 def not_ready(gang: Gang) -> str:

@@ -1,0 +1,72 @@
+"""Writes what the pods of each gang hold and ask for into `PodGroup.status.resourcesStatus`, where KAI has it.
+
+The numbers are those that queues are charged. They tell people; nothing is decided from them, so they give way to what
+pods wait for: one write after another, and none while bindings are on their way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from capstan import kube, scheduling
+from capstan.api import resources
+
+log = logging.getLogger(__name__)
+
+EVERY_SECONDS = 2.0
+_AT_ONCE = 500
+"""PodGroups written before somebody else gets a look at the World."""
+_Key = tuple[str, str]
+
+
+class PodGroupStatus:
+    """Runs beside the scheduler, on its World, with the scheduler's rights."""
+
+    def __init__(self, client: kube.Client, world: scheduling.World) -> None:
+        self._client, self._world = client, world
+        self._written: dict[_Key, dict[str, Any]] = {}
+        self._seen: dict[_Key, tuple[int, ...]] = {}
+
+    async def run(self) -> None:
+        """Write differences until cancelled."""
+        while True:
+            await asyncio.sleep(EVERY_SECONDS)
+            if not self._world.binds:
+                await self.write()
+
+    async def write(self) -> None:
+        """One pass over the gangs whose pods have changed."""
+        standings = scheduling.standings(self._world)
+        for key in self._seen.keys() - standings.keys():
+            del self._seen[key]
+            self._written.pop(key, None)
+        changed = [key for key, standing in standings.items() if self._seen.get(key) != standing]
+        for key in changed[:_AT_ONCE]:
+            if await self._write(key):
+                self._seen[key] = standings[key]
+
+    async def _write(self, key: _Key) -> bool:
+        gang = self._world.gangs.get(key)
+        if gang is None:
+            return True
+        status = scheduling.resources_of(gang)
+        if self._written.get(key) == status:
+            return True
+        namespace, name = key
+        try:
+            await self._client.patch(
+                resources.POD_GROUPS,
+                name,
+                namespace,
+                patch={"status": {"resourcesStatus": status}},
+                subresource="status",
+            )
+        except kube.NotFound:
+            return True
+        except kube.ApiError as error:
+            log.warning("PodGroup %s/%s: its resources are not written, trying again: %s", namespace, name, error)
+            return False
+        self._written[key] = status
+        return True

@@ -1,0 +1,85 @@
+"""What users are told on PodGroups and pods, in the words of KAI Scheduler."""
+
+import asyncio
+
+import pytest
+
+from capstan.api import resources
+from capstan.controllers.scheduler import Scheduler
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def scheduler(house):
+    made = Scheduler(await house.grant("scheduler", Scheduler.RULES))
+    house.start(made)
+    return made
+
+
+async def test_a_gang_over_its_quota_is_told_so_in_kais_words(house, scheduler):
+    free = {"quota": -1, "limit": -1}
+    resources_ = {"gpu": {"quota": 1, "limit": 1}, "cpu": free, "memory": free}
+    await house.client.create(resources.QUEUES, {"metadata": {"name": "small"}, "spec": {"resources": resources_}})
+    await house.node("n1", gpus=4)
+    await house.lone("p", gpus=2, queue="small")
+
+    async def verdict():
+        group = await house.client.get(resources.POD_GROUPS, "pg-p", "default")
+        return next(iter(group.status.scheduling_conditions), None)
+
+    told = await house.until(verdict, "the PodGroup says why")
+    assert (told.type, told.reason) == ("UnschedulableOnNodePool", "Unschedulable")
+    (reason,) = told.reasons
+    assert reason.reason == "OverLimit"
+    details = reason.details["queueDetails"]
+    assert details["name"] == "small"
+    assert details["podGroupRequestedResources"]["nvidia.com/gpu"] == "2"
+    assert details["queueResourceLimits"] == {"nvidia.com/gpu": "1"}
+    assert details["queueAllocatedResources"]["nvidia.com/gpu"] == "0"
+
+    async def events():
+        found = (await house.client.list(resources.EVENTS, "default")).items
+        return {(e.involved_object.kind, e.type, e.reason) for e in found} >= {
+            ("PodGroup", "Normal", "Unschedulable"),
+            ("Pod", "Warning", "FailedScheduling"),
+        }
+
+    await house.until(events, "Events say it on the PodGroup and on the pod")
+
+
+async def test_a_podgroup_that_asks_for_it_keeps_its_pods_unmarked(house, scheduler):
+    await house.group("gang", 1, markUnschedulable=False)
+    await house.pod("p", gpus=1, group="gang")
+
+    async def told():
+        group = await house.client.get(resources.POD_GROUPS, "gang", "default")
+        return group.status.scheduling_conditions
+
+    await house.until(told, "the PodGroup says why")
+    await asyncio.sleep(0.1)
+    pod = await house.client.get(resources.PODS, "p", "default")
+    assert not any(c.type == "PodScheduled" and c.reason == "Unschedulable" for c in pod.status.conditions)
+
+
+async def test_a_podgroup_says_what_its_pods_hold_and_ask_for(house, scheduler, monkeypatch):
+    monkeypatch.setattr("capstan.controllers.podgroup_status.EVERY_SECONDS", 0.05)
+    await house.node("n1", gpus=1)
+    await house.group("gang", 1, priorityClassName="build")
+    for name in "ab":
+        await house.pod(name, gpus=1, group="gang")
+
+    async def status():
+        group = await house.client.get(resources.POD_GROUPS, "gang", "default")
+        seen = group.status.resources_status or {}
+        return seen if seen.get("allocated", {}).get("nvidia.com/gpu") == "1" else None
+
+    seen = await house.until(status, "one GPU is allocated")
+    assert seen["allocatedNonPreemptible"]["nvidia.com/gpu"] == "1"
+    assert seen["requested"]["nvidia.com/gpu"] == "2"
+    await house.client.delete(resources.PODS, "b", "default")
+
+    async def less():
+        return (await status() or {}).get("requested", {}).get("nvidia.com/gpu") == "1"
+
+    await house.until(less, "the other one is no longer asked for")
