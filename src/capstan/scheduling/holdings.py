@@ -131,6 +131,8 @@ class Holdings(Layout):
 
     def least_charge(self, unit: Sequence[Task]) -> Amounts:
         """What tasks cost their queue wherever they go: shares in MiB are counted on the largest GPUs."""
+        if len(unit) == 1 and unit[0].shape.share is None:
+            return unit[0].charge
         amounts = list(map(sum, zip(*(task.charge for task in unit), strict=True)))
         for task in unit:
             share = task.shape.share

@@ -24,6 +24,7 @@ from capstan.scheduling.world import World
 Rank = tuple[int, int, int, int, int, float, str, int, Node]
 """preference, topology, sharing, availability, kind, density, name, version, node"""
 T = TypeVar("T")
+_NONE: frozenset[str] = frozenset()
 _MOST_KEPT = 1024
 """Indexes kept between cycles; beyond that all are made anew."""
 
@@ -288,7 +289,7 @@ class Placer:
         """Put the task on the best node: allocated when it is free, else (or with `later`) pipelined. None: no room."""
         if task.error:
             return None
-        index = self.index(task.shape, scope, frozenset(self.closed(task)))
+        index = self.index(task.shape, scope, frozenset(self.closed(task)) if self.world.products else _NONE)
         if task.nominated in index.members and self.try_node(task, self.world.nodes[task.nominated], later=later):
             return self.world.nodes[task.nominated]
         plain = self.barred is None and not (

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
-from operator import add, sub
+from operator import add, neg, sub
 from typing import Literal
 
 from capstan.scheduling.gangs import Part, shrink
@@ -257,8 +257,8 @@ class Fairness:
         self.reclaimer, self.demand, self.multiplier = reclaimer, demand, multiplier
         self.left: dict[str, list[int]] = {}
         """What the queues that lose something would have left."""
-        self.involved: dict[str, list[int]] = {}
-        """How many victims so far give up each resource, by queue."""
+        self.given: dict[str, list[int]] = {}
+        """What their victims so far give up."""
         self._touched: list[Queue] = []
         self._path = reclaimer.path()
         self._leaves: dict[str, tuple[Queue, Queue, list[Queue]]] = {}
@@ -307,26 +307,22 @@ class Fairness:
             bound = theirs.quota
             if not _within(ours.allocated, self.demand, ours.quota) or not _exceeds(left, bound):
                 return "exhausted"
-        if not _concerned(victim.amounts, left, bound):
+        if len(left) > FIRST_PRODUCT and not _concerned(victim.amounts, left, bound):
             return "skip"
-        self._take(path, victim.amounts, -1)
+        self._take(path, victim.amounts)
         if self._balanced():
             return "take"
-        self._take(path, victim.amounts, 1)
+        self._take(path, tuple(map(neg, victim.amounts)))
         return "skip"
 
-    def _take(self, path: list[Queue], amounts: Amounts, sign: int) -> None:
+    def _take(self, path: list[Queue], amounts: Amounts) -> None:
         for queue in path:
-            rest = self.left.get(queue.name)
-            if rest is None:
-                rest = self.left[queue.name] = list(queue.allocated)
+            left, given = self.left.get(queue.name), self.given.get(queue.name)
+            if left is None or given is None:
+                left, given = self.left[queue.name], self.given[queue.name] = list(queue.allocated), [0] * len(amounts)
                 self._touched.append(queue)
-                self.involved[queue.name] = [0] * len(rest)
-            involved = self.involved[queue.name]
-            for i, amount in enumerate(amounts):
-                if amount:
-                    rest[i] += sign * amount
-                    involved[i] -= sign
+            left[:] = map(sub, left, amounts)
+            given[:] = map(add, given, amounts)
 
     def _balanced(self) -> bool:
         """No queue on the reclaimer's path ends up fuller, relative to its fair share, than a sibling that lost."""
@@ -335,10 +331,10 @@ class Fairness:
             for sibling in self._touched:
                 if sibling.parent is not queue.parent or sibling is queue:
                     continue
-                involved = self.involved[sibling.name]
+                given = self.given[sibling.name]
                 rest = self.left[sibling.name]
                 for i, asked in enumerate(self.demand):
-                    if not involved[i] and not asked:
+                    if not given[i] and not asked:
                         continue
                     ratio = _ratio(have[i] + asked, queue.entitled[i])
                     if (
