@@ -43,9 +43,9 @@ async def _workloads(client: kube.Client) -> None:
     await WorkloadControllers(client).run()
 
 
-async def _scheduler(pages: Pages, client: kube.Client) -> None:
+async def _scheduler(pages: Pages, policy: scheduling.Policy, client: kube.Client) -> None:
     async def work(said: scheduling.Installation) -> None:
-        await Shards(client, POLICY, said, namespace=accounts.NAMESPACE, pages=pages).run()
+        await Shards(client, policy, said, namespace=accounts.NAMESPACE, pages=pages).run()
 
     await follow_config(client, work)
 
@@ -65,13 +65,14 @@ async def _grouper(client: kube.Client) -> None:
     await follow_config(client, work)
 
 
-def controllers(pages: Pages) -> tuple[Component, ...]:
+def controllers(pages: Pages, policy: scheduling.Policy = POLICY) -> tuple[Component, ...]:
     """What runs in every cluster; node drivers, node agents and the blueprint agent are made per platform.
 
-    `pages` is where the scheduler puts what the API server answers at `/metrics` and `/snapshot`.
+    `pages` is where the scheduler puts what is answered at `/metrics` and `/snapshot`; `policy` what its shards are
+    based on.
     """
     return (
         Component("workload-controllers", WorkloadControllers.RULES, _workloads),
-        Component("scheduler", Shards.RULES, partial(_scheduler, pages), Shards.OWN_RULES),
+        Component("scheduler", Shards.RULES, partial(_scheduler, pages, policy), Shards.OWN_RULES),
         Component("grouper", [*Grouper.RULES, *CONFIG_RULES], _grouper),
     )

@@ -1,0 +1,44 @@
+"""`capstan controllers`: scheduler and grouper of a cluster that runs without them, each under its Lease."""
+
+import asyncio
+
+import pytest
+from click.testing import CliRunner
+
+from capstan.api import resources
+from capstan.cli import main
+from capstan.cli.controllers import NAMES, run
+from capstan.controllers.listener import Listener
+
+pytestmark = pytest.mark.anyio
+SHARD = {"apiVersion": "kai.scheduler/v1", "kind": "SchedulingShard", "metadata": {"name": "default"}, "spec": {}}
+
+
+async def test_they_group_schedule_and_serve_pages(house):
+    await house.client.create(resources.SCHEDULING_SHARDS, SHARD)
+    await house.node("n1", gpus=1)
+    pages = {}
+    listener = Listener(house.client, pages, port=0)
+    working = asyncio.create_task(run(house.client, NAMES, pages, listener))
+    try:
+        await house.pod("p", gpus=1)
+        await house.until(lambda: house.bound("p"), "the pod is grouped and bound")
+        lease = await house.client.get(resources.LEASES, "capstan-scheduler", "capstan-system")
+        assert lease.spec.holder_identity
+        assert set(pages) == {"/metrics", "/snapshot"}
+    finally:
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--listen", "8443"], "is not HOST:PORT"),
+        (["--only", "cook"], "'cook' is not one of"),
+    ],
+)
+def test_what_is_wrong_is_said(arguments, said):
+    result = CliRunner().invoke(main, ["controllers", *arguments])
+    assert result.exit_code == 2
+    assert said in result.output
