@@ -298,7 +298,9 @@ class Group:
 
     @property
     def satisfied(self) -> bool:
-        return self.have >= self.minimum
+        if self.children:
+            return sum(child.satisfied for child in self.children) >= self.minimum
+        return len(self.active) >= self.minimum
 
     @property
     def ready(self) -> bool:

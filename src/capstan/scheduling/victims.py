@@ -35,6 +35,8 @@ class Victim:
     amounts: Amounts
 
 
+Listed = tuple[tuple[int, float, str], Gang]
+"""An entry of `Queue.active`."""
 Victims = Generator[Victim, bool | None, None]
 """Victims one after another. `send(False)` instead of `next` says that the last one is not ended after all."""
 
@@ -51,14 +53,14 @@ def victims_of(queue: Queue, allowed: Callable[[Gang], Allowed], total: Sequence
     """
     if queue.users is None:
         # A copy: what the caller does about a victim changes the queue's own list.
-        return _units([gang for _, gang in queue.active], queue, allowed)
+        return _units(queue.active[:], queue, allowed)
     return _units_by_user(queue, allowed, total)
 
 
 def _units_by_user(queue: Queue, allowed: Callable[[Gang], Allowed], total: Sequence[int]) -> Victims:
-    by_user: dict[str, list[Gang]] = {}
-    for _, gang in queue.active:
-        by_user.setdefault(user_of(gang), []).append(gang)
+    by_user: dict[str, list[Listed]] = {}
+    for entry in queue.active:
+        by_user.setdefault(user_of(entry[1]), []).append(entry)
     held = {user: list((queue.users or {}).get(user, [0] * len(total))) for user in by_user}
     streams = {user: _units(gangs, queue, allowed) for user, gangs in by_user.items()}
     heads = {user: first for user, stream in streams.items() if (first := next(stream, None)) is not None}
@@ -79,12 +81,11 @@ def _units_by_user(queue: Queue, allowed: Callable[[Gang], Allowed], total: Sequ
             heads[user] = following
 
 
-def _units(gangs: Sequence[Gang], queue: Queue, allowed: Callable[[Gang], Allowed]) -> Victims:
+def _units(gangs: Sequence[Listed], queue: Queue, allowed: Callable[[Gang], Allowed]) -> Victims:
     """The units of some of a queue's gangs, which are given in their order."""
-    own = {gang.key for gang in gangs} & queue.elastic.keys()
-    elastic = sorted((queue.elastic[key] for key in own), key=lambda gang: gang.order)
+    elastic = [gang for _, gang in gangs if gang.key in queue.elastic] if queue.elastic else []
     rest: dict[tuple[str, str], list[Victim]] = {}
-    for gang in reversed(gangs):
+    for _, gang in reversed(gangs):
         while elastic and elastic[-1].priority <= gang.priority:
             growing = elastic.pop()
             if _settled(growing) and (verdict := allowed(growing)) != "none":
