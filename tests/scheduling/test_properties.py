@@ -5,15 +5,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from capstan.api.scheduling import Queue
 from capstan.scheduling import Plan, Policy, World, cycle
 from capstan.scheduling.canonical import dump
 from capstan.scheduling.model import ACTIVE, GPU, GPU_COLUMN, HOLDS_LATER, HOLDS_NOW, UNLIMITED, Group, Status, Task
 
 sys.path.insert(0, str(Path(__file__).parent))
-from clusters import START, Cluster, clusters
+from clusters import PRODUCT, START, Cluster, clusters, queue
 
 ROUNDS = 4
 several = settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
@@ -41,10 +43,10 @@ def check_nothing_is_overcommitted(world: World) -> None:
 
 
 def check_queues(world: World) -> None:
-    for queue in world.queues.values():
-        for i in range(len(queue.resources)):
-            assert queue.limit[i] == UNLIMITED or queue.allocated[i] <= queue.limit[i]
-            assert queue.quota[i] == UNLIMITED or queue.fixed[i] <= queue.quota[i]
+    for made in world.queues.values():
+        for i in range(len(made.resources)):
+            assert made.limit[i] == UNLIMITED or made.allocated[i] <= made.limit[i]
+            assert made.quota[i] == UNLIMITED or made.fixed[i] <= made.quota[i]
 
 
 def complete(group: Group, running: set[str]) -> bool:
@@ -110,6 +112,28 @@ def test_an_incremental_world_equals_a_rebuilt_one(cluster: Cluster, backwards: 
     for entry in reversed(objects) if backwards else objects:
         rebuilt.upsert(entry)
     rebuilt.begin(START + ROUNDS)
+    assert dump(world) == dump(rebuilt)
+
+
+@several
+@given(clusters(products=True), st.lists(st.sampled_from(["H100", "A100", ""]), min_size=4, max_size=4), st.booleans())
+def test_products_may_change_while_pods_run_and_wait(cluster: Cluster, products: list[str], forget: bool) -> None:
+    world = cluster.build()
+    cluster.carry_out(world, cycle(world, Policy(), START))
+    names = sorted(name for kind, name in cluster.objects if kind == "Node")
+    for name, product in zip(names, products, strict=False):
+        known = cluster.objects["Node", name]
+        labels = {**known.metadata.labels, PRODUCT: product}
+        meta = msgspec.structs.replace(known.metadata, labels=labels)
+        cluster.put(msgspec.structs.replace(known, metadata=meta))
+        world.upsert(cluster.objects["Node", name])
+    if forget:
+        for entry in [entry for entry in cluster.objects.values() if isinstance(entry, Queue)]:
+            cluster.put(queue(entry.metadata.name, entry.spec.parent_queue))
+            world.upsert(cluster.objects["Queue", entry.metadata.name])
+    rebuilt = cluster.build()
+    for made in (world, rebuilt):
+        made.begin(START + 1)
     assert dump(world) == dump(rebuilt)
 
 

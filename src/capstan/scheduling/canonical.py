@@ -6,7 +6,7 @@ Used to check that undoing restores everything and that an incremental World equ
 
 from __future__ import annotations
 
-from capstan.scheduling.model import Group, Node, Queue, Task
+from capstan.scheduling.model import Group, Node, Queue, Status, Task
 from capstan.scheduling.world import World
 
 Dump = dict[str, object]
@@ -51,11 +51,16 @@ def _task(task: Task) -> Dump:
         "node": task.node.name if task.node is not None else None,
         "devices": task.devices,
         "leaving": (task.leaving[0].name, task.leaving[1]) if task.leaving is not None else None,
-        "charge": task.charge,
+        "charge": task.charge if _counts(task) else None,
         "zones": task.zones,
         "held": task.held,
         "gang": task.gang.key if task.gang is not None else None,
     }
+
+
+def _counts(task: Task) -> bool:
+    """Whether anything is charged with what the task costs."""
+    return task.status not in (Status.SUCCEEDED, Status.FAILED) and (task.gang is not None or task.node is not None)
 
 
 def _group(group: Group) -> Dump:

@@ -827,13 +827,16 @@ class World(Holdings):
 
     def _recharge_products(self) -> None:
         """Charge tasks anew whose GPU product may be another one since nodes, slices or classes changed."""
-        renamed = frozenset(self.renamed)
+        concerned = {*self.gated, *self._awaited, *self._implied.values()}
+        for queue in (*self.queues.values(), self.free_queue, self.nowhere):
+            for _, gang in queue.pending:
+                concerned.update(task.uid for leaf in gang.root.leaves() for _, task in leaf.pending)
+        for users in self.claim_users.values():
+            concerned.update(users)
+        for name in self.renamed & self.nodes.keys():
+            concerned.update(self.nodes[name].tasks)
         self._seen_products()
-        self._recharge(
-            uid
-            for uid, task in self.tasks.items()
-            if task.node is None or task.claims or task.implied is not None or task.node.name in renamed
-        )
+        self._recharge(concerned)
 
     def _seen_products(self) -> None:
         self.certain.clear()
