@@ -6,13 +6,17 @@ STAMP := $(VENV)/.installed
 # Debian's own interpreter is the faster build; any Python >= 3.11 with venv will do.
 PYTHON ?= $(shell for p in /usr/bin/python3 python3; do $$p -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test check bench format clean kubectl
+.PHONY: demo test properties check bench format clean kubectl
 
 demo: $(STAMP)
 	$(BIN)/capstan demo
 
 test: $(STAMP) kubectl
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+# Thousands of random clusters; `make test` looks at a few dozen.
+properties: $(STAMP)
+	PROPERTY_EXAMPLES=2000 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests/scheduling -k properties
 
 check: $(STAMP)
 	$(BIN)/ruff format --check src tests bench

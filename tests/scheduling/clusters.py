@@ -14,12 +14,21 @@ START = 1_750_000_000.0
 ApiObject = Node | Pod | PodGroup | Queue | PriorityClass
 
 
-def node(name: str, gpus: int = 4, cpu: int = 64, memory: str = "256Gi", labels: dict[str, str] | None = None) -> Node:
+def node(
+    name: str,
+    gpus: int = 4,
+    cpu: int = 64,
+    memory: str = "256Gi",
+    labels: dict[str, str] | None = None,
+    taints: list[dict[str, str]] | None = None,
+    **resources: object,
+) -> Node:
     return msgspec.convert(
         {
             "metadata": {"name": name, "labels": {"nvidia.com/gpu.memory": "40000", **(labels or {})}},
+            "spec": {"taints": taints or []},
             "status": {
-                "allocatable": {"cpu": cpu, "memory": memory, "pods": 110, "nvidia.com/gpu": gpus},
+                "allocatable": {"cpu": cpu, "memory": memory, "pods": 110, "nvidia.com/gpu": gpus, **resources},
                 "conditions": [{"type": "Ready", "status": "True"}],
             },
         },

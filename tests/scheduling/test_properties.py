@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -18,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from clusters import PRODUCT, START, Cluster, clusters, queue
 
 ROUNDS = 4
-several = settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "60"))
+several = settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 
 
 def check_nothing_is_overcommitted(world: World) -> None:

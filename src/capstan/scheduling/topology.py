@@ -45,8 +45,8 @@ def scopes(
 ) -> Iterator[Scope]:
     """The domains that could hold all `tasks`: from the preferred level up to the required one, tightest first.
 
-    Without a required level the last scopes are everything that carries the topology's labels, and everything else.
-    Tasks that are already placed (`active`) pin the required domain.
+    Without a required level the last scope is everything that carries the topology's labels. Nodes that lack one are
+    outside (KAI). Tasks that are already placed (`active`) pin the required domain.
     """
     labels = world.topologies.get(levels.topology)
     if labels is None or contradiction(world, levels):
@@ -70,7 +70,6 @@ def scopes(
     if required < 0:
         if room.fits(nodes):
             yield Scope(nodes, _merged(within.boost, _boost(tree, labels, lowest, nodes) if lowest >= 0 else {}))
-        yield within
 
 
 def _boost(tree: _Tree, labels: Sequence[str], level: int, within: Sequence[Node]) -> dict[str, int]:
