@@ -231,3 +231,85 @@ class Breaking:
 
 async def test_a_snapshot_holds_objects_of_every_kind_that_is_observed(house, scheduler):
     assert {resource.struct for resource in OBSERVED} == set(snapshot.KINDS)
+
+
+STORAGE = {
+    "apiVersion": "storage.k8s.io/v1",
+    "kind": "StorageClass",
+    "metadata": {"name": "fast"},
+    "provisioner": "csi.example",
+    "volumeBindingMode": "WaitForFirstConsumer",
+}
+CLAIM = {
+    "apiVersion": "v1",
+    "kind": "PersistentVolumeClaim",
+    "metadata": {"name": "data", "namespace": "default"},
+    "spec": {
+        "storageClassName": "fast",
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": "1Gi"}},
+    },
+}
+VOLUME = {
+    "apiVersion": "v1",
+    "kind": "PersistentVolume",
+    "metadata": {"name": "disk"},
+    "spec": {
+        "storageClassName": "fast",
+        "accessModes": ["ReadWriteOnce"],
+        "capacity": {"storage": "2Gi"},
+        "local": {"path": "/disk"},
+        "nodeAffinity": {
+            "required": {
+                "nodeSelectorTerms": [
+                    {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["n1"]}]}
+                ]
+            }
+        },
+    },
+}
+MOUNTED = [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]
+
+
+async def mounting(house, **storage):
+    """A pod whose claim waits for it, in a class with the given settings."""
+    await house.client.create(resources.STORAGE_CLASSES, STORAGE | storage)
+    await house.client.create(resources.PERSISTENT_VOLUME_CLAIMS, CLAIM)
+    await house.group("gang", 1)
+    await house.pod("p", group="gang", volumes=MOUNTED)
+
+
+async def bind_claim(house, volume):
+    """What the volume controller does."""
+    patch = {"spec": {"volumeName": volume}}
+    await house.client.patch(resources.PERSISTENT_VOLUME_CLAIMS, "data", "default", patch=patch)
+
+
+async def test_a_pod_is_bound_once_its_volume_was_made_on_its_node(house, scheduler):
+    await house.node("n1")
+    await mounting(house)
+
+    async def selected():
+        claim = await house.client.get(resources.PERSISTENT_VOLUME_CLAIMS, "data", "default")
+        return claim.metadata.annotations.get("volume.kubernetes.io/selected-node")
+
+    assert await house.until(selected, "the provisioner is told the node") == "n1"
+    assert await house.bound("p") == ""
+    await bind_claim(house, "made")
+    assert await house.until(lambda: house.bound("p"), "p is bound") == "n1"
+
+
+async def test_a_free_volume_is_given_to_the_claim_before_the_pod_is_bound(house, scheduler):
+    await house.node("n0")
+    await house.node("n1")
+    await house.client.create(resources.PERSISTENT_VOLUMES, VOLUME)
+    await mounting(house, provisioner="kubernetes.io/no-provisioner")
+
+    async def owner():
+        found = (await house.client.get(resources.PERSISTENT_VOLUMES, "disk")).spec.claim_ref
+        return found.name if found is not None else ""
+
+    assert await house.until(owner, "the volume is taken") == "data"
+    assert await house.bound("p") == ""
+    await bind_claim(house, "disk")
+    assert await house.until(lambda: house.bound("p"), "p is bound") == "n1"

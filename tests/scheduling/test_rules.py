@@ -11,7 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from capstan.api.core import Node, Pod
+from capstan.api import clock
+from capstan.api.core import Namespace, Node, Pod
 from capstan.api.scheduling import Queue, RuntimeClass
 from capstan.scheduling import Policy, World, cycle, explain
 from capstan.scheduling.queues import Claimant, divide
@@ -300,6 +301,55 @@ def test_anti_affinity_spreads_a_gang_over_hosts() -> None:
     for i in range(2):
         made.upsert(pod(f"g-{i}", "g", affinity=affinity))
     assert sorted(places(made).values()) == ["n0", "n1"]
+
+
+def test_a_namespace_selector_reaches_pods_of_namespaces_with_these_labels() -> None:
+    term = {
+        "labelSelector": {"matchLabels": {"app": "noisy"}},
+        "namespaceSelector": {"matchLabels": {"loud": "yes"}},
+        "topologyKey": "kubernetes.io/hostname",
+    }
+    apart = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
+
+    def neighbour(name: str, namespace: str, on: str) -> Pod:
+        meta = {"name": name, "namespace": namespace, "uid": name, "labels": {"app": "noisy"}}
+        body = {"metadata": meta, "spec": {"nodeName": on, "schedulerName": "other"}, "status": {"phase": "Running"}}
+        return msgspec.convert(body, Pod)
+
+    made = world(
+        node("n0"),
+        node("n1"),
+        queue("top"),
+        queue("q", "top"),
+        gang("g", "q"),
+        neighbour("a", "disco", "n0"),
+        neighbour("b", "library", "n1"),
+        pod("p", "g", affinity=apart),
+    )
+    for name, loud in (("disco", "yes"), ("library", "no")):
+        made.upsert(msgspec.convert({"metadata": {"name": name, "labels": {"loud": loud}}}, Namespace))
+    assert places(made) == {"p": "n1"}
+
+
+def test_terminating_pods_do_not_count_for_topology_spread() -> None:
+    rule = {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "DoNotSchedule",
+        "labelSelector": {"matchLabels": {"kai.scheduler/subgroup-name": "a"}},
+    }
+    ending = pod("old", "g", subgroup="a", on="n0")
+    meta = msgspec.structs.replace(ending.metadata, deletion_timestamp=clock.render(START))
+    made = world(
+        node("n0"),
+        node("n1", cpu=0),
+        queue("top"),
+        queue("q", "top"),
+        gang("g", "q", subgroups=[{"name": "a", "minMember": 1}]),
+        msgspec.structs.replace(ending, metadata=meta),
+        pod("new", "g", subgroup="a", topologySpreadConstraints=[rule]),
+    )
+    assert places(made) == {"new": "n0"}
 
 
 def test_host_ports_are_not_shared() -> None:

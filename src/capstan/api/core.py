@@ -301,6 +301,9 @@ class PersistentVolumeClaimSpec(Struct):
     storage_class_name: str | None = None
     volume_name: str = ""
     access_modes: list[str] = []
+    volume_mode: str = "Filesystem"
+    resources: Resources = msgspec.field(default_factory=Resources)
+    selector: LabelSelector | None = None
 
 
 class PersistentVolumeClaimStatus(Struct):
@@ -318,6 +321,9 @@ class VolumeNodeAffinity(Struct):
 
 class PersistentVolumeSpec(Struct):
     storage_class_name: str = ""
+    capacity: dict[str, Quantity] = {}
+    access_modes: list[str] = []
+    volume_mode: str = "Filesystem"
     node_affinity: VolumeNodeAffinity | None = None
     claim_ref: ObjectReference | None = None
 

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from capstan.api import apps, batch, coordination, core, kai, platform, policy, rbac, resource, scheduling
+from capstan.api import apps, batch, coordination, core, kai, platform, policy, rbac, resource, scheduling, storage
 
 T = TypeVar("T")
 
@@ -88,6 +88,7 @@ RESOURCE_CLAIM_TEMPLATES = _of("resource.k8s.io/v1", "resourceclaimtemplates", r
 DEVICE_TAINT_RULES = _of("resource.k8s.io/v1", "devicetaintrules", resource.DeviceTaintRule, namespaced=False)
 
 PRIORITY_CLASSES = _of("scheduling.k8s.io/v1", "priorityclasses", scheduling.PriorityClass, namespaced=False)
+STORAGE_CLASSES = _of("storage.k8s.io/v1", "storageclasses", storage.StorageClass, namespaced=False)
 RUNTIME_CLASSES = _of("node.k8s.io/v1", "runtimeclasses", scheduling.RuntimeClass, namespaced=False)
 QUEUES = _of("scheduling.run.ai/v2", "queues", scheduling.Queue, namespaced=False)
 POD_GROUPS = _of("scheduling.run.ai/v2alpha2", "podgroups", scheduling.PodGroup)

@@ -26,6 +26,7 @@ from capstan.controllers.timed_transport import TimedTransport
 from capstan.controllers.verdicts import VerdictWriter
 from capstan.controllers.wall_clock import WallClock
 from capstan.scheduling.snapshot import encode, take
+from capstan.scheduling.volumes import SELECTED_NODE
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +41,15 @@ WRITES_IN_FLIGHT = 64
 STAMP_SECONDS = 2.0
 STAMP_ROUNDS = 15
 """How many times stamps give way to binds that are being written."""
+VOLUME_POLL_SECONDS = 0.1
+VOLUME_SECONDS = 600.0
+"""How long a pod waits for its volumes to be bound or made before its node is chosen anew (as kube-scheduler)."""
 RETRY_SECONDS = 1.0
 """Between a write that failed (a spent disruption budget, a server in trouble) and deciding about its pod anew."""
 
 OBSERVED: tuple[resources.Resource[Any], ...] = (
     resources.NODES,
+    resources.NAMESPACES,
     resources.QUEUES,
     resources.PRIORITY_CLASSES,
     resources.RUNTIME_CLASSES,
@@ -54,6 +59,7 @@ OBSERVED: tuple[resources.Resource[Any], ...] = (
     resources.DEVICE_TAINT_RULES,
     resources.RESOURCE_CLAIMS,
     resources.RESOURCE_CLAIM_TEMPLATES,
+    resources.STORAGE_CLASSES,
     resources.PERSISTENT_VOLUMES,
     resources.PERSISTENT_VOLUME_CLAIMS,
     resources.POD_DISRUPTION_BUDGETS,
@@ -72,6 +78,7 @@ class Scheduler:
     ] + [
         PolicyRule(api_groups=[""], resources=["pods/binding", "pods/eviction"], verbs=["create"]),
         PolicyRule(api_groups=[""], resources=["pods/status"], verbs=["patch"]),
+        PolicyRule(api_groups=[""], resources=["persistentvolumes", "persistentvolumeclaims"], verbs=["patch"]),
         PolicyRule(api_groups=[""], resources=["events"], verbs=["create", "patch", "get"]),
         PolicyRule(api_groups=["resource.k8s.io"], resources=["resourceclaims"], verbs=["create", "patch"]),
         PolicyRule(api_groups=["resource.k8s.io"], resources=["resourceclaims/status"], verbs=["patch"]),
@@ -96,7 +103,7 @@ class Scheduler:
         self._wall = wall or WallClock()
         self._changed = asyncio.Event()
         self._writes = asyncio.Semaphore(WRITES_IN_FLIGHT)
-        self._in_flight: set[asyncio.Task[None]] = set()
+        self._in_flight: set[asyncio.Task[object]] = set()
         self._stamps: dict[tuple[str, str, str], scheduling.Stamp] = {}
         self._caches: list[kube.Cache[Any]] = [kube.Cache(client, r) for r in OBSERVED]
         for cache in self._caches:
@@ -170,8 +177,7 @@ class Scheduler:
                 )
             decided = time.perf_counter()
             for bind in plan.binds:
-                attempt = f"binding {bind.namespace}/{bind.pod} to {bind.node}"
-                self._spawn(self._carry_out(self._bind(bind, decided), attempt, bind.uid))
+                self._spawn(self._start(bind, decided))
             for eviction in plan.evictions:
                 attempt = f"evicting {eviction.namespace}/{eviction.pod}"
                 self._spawn(self._carry_out(self._evict(eviction), attempt, eviction.uid))
@@ -216,17 +222,61 @@ class Scheduler:
             self.world.upsert(change.object)
         self._changed.set()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(work)
         self._in_flight.add(task)
         task.add_done_callback(self._in_flight.discard)
 
-    async def _carry_out(self, work: Coroutine[Any, Any, None], attempt: str, uid: str = "") -> None:
+    async def _start(self, bind: scheduling.Bind, decided: float) -> None:
+        """Volumes first: a bound pod's kubelet mounts what is there. Waiting for them holds up no other write."""
+        where = f"{bind.namespace}/{bind.pod} to {bind.node}"
+        if bind.volumes:
+            if not await self._carry_out(self._choose_volumes(bind), f"choosing volumes for {where}", bind.uid):
+                return
+            if not await self._volumes_bound(bind):
+                log.warning("the volumes of %s were not ready in %.0f s, deciding anew", where, VOLUME_SECONDS)
+                self.world.forget(bind.uid)
+                self._changed.set()
+                return
+        await self._carry_out(self._bind(bind, decided), f"binding {where}", bind.uid)
+
+    async def _choose_volumes(self, bind: scheduling.Bind) -> None:
+        """What kube-scheduler writes: the claim on the chosen volume, or the node on the claim for its provisioner."""
+        for (namespace, name), volume in bind.volumes:
+            claim = self.world.volume_claims[namespace, name]
+            if not volume:
+                notes = {SELECTED_NODE: bind.node}
+                patch: dict[str, Any] = {"metadata": {"uid": claim.metadata.uid, "annotations": notes}}
+                await self._client.patch(resources.PERSISTENT_VOLUME_CLAIMS, name, namespace, patch=patch)
+                continue
+            owner = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": namespace, "name": name}
+            known = self.world.volumes[volume].metadata
+            patch = {
+                "metadata": {
+                    "resourceVersion": known.resource_version,  # two claims never take one volume
+                    "annotations": {"pv.kubernetes.io/bound-by-controller": "yes"},
+                },
+                "spec": {"claimRef": {**owner, "uid": claim.metadata.uid}},
+            }
+            await self._client.patch(resources.PERSISTENT_VOLUMES, volume, patch=patch)
+
+    async def _volumes_bound(self, bind: scheduling.Bind) -> bool:
+        """Wait until every claim of the pod names its volume; False when that takes too long or a claim is gone."""
+        for _ in range(round(VOLUME_SECONDS / VOLUME_POLL_SECONDS)):
+            claims = [self.world.volume_claims.get(key) for key, _ in bind.volumes]
+            if None in claims or bind.uid not in self.world.binds:
+                return False
+            if all(claim is not None and claim.spec.volume_name for claim in claims):
+                return True
+            await asyncio.sleep(VOLUME_POLL_SECONDS)
+        return False
+
+    async def _carry_out(self, work: Coroutine[Any, Any, None], attempt: str, uid: str = "") -> bool:
         """Write what was decided about a pod. What fails is taken back in the World, so that the next cycle decides."""
         async with self._writes:
             try:
                 await work
-                return
+                return True
             except kube.ApiError as error:
                 log.warning("%s failed, deciding anew: %s", attempt, error)
             except Exception:
@@ -235,6 +285,7 @@ class Scheduler:
             await asyncio.sleep(RETRY_SECONDS)
             self.world.forget(uid)
             self._changed.set()
+        return False
 
     async def _bind(self, bind: scheduling.Bind, decided: float) -> None:
         """Allocate and reserve the pod's claims, then bind it: a bound pod must find its claims ready."""

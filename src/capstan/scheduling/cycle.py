@@ -143,5 +143,6 @@ def _bind(world: World, task: Task, group: str) -> Bind:
         implied=implied,
         reserve=(*reserve, implied.claim.key) if implied is not None else reserve,
         gpu_groups=task.devices,
+        volumes=tuple(((task.namespace, claim), volume) for claim, volume in task.volume_choices),
         zones=task.zones,
     )

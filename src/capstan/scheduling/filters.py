@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from capstan.api.core import PodAffinityTerm, Taint, TopologySpreadConstraint, tolerates
+from capstan.scheduling import volumes
 from capstan.scheduling.model import ACTIVE, Node, NodeClass, Shape, Status, Task
 
 if TYPE_CHECKING:
@@ -82,16 +83,16 @@ def dynamic_reason(world: World, task: Task, node: Node, *, later: bool) -> str:
             if any(a.clashes(b) for a in shape.ports for b in other.shape.ports):
                 return f"host port {shape.ports[0].port} is taken"
     if shape.volumes:
-        reason = _volume_reason(world, task, node)
-        if reason:
-            return reason
+        chosen = volumes.choose(world, task, node, later=later)
+        if isinstance(chosen, str):
+            return chosen
     if shape.pod_affinity is not None:
         for term in shape.pod_affinity.required_during_scheduling_ignored_during_execution:
             if not _affinity_holds(world, task, node, term, later):
                 return "pod affinity does not match"
     if shape.pod_anti_affinity is not None:
         for term in shape.pod_anti_affinity.required_during_scheduling_ignored_during_execution:
-            if _any_in_domain(world, node, term.topology_key, later, _selects(term, task), task):
+            if _any_in_domain(world, node, term.topology_key, later, _selects(world, term, task), task):
                 return "pod anti-affinity does not allow it"
     if world.guards and _guarded(world, task, node, later):
         return "another pod's anti-affinity does not allow it"
@@ -109,7 +110,7 @@ def company_score(world: World, task: Task, node: Node, *, later: bool) -> int:
             continue
         for weighted in affinity.preferred_during_scheduling_ignored_during_execution:
             term = weighted.pod_affinity_term
-            if _any_in_domain(world, node, term.topology_key, later, _selects(term, task), task):
+            if _any_in_domain(world, node, term.topology_key, later, _selects(world, term, task), task):
                 score += sign * weighted.weight
     return score
 
@@ -131,9 +132,9 @@ def _domain(world: World, node: Node, key: str) -> Iterable[Node]:
     return [other for other in world.nodes.values() if other.labels.get(key) == value]
 
 
-def _selects(term: PodAffinityTerm, owner: Task) -> Callable[[Task], bool]:
+def _selects(world: World, term: PodAffinityTerm, owner: Task) -> Callable[[Task], bool]:
     namespaces = term.namespaces if term.namespaces or term.namespace_selector else [owner.namespace]
-    everywhere = term.namespace_selector is not None and not term.namespaces
+    chosen = term.namespace_selector
     selector = term.label_selector
     same = {key: owner.labels[key] for key in term.match_label_keys if key in owner.labels}
     other = {key: owner.labels[key] for key in term.mismatch_label_keys if key in owner.labels}
@@ -141,7 +142,10 @@ def _selects(term: PodAffinityTerm, owner: Task) -> Callable[[Task], bool]:
     def matches(task: Task) -> bool:
         labels = task.labels
         return (
-            (everywhere or task.namespace in namespaces)
+            (
+                task.namespace in namespaces
+                or (chosen is not None and chosen.matches(world.namespaces.get(task.namespace, {})))
+            )
             and selector is not None
             and selector.matches(labels)
             and all(labels.get(key) == value for key, value in same.items())
@@ -162,7 +166,7 @@ def _any_in_domain(world: World, node: Node, key: str, later: bool, matches: Cal
 def _affinity_holds(world: World, task: Task, node: Node, term: PodAffinityTerm, later: bool) -> bool:
     if term.topology_key not in node.labels:
         return False
-    matches = _selects(term, task)
+    matches = _selects(world, term, task)
     if _any_in_domain(world, node, term.topology_key, later, matches, task):
         return True
     # The first pod of a set that wants its own company may go anywhere (upstream's rule).
@@ -180,7 +184,7 @@ def _guarded(world: World, task: Task, node: Node, later: bool) -> bool:
             continue
         for term in guard.shape.pod_anti_affinity.required_during_scheduling_ignored_during_execution:
             key = term.topology_key
-            if key in node.labels and home.labels.get(key) == node.labels[key] and _selects(term, guard)(task):
+            if key in node.labels and home.labels.get(key) == node.labels[key] and _selects(world, term, guard)(task):
                 return True
     return False
 
@@ -202,6 +206,7 @@ def _spreads(world: World, task: Task, node: Node, constraint: TopologySpreadCon
         for other in _on(member, later):
             if (
                 other is not task
+                and other.status not in (Status.RELEASING, Status.STUCK)  # upstream counts no terminating pods
                 and other.namespace == task.namespace
                 and selector is not None
                 and selector.matches(other.labels)
@@ -219,16 +224,3 @@ def _selected(shape: Shape, node: Node) -> bool:
     return all(node.labels.get(key) == value for key, value in shape.node_selector) and (
         shape.node_affinity is None or shape.node_affinity.matches(node.name, node.labels)
     )
-
-
-def _volume_reason(world: World, task: Task, node: Node) -> str:
-    for name in task.volumes:
-        claim = world.volume_claims.get((task.namespace, name))
-        if claim is None:
-            return f"persistent volume claim {name} does not exist"
-        volume = world.volumes.get(claim.spec.volume_name) if claim.spec.volume_name else None
-        affinity = volume.spec.node_affinity if volume is not None else None
-        required = affinity.required if affinity is not None else None
-        if required is not None and not required.matches(node.name, node.labels):
-            return f"volume of claim {name} is not reachable from the node"
-    return ""

@@ -240,6 +240,8 @@ class Task:
     claims: tuple[tuple[str, str | None], ...] = ()
     """(name in the pod, ResourceClaim name or None while it is not generated)."""
     volumes: tuple[str, ...] = ()
+    volume_choices: tuple[tuple[str, str], ...] = ()
+    """(unbound claim, its volume or empty: made on the node) as of the last placement; void while it has no node."""
     blocked: str = ""
     """Why it is gated."""
     error: str = ""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar, cast
 
-from capstan.scheduling import devices, numa, verdicts
+from capstan.scheduling import devices, numa, verdicts, volumes
 from capstan.scheduling.filters import company_score, dynamic_reason, needs_company, node_reason, preference
 from capstan.scheduling.model import CPU_COLUMN, GPU, GPU_COLUMN, Node, Shape, Status, Task, Zones
 from capstan.scheduling.policy import Policy
@@ -355,6 +355,10 @@ class Placer:
         if self.world.products and self._over_product(task, node):
             self.world.rollback(mark)
             return False
+        if task.volumes:
+            chosen = volumes.choose(self.world, task, node, later=wait)
+            assert not isinstance(chosen, str), "judged above"
+            task.volume_choices = chosen
         self._put(task, node, wait=wait, zones=zones or ())
         return True
 

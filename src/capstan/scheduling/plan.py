@@ -36,6 +36,8 @@ class Bind(msgspec.Struct, frozen=True, gc=False):
     implied: ImpliedClaim | None = None
     reserve: tuple[Key, ...] = ()
     gpu_groups: tuple[str, ...] = ()
+    volumes: tuple[tuple[Key, str], ...] = ()
+    """(PersistentVolumeClaim, PersistentVolume) to bind before the pod; an empty volume: have one made on the node."""
     zones: tuple[tuple[str, str, int], ...] = ()
     """(NUMA zone, resource, amount in millicores, bytes or pieces) that the engine counts on, on nodes that align."""
 

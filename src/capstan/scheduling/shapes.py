@@ -162,7 +162,7 @@ class Shapes:
         raw = _encoder.encode(
             (
                 [(c.resources, [p for p in c.ports if p.host_port]) for c in spec.containers],
-                [(c.resources, c.restart_policy) for c in spec.init_containers],
+                [(c.resources, c.restart_policy, [p for p in c.ports if p.host_port]) for c in spec.init_containers],
                 spec.resources,
                 spec.overhead,
                 spec.node_selector,
@@ -221,7 +221,7 @@ class Shapes:
             spread=spec.topology_spread_constraints,
             ports=tuple(
                 HostPort(port.host_ip, port.protocol, port.host_port)
-                for container in spec.containers
+                for container in (*spec.containers, *(c for c in spec.init_containers if c.restart_policy == "Always"))
                 for port in container.ports
                 if port.host_port
             ),

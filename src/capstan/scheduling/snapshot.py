@@ -17,7 +17,7 @@ import msgspec
 from capstan.allocation import Inventory
 from capstan.api import clock
 from capstan.api.base import ObjectMeta, Struct
-from capstan.api.core import Container, Node, PersistentVolume, PersistentVolumeClaim, Pod, PodStatus
+from capstan.api.core import Container, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, PodStatus
 from capstan.api.policy import PodDisruptionBudget
 from capstan.api.resource import DeviceClass, DeviceTaintRule, ResourceClaim, ResourceClaimTemplate, ResourceSlice
 from capstan.api.scheduling import (
@@ -29,6 +29,7 @@ from capstan.api.scheduling import (
     RuntimeClass,
     Topology,
 )
+from capstan.api.storage import StorageClass
 from capstan.scheduling.gangs import LAST_START, STALE_SINCE
 from capstan.scheduling.plan import Bind, Eviction
 from capstan.scheduling.policy import Policy
@@ -51,6 +52,7 @@ class InvalidSnapshot(ValueError):
 
 class Objects(Struct):
     nodes: list[Node] = []
+    namespaces: list[Namespace] = []
     queues: list[Queue] = []
     priority_classes: list[PriorityClass] = []
     runtime_classes: list[RuntimeClass] = []
@@ -60,6 +62,7 @@ class Objects(Struct):
     device_taint_rules: list[DeviceTaintRule] = []
     resource_claims: list[ResourceClaim] = []
     resource_claim_templates: list[ResourceClaimTemplate] = []
+    storage_classes: list[StorageClass] = []
     persistent_volumes: list[PersistentVolume] = []
     persistent_volume_claims: list[PersistentVolumeClaim] = []
     pod_disruption_budgets: list[PodDisruptionBudget] = []
@@ -75,6 +78,7 @@ class Objects(Struct):
 
 KINDS: dict[type[Any], str] = {
     Node: "nodes",
+    Namespace: "namespaces",
     Queue: "queues",
     PriorityClass: "priority_classes",
     RuntimeClass: "runtime_classes",
@@ -84,6 +88,7 @@ KINDS: dict[type[Any], str] = {
     DeviceTaintRule: "device_taint_rules",
     ResourceClaim: "resource_claims",
     ResourceClaimTemplate: "resource_claim_templates",
+    StorageClass: "storage_classes",
     PersistentVolume: "persistent_volumes",
     PersistentVolumeClaim: "persistent_volume_claims",
     PodDisruptionBudget: "pod_disruption_budgets",

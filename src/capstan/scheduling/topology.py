@@ -67,9 +67,8 @@ def scopes(
             if room.fits(members):
                 boost = _boost(tree, labels, lowest, members) if level < lowest else {}
                 yield Scope(members, _merged(within.boost, boost))
-    if required < 0:
-        if room.fits(nodes):
-            yield Scope(nodes, _merged(within.boost, _boost(tree, labels, lowest, nodes) if lowest >= 0 else {}))
+    if required < 0 and room.fits(nodes):
+        yield Scope(nodes, _merged(within.boost, _boost(tree, labels, lowest, nodes) if lowest >= 0 else {}))
 
 
 def _boost(tree: _Tree, labels: Sequence[str], level: int, within: Sequence[Node]) -> dict[str, int]:

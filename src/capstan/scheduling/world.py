@@ -15,8 +15,8 @@ import msgspec
 
 from capstan.allocation import InvalidPodRequest, Inventory, claim_for_pod
 from capstan.api import clock
+from capstan.api.core import Namespace, PersistentVolume, PersistentVolumeClaim, Pod, Toleration
 from capstan.api.core import Node as ApiNode
-from capstan.api.core import PersistentVolume, PersistentVolumeClaim, Pod, Toleration
 from capstan.api.policy import PodDisruptionBudget
 from capstan.api.resource import (
     DeviceClass,
@@ -38,6 +38,7 @@ from capstan.api.scheduling import (
     Topology,
 )
 from capstan.api.scheduling import Queue as ApiQueue
+from capstan.api.storage import StorageClass
 from capstan.scheduling.budgets import Budgets
 from capstan.scheduling.facts import (
     NUMA_ANNOTATION,
@@ -83,6 +84,8 @@ Object = (
     | RuntimeClass
     | PersistentVolume
     | PersistentVolumeClaim
+    | StorageClass
+    | Namespace
     | ResourceClaim
     | ResourceClaimTemplate
     | BindRequest
@@ -131,6 +134,11 @@ class World(Holdings):
         self.runtime_classes: dict[str, RuntimeClass] = {}
         self.volumes: dict[str, PersistentVolume] = {}
         self.volume_claims: dict[Key, PersistentVolumeClaim] = {}
+        self.storage_classes: dict[str, StorageClass] = {}
+        self.namespaces: dict[str, dict[str, str]] = {}
+        """Namespace -> labels."""
+        self.volume_users: dict[str, None] = {}
+        """Tasks with PersistentVolumeClaims."""
         self.binds: dict[str, Bind] = {}
         """uid -> decided and not yet confirmed by the cluster."""
         self.evictions: dict[str, Eviction] = {}
@@ -192,6 +200,10 @@ class World(Holdings):
             case RuntimeClass():
                 self.runtime_classes[obj.metadata.name] = obj
                 self._reshape(obj.metadata.name)
+            case Namespace():
+                self.namespaces[obj.metadata.name] = obj.metadata.labels
+            case StorageClass():
+                self.storage_classes[obj.metadata.name] = obj
             case PersistentVolume():
                 self.volumes[obj.metadata.name] = obj
             case PersistentVolumeClaim():
@@ -241,6 +253,10 @@ class World(Holdings):
             case "RuntimeClass":
                 self.runtime_classes.pop(name, None)
                 self._reshape(name)
+            case "Namespace":
+                self.namespaces.pop(name, None)
+            case "StorageClass":
+                self.storage_classes.pop(name, None)
             case "PersistentVolume":
                 self.volumes.pop(name, None)
             case "PersistentVolumeClaim":
@@ -289,6 +305,7 @@ class World(Holdings):
             self.binds[bind.uid] = bind
             self._attach_anew(task)
             task.held = tuple(allocations)
+            task.volume_choices = tuple((claim, volume) for (_, claim), volume in bind.volumes)
         for eviction in evictions:
             task = self.tasks.get(eviction.uid)
             if task is not None:
@@ -448,6 +465,7 @@ class World(Holdings):
         before = self.tasks.get(uid)
         if before is not None:
             task.held = before.held
+            task.volume_choices = before.volume_choices
             key = self._gang_key(pod)
             if before.gang is not None and (before.gang.key != key or not self._members.admits(key, pod)):
                 self._drop_from_gang(before)
@@ -510,6 +528,8 @@ class World(Holdings):
             self._join(task, pod)
         if task.shape.pod_anti_affinity:
             self.guards[uid] = task
+        if task.volumes:
+            self.volume_users[uid] = None
         for _, name in task.claims:
             if name is not None:
                 users = self.claim_users.setdefault((task.namespace, name), [])
@@ -590,6 +610,7 @@ class World(Holdings):
         self.settle()
         uid = task.uid
         self.guards.pop(uid, None)
+        self.volume_users.pop(uid, None)
         self.gated.pop(uid, None)
         self._terminating.pop(uid, None)
         self._memory_shares.discard(uid)
