@@ -71,30 +71,37 @@ def tasks_to_place(group: Group) -> list[Task]:
     return next((more for child in ordered if (more := tasks_to_place(child))), [])
 
 
-def tasks_to_evict(root: Group, left: dict[int, list[Task]]) -> list[Task]:
-    """One unit: a surplus pod deep in the tree, else a surplus subgroup, else everything."""
+Left = dict[int, list[Task]]
+"""The tasks that a leaf (by id) still has."""
+
+
+def _everything(group: Group, left: Left) -> list[Task]:
+    return [task for leaf in group.leaves() for task in reversed(left[id(leaf)])]
+
+
+def surplus(group: Group, left: Left) -> list[Task]:
+    """A surplus pod deep in the tree, else a surplus subgroup; empty when there is none."""
 
     def have(leaf: Group) -> int:
         return len(left[id(leaf)])
 
-    def everything(group: Group) -> list[Task]:
-        return [task for leaf in group.leaves() for task in reversed(left[id(leaf)])]
-
-    def elastic(group: Group) -> list[Task]:
-        if not group.children:
-            return left[id(group)][-1:] if have(group) > group.minimum else []
-        done, needed = _members(group, have)
-        if not done:
-            return []
-        ordered = sorted(group.children, key=lambda child: _rank(child, have), reverse=True)
-        for child in ordered:
-            if unit := elastic(child):
-                return unit
-        if needed < done:
-            return next((unit for child in ordered if (unit := everything(child))), [])
+    if not group.children:
+        return left[id(group)][-1:] if have(group) > group.minimum else []
+    done, needed = _members(group, have)
+    if not done:
         return []
+    ordered = sorted(group.children, key=lambda child: _rank(child, have), reverse=True)
+    for child in ordered:
+        if unit := surplus(child, left):
+            return unit
+    if needed < done:
+        return next((unit for child in ordered if (unit := _everything(child, left))), [])
+    return []
 
-    return elastic(root) or everything(root)
+
+def tasks_to_evict(root: Group, left: Left) -> list[Task]:
+    """One unit: surplus, else everything."""
+    return surplus(root, left) or _everything(root, left)
 
 
 def demand(tasks: Iterable[Task]) -> Amounts:
@@ -151,12 +158,15 @@ def compare_queues(
     return left.rank - right.rank
 
 
-def phase(gang: Gang) -> int:
-    have = sum(len(leaf.active) for leaf in gang.root.leaves())
-    if not gang.root.satisfied:
+def phase(root: Group, left: Left) -> int:
+    """0 below the minimum, 1 exactly at it, 2 above."""
+    if not _done(root, lambda leaf: len(left[id(leaf)])):
         return 0
-    surplus = tasks_to_evict(gang.root, {id(leaf): [t for _, t in leaf.active] for leaf in gang.root.leaves()})
-    return 2 if len(surplus) < have else 1
+    return 2 if surplus(root, left) else 1
+
+
+def _active_of(gang: Gang) -> Left:
+    return {id(leaf): [task for _, task in leaf.active] for leaf in gang.root.leaves()}
 
 
 class Order:
@@ -167,7 +177,6 @@ class Order:
         self.jobs: dict[str, list[Gang]] = {}
         self.left: dict[int, dict[int, list[Task]]] = {}
         self.popped: dict[str, Amounts] = {}
-        self.units: dict[int, list[Task]] = {}
         self.queues: dict[str, Queue] = {}
         for gang in gangs:
             assert gang.queue is not None
@@ -175,18 +184,11 @@ class Order:
             for queue in gang.queue.path():
                 self.queues[queue.name] = queue
             if victims:
-                self.left[id(gang)] = {id(leaf): [t for _, t in leaf.active] for leaf in gang.root.leaves()}
+                self.left[id(gang)] = _active_of(gang)
 
     def _job_key(self, gang: Gang) -> tuple[int, int, float, str]:
-        if self.victims:
-            left = self.left[id(gang)]
-            have = sum(map(len, left.values()))
-            whole = len(tasks_to_evict(gang.root, left)) == have
-            stage = 1 if whole else 2
-            if whole and not _done(gang.root, lambda leaf: len(left[id(leaf)])):
-                stage = 0
-            return (-gang.priority, stage, gang.created, gang.uid)
-        return (-gang.priority, phase(gang), gang.created, gang.uid)
+        left = self.left[id(gang)] if self.victims else _active_of(gang)
+        return (-gang.priority, phase(gang.root, left), gang.created, gang.uid)
 
     def _best_job(self, queue: Queue) -> Gang | None:
         own = self.jobs.get(queue.name)
@@ -313,7 +315,7 @@ class Simulation:
                     score = free[node.name] / node.capacity[column]
                 elif high:
                     score = 9.0 if low == high else 9.0 * (1 - (free[node.name] - low) / (high - low))
-            if not shape.on_gpu and not node.capacity[GPU_COLUMN]:
+            if not shape.on_gpu and not node.offers[2]:
                 score += 10
             if fits(shape, node, later=False):
                 score += 1000
@@ -355,7 +357,8 @@ class Simulation:
             for column, amount in task.shape.requests:
                 largest[column] = max(largest.get(column, 0), amount)
                 total[column] = total.get(column, 0) + amount
-        parts = [task.charge[2] for task in own if task.shape.share is not None]
+        shares = [task.shape.share for task in own if task.shape.share is not None and task.shape.share.portion]
+        parts = [share.portion * share.devices for share in shares]
 
         def slots(node: Node) -> int:
             fitting = [node.later[column] // amount for column, amount in largest.items()]

@@ -84,7 +84,7 @@ class ShapeIndex:
             if shape.share is not None and policy.gpu_placement == "binpack" and devices.joins(shape.share, node):
                 sharing = -1
         else:
-            kind = 1 if node.capacity[GPU_COLUMN] else 0
+            kind = 1 if node.offers[2] else 0  # whole GPUs, MIG instances, or GPUs that claims reach
             free = node.later[CPU_COLUMN]
             if policy.cpu_placement == "binpack":
                 density = float(free)

@@ -124,7 +124,8 @@ class _Room:
         else:
             self.slots = {node.name: int(any(not node_reason(shape, node) for shape in shapes)) for node in nodes}
         self._wanted = [(column, amount) for column, amount in self.needs.items() if column != PODS_COLUMN]
-        self._shared = sum(task.charge[2] for task in tasks if task.shape.share is not None)
+        shares = (task.shape.share for task in tasks)
+        self._shared = sum(share.portion * share.devices for share in shares if share is not None)
 
     def fits(self, nodes: Sequence[Node]) -> bool:
         if self.uniform is not None:
