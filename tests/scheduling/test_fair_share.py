@@ -9,8 +9,8 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from capstan.scheduling.fair_share import Claimant, divide
 from capstan.scheduling.model import GPU
-from capstan.scheduling.queues import Claimant, divide
 
 sys.path.insert(0, str(Path(__file__).parent))
 from clusters import START, Cluster, clusters

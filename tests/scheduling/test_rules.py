@@ -15,7 +15,7 @@ from capstan.api import clock
 from capstan.api.core import Namespace, Node, Pod
 from capstan.api.scheduling import Queue, RuntimeClass
 from capstan.scheduling import Policy, World, cycle, explain
-from capstan.scheduling.queues import Claimant, divide
+from capstan.scheduling.fair_share import Claimant, divide
 from capstan.scheduling.shapes import InvalidShare, Shapes, effective_requests, gpu_share, mig_slices
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -1,4 +1,4 @@
-"""Queues: bounds read from the API, the tree, fair shares, capacity gates, order (KAI's proportion plugin)."""
+"""Queues: bounds read from the API, the tree, capacity gates, order (KAI's proportion plugin)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from capstan.api import clock, quantity
 from capstan.api.scheduling import MAX_RUNTIME, REQUEUE_DELAY, QueueResource
 from capstan.api.scheduling import Queue as ApiQueue
 from capstan.scheduling import durations
+from capstan.scheduling.fair_share import kept_back, unit_of
 from capstan.scheduling.model import (
     FIRST_PRODUCT,
     GPU,
@@ -28,15 +29,9 @@ from capstan.scheduling.model import (
     Queue,
 )
 
-UNITS = (1, 1, GPU)
-"""The unit in which left-over fair share is handed out: a millicore, a byte, a whole GPU (of a product, too)."""
 _SCALES = {"cpu": 1, "memory": 1_000_000, "gpu": GPU}
 """Queue specs count CPU in millicores, memory in 10^6 bytes, GPUs in devices."""
 DEFAULT_PRIORITY = 100
-
-
-def unit_of(resource: int) -> int:
-    return UNITS[resource] if resource < FIRST_PRODUCT else GPU
 
 
 def parse_queue(obj: ApiQueue) -> Queue:
@@ -176,173 +171,6 @@ def levelled(left: Queue, right: Queue) -> tuple[Queue, Queue]:
     return pair
 
 
-# -- fair share --------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Claimant:
-    """One queue's part in the division of one resource."""
-
-    name: str
-    priority: int
-    rank: int
-    quota: int
-    limit: int
-    weight: float
-    request: int
-    usage: float = 0.0
-    lending: int = UNLIMITED
-    fair: int = 0
-    entitled: int = 0
-
-    @property
-    def requestable(self) -> int:
-        return self.request if self.limit == UNLIMITED else min(self.request, self.limit)
-
-    @property
-    def kept(self) -> int:
-        """The part of the quota that it neither asks for nor lends."""
-        return _kept(self.quota, self.limit, self.lending, self.requestable)
-
-
-def _kept(quota: int, limit: int, lending: int, used: int) -> int:
-    if lending == UNLIMITED or quota == UNLIMITED:
-        return 0
-    usable = quota if limit == UNLIMITED else min(quota, limit)
-    return max(0, usable - lending - used)
-
-
-def divide(total: int, claimants: Sequence[Claimant], unit: int = 1, k: float = 1.0) -> None:
-    """Set every claimant's fair share of `total`: deserved first, then by priority level and weight, then remainders.
-
-    What a claimant deserves, does not ask for and does not lend is given to nobody. Differs from KAI's resource
-    division in one point: when the deserved amounts exceed the total, they are cut in proportion, so that no level
-    hands out more than it has.
-    """
-    guaranteed = sum(min(c.quota, c.requestable) for c in claimants if c.quota != UNLIMITED)
-    total = max(total - sum(c.kept for c in claimants), min(total, guaranteed))
-    deserved = [max(0, min(total if c.quota == UNLIMITED else c.quota, c.requestable)) for c in claimants]
-    for claimant, amount in zip(claimants, deserved, strict=True):
-        claimant.entitled = amount
-    if sum(deserved) > total:
-        _cut(total, claimants, deserved, unit)
-        return
-    remaining = total
-    for claimant, amount in zip(claimants, deserved, strict=True):
-        claimant.fair = amount
-        remaining -= amount
-    for level in sorted({claimant.priority for claimant in claimants}, reverse=True):
-        if remaining <= 0:
-            return
-        remaining = _divide_level(remaining, [c for c in claimants if c.priority == level], unit, k)
-
-
-def _cut(total: int, claimants: Sequence[Claimant], deserved: Sequence[int], unit: int) -> None:
-    """Whole units in proportion to what is deserved; the rest to the largest remainders, the oldest first."""
-    whole = sum(deserved)
-    rest = total
-    remainders: list[tuple[int, int, Claimant]] = []
-    for claimant, amount in zip(claimants, deserved, strict=True):
-        claimant.fair = amount * total // whole // unit * unit
-        rest -= claimant.fair
-        remainders.append((-(amount * total - claimant.fair * whole), claimant.rank, claimant))
-    for _, _, claimant in sorted(remainders, key=lambda item: item[:2]):
-        give = min(unit, rest, claimant.requestable - claimant.fair)
-        claimant.fair += give
-        rest -= give
-
-
-def _divide_level(remaining: int, claimants: list[Claimant], unit: int, k: float) -> int:
-    """Hand out the over-quota part of one priority level; returns what is left."""
-    left_over: dict[str, float] = {}
-    again = True
-    while again and remaining > 0:
-        again = False
-        hungry = [c for c in claimants if c.requestable > c.fair and c.weight > 0]
-        weights = sum(c.weight for c in hungry)
-        if weights <= 0:
-            break
-        shares = {c.name: max(0.0, c.weight / weights + k * (c.weight / weights - c.usage)) for c in hungry}
-        if not any(c.usage for c in hungry):
-            shares = {c.name: c.weight for c in hungry}
-        whole = sum(shares.values())
-        if whole <= 0:
-            break
-        amount = remaining
-        for claimant in hungry:
-            share = amount * shares[claimant.name] / whole
-            want = claimant.requestable - claimant.fair
-            if want <= share:
-                claimant.fair += want
-                remaining -= want
-                left_over.pop(claimant.name, None)
-                again = again or want < share
-            else:
-                give = int(share // unit) * unit
-                claimant.fair += give
-                remaining -= give
-                left_over[claimant.name] = share - give
-    for claimant in sorted(claimants, key=lambda c: (-left_over.get(c.name, 0.0), c.rank)):
-        if claimant.name in left_over and remaining > 0:
-            give = min(unit, remaining, claimant.requestable - claimant.fair)
-            claimant.fair += give
-            remaining -= give
-    return remaining
-
-
-def set_fair_shares(roots: Sequence[Queue], total: Amounts, usage: Mapping[str, Mapping[str, float]], k: float) -> None:
-    """Divide the cluster top-down among all queues, each resource on its own, and set `fair` and `share`.
-
-    `usage`: queue -> resource -> part of the capacity it used of late; `k`: how much that counts.
-    """
-    if roots and roots[0].pool is not None:
-        roots[0].pool.total = total
-    _divide_children(roots, total, usage, k)
-
-
-def _divide_children(
-    queues: Sequence[Queue], total: Sequence[int], usage: Mapping[str, Mapping[str, float]], k: float
-) -> None:
-    for i, amount in enumerate(total):
-        claimants = [
-            Claimant(
-                q.name,
-                q.priority,
-                q.rank,
-                q.quota[i],
-                q.limit[i],
-                q.weight[i],
-                q.requested[i],
-                usage[q.name].get(q.resources[i], 0.0) if q.name in usage else 0.0,
-                q.lending[i],
-            )
-            for q in queues
-            if not q.error
-        ]
-        divide(max(0, amount), claimants, unit_of(i), k)
-        fair = {claimant.name: claimant for claimant in claimants}
-        for q in queues:
-            own = fair.get(q.name)
-            q.fair[i] = own.fair if own is not None else 0
-            q.entitled[i] = max(own.entitled, own.fair) if own is not None else 0
-            q.share[i] = _allocatable(q, i)
-    for q in queues:
-        if q.children:
-            _divide_children(q.children, q.fair, usage, k)
-
-
-def _usage(used: Sequence[float], i: int) -> float:
-    """Past use of GPU products is not kept apart: their shares go by weight alone."""
-    return used[i] if i < len(used) else 0.0
-
-
-def _allocatable(queue: Queue, i: int) -> int:
-    quota, limit = queue.quota[i], queue.limit[i]
-    if quota == UNLIMITED:
-        return limit
-    return max(quota, queue.fair[i]) if limit == UNLIMITED else min(max(quota, queue.fair[i]), limit)
-
-
 # -- gates -------------------------------------------------------------------------------------------------------
 
 
@@ -408,7 +236,7 @@ def _not_lent(queue: Queue, pool: Pool, demand: Amounts) -> Exceeded | None:
             quota = level.quota[i]
             if demand[i] and (quota == UNLIMITED or level.allocated[i] + demand[i] > quota):
                 siblings = (q for q in level.lenders if q is not level)
-                kept[i] += sum(_kept(q.quota[i], q.limit[i], q.lending[i], q.allocated[i]) for q in siblings)
+                kept[i] += sum(kept_back(q.quota[i], q.limit[i], q.lending[i], q.allocated[i]) for q in siblings)
             if not kept[i]:
                 continue
             bound = pool.total[i] if above is None else above.limit[i]

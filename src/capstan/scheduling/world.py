@@ -50,6 +50,7 @@ from capstan.scheduling.facts import (
     role,
     shared_devices,
 )
+from capstan.scheduling.fair_share import set_fair_shares
 from capstan.scheduling.gangs import build_gang, implicit_gang
 from capstan.scheduling.handoffs import Handoffs
 from capstan.scheduling.holdings import Holdings, Key, Mark
@@ -70,7 +71,7 @@ from capstan.scheduling.model import (
 from capstan.scheduling.plan import Bind, Eviction, Plan
 from capstan.scheduling.policy import Policy
 from capstan.scheduling.pools import Membership
-from capstan.scheduling.queues import QueueStatus, link, parse_queue, resources_of, set_fair_shares, status_of
+from capstan.scheduling.queues import QueueStatus, link, parse_queue, resources_of, status_of
 from capstan.scheduling.reservations import Reservation
 from capstan.scheduling.runtimes import History, declared, max_runtime, run_key, started
 
