@@ -21,7 +21,7 @@ from test_properties import several
 
 
 def taken(world: World, objects: object, now: float = START) -> snapshot.Snapshot:
-    return snapshot.decode(snapshot.encode(snapshot.take(world, now, objects)))  # type: ignore[arg-type]
+    return snapshot.decode(snapshot.encode(snapshot.capture(world, now, objects).snapshot()))  # type: ignore[arg-type]
 
 
 @several
@@ -75,9 +75,9 @@ def test_pods_keep_no_environment_command_image_or_other_annotations():
     )
     world = World()
     world.upsert(talkative)
-    text = snapshot.unpack(snapshot.encode(snapshot.take(world, START, [talkative])))
+    text = snapshot.unpack(snapshot.encode(snapshot.capture(world, START, [talkative]).snapshot()))
     assert secret.encode() not in text
-    (kept,) = snapshot.decode(snapshot.encode(snapshot.take(world, START, [talkative]))).objects.pods
+    (kept,) = snapshot.decode(snapshot.encode(snapshot.capture(world, START, [talkative]).snapshot())).objects.pods
     assert kept.metadata.annotations == {"pod-group-name": "g", "gpu-fraction": "0.5"}
     assert kept.spec.containers[0].resources.requests == {"cpu": "1"}
 

@@ -15,7 +15,7 @@ from capstan.api.core import Node, Pod
 from capstan.api.resource import DeviceClass, ResourceSlice
 from capstan.api.scheduling import PodGroup, Queue
 from capstan.scheduling import InvalidSnapshot, Policy, World
-from capstan.scheduling.snapshot import encode, take
+from capstan.scheduling.snapshot import capture, encode
 from capstan.simulate import Replay, kai_snapshot, read
 
 NOW = 1_750_000_000.0
@@ -73,7 +73,7 @@ def snapshot_of(objects: list[Any], inventory: Inventory | None = None) -> bytes
     world = World(inventory)
     for obj in objects:
         world.upsert(obj)
-    return encode(take(world, NOW, objects))
+    return encode(capture(world, NOW, objects).snapshot())
 
 
 def test_what_is_evicted_makes_room_and_comes_back_to_wait():

@@ -19,7 +19,7 @@ from capstan.cli.connection import asynchronous, cluster_options, connect, outpu
 from capstan.cli.output import escape, hanging, machine, show, table
 from capstan.controllers.scheduler import OBSERVED
 from capstan.scheduling.model import GPU
-from capstan.scheduling.snapshot import LARGEST_FILE, encode, policy_document, policy_from, restore, take
+from capstan.scheduling.snapshot import LARGEST_FILE, capture, encode, policy_document, policy_from, restore
 from capstan.simulate import Replay, read
 
 PAGE = "/snapshot"
@@ -119,7 +119,7 @@ async def _collect(client: kube.Client) -> bytes:
         except kube.NotFound:
             click.echo(f"the cluster has no {resource.group_resource}", err=True)
     world = scheduling.World(Inventory())
-    return encode(take(world, time.time(), objects))
+    return encode(capture(world, time.time(), objects).snapshot())
 
 
 def _write(target: Path, data: bytes) -> None:

@@ -44,6 +44,8 @@ class PodGroupStatus:
             self._written.pop(key, None)
         changed = [key for key, standing in standings.items() if self._seen.get(key) != standing]
         for key in changed[:_AT_ONCE]:
+            if self._world.binds:
+                return
             if await self._write(key):
                 self._seen[key] = standings[key]
 

@@ -25,7 +25,7 @@ from capstan.controllers.pool_problems import PoolProblems
 from capstan.controllers.timed_transport import TimedTransport
 from capstan.controllers.verdicts import VerdictWriter
 from capstan.controllers.wall_clock import WallClock
-from capstan.scheduling.snapshot import encode, take
+from capstan.scheduling.snapshot import capture, encode
 from capstan.scheduling.volumes import SELECTED_NODE
 
 log = logging.getLogger(__name__)
@@ -140,8 +140,8 @@ class Scheduler:
     async def snapshot(self, accept: str = "") -> tuple[bytes, str]:
         """All that the next cycle would be decided from, and its content type; the file is packed beside the loop."""
         objects = [obj for cache in self._caches for obj in cache.objects.values()]
-        taken = take(self.world, self._wall.now(), objects)
-        return await asyncio.to_thread(encode, taken), "application/gzip"
+        moment = capture(self.world, self._wall.now(), objects)
+        return await asyncio.to_thread(lambda: encode(moment.snapshot())), "application/gzip"
 
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:

@@ -44,6 +44,8 @@ class Session:
     def __init__(self, world: World, policy: Policy, now: float, lap: Lap = untimed) -> None:
         self.world, self.policy, self.now = world, policy, now
         self.measures = Measures()
+        self._details: dict[object, dict[str, object]] = {}
+        """By queue, gang and amounts: a long backlog is refused for the same numbers."""
         self._lap = lap
         self.placer = Placer.of(world, policy)
         self.placer.said.clear()
@@ -111,7 +113,12 @@ class Session:
         bound = exceeded(gang, demand)
         if bound is None:
             return None
-        return Refusal(_REASONS[bound.kind], verdicts.over_bound(bound), verdicts.bound_details(bound, gang, demand))
+        queue = bound.queue
+        alike = (queue.name, gang.preemptible, demand, tuple(queue.allocated), tuple(queue.requested))
+        details = self._details.get(alike)
+        if details is None:
+            details = self._details[alike] = verdicts.bound_details(bound, gang, demand)
+        return Refusal(_REASONS[bound.kind], verdicts.over_bound(bound), details)
 
     def place(self, gang: Gang, unit: Sequence[Task], *, later: bool) -> bool:
         """Place all tasks of a unit or none, without delaying a reservation of others.

@@ -98,6 +98,9 @@ KINDS: dict[type[Any], str] = {
 }
 
 
+_Stamps = Mapping[tuple[str, str], tuple[float | None, float | None]]
+
+
 class Promised(Struct):
     """Nodes that were cleared for a gang: uid of a pod -> node."""
 
@@ -131,12 +134,25 @@ class Snapshot(Struct):
     objects: Objects = msgspec.field(default_factory=Objects)
 
 
-def take(world: World, now: float, objects: Iterable[Object]) -> Snapshot:
-    """A snapshot of a World and of the objects that it was fed with."""
-    found = Objects()
-    for obj in objects:
-        getattr(found, KINDS[type(obj)]).append(_bare(obj, world))
-    return Snapshot(
+@dataclasses.dataclass(frozen=True, slots=True)
+class Moment:
+    """What has to be read at one moment. `snapshot` makes the rest of it, at leisure: objects never change."""
+
+    rest: Snapshot
+    objects: tuple[Object, ...]
+    stamps: _Stamps
+    """Gang -> when it last started and since when it is stale, as the engine knows it and may not have written yet."""
+
+    def snapshot(self) -> Snapshot:
+        found = Objects()
+        for obj in self.objects:
+            getattr(found, KINDS[type(obj)]).append(_bare(obj, self.stamps))
+        return msgspec.structs.replace(self.rest, objects=found)
+
+
+def capture(world: World, now: float, objects: Iterable[Object]) -> Moment:
+    """A World at this moment, and the objects that it was fed with."""
+    rest = Snapshot(
         taken=clock.render(now),
         now=now,
         policy=policy_document(world.policy),
@@ -145,8 +161,9 @@ def take(world: World, now: float, objects: Iterable[Object]) -> Snapshot:
         evictions=list(world.evictions.values()),
         promised=[Promised(namespace=ns, group=name, nodes=dict(at)) for (ns, name), at in world.standing.items()],
         moved=[Moved(namespace=ns, group=name, nodes=list(at)) for (ns, name), at in world.destinations.items()],
-        objects=found,
     )
+    stamps = {key: (gang.last_start, gang.stale_since) for key, gang in world.gangs.items()}
+    return Moment(rest, tuple(objects), stamps)
 
 
 def restore(snapshot: Snapshot, policy: Policy | None = None) -> World:
@@ -164,12 +181,12 @@ def restore(snapshot: Snapshot, policy: Policy | None = None) -> World:
 # -- what is kept ------------------------------------------------------------------------------------------------------
 
 
-def _bare(obj: Object, world: World) -> Object:
+def _bare(obj: Object, stamps: _Stamps) -> Object:
     match obj:
         case Pod():
             return _bare_pod(obj)
         case PodGroup():
-            return _stamped(obj, world)
+            return _stamped(obj, stamps)
         case _:
             meta = msgspec.structs.replace(obj.metadata, annotations=_read(obj.metadata.annotations))
             return msgspec.structs.replace(obj, metadata=meta)
@@ -216,12 +233,11 @@ def _bare_container(container: Container) -> Container:
     )
 
 
-def _stamped(group: PodGroup, world: World) -> PodGroup:
-    """With what the engine knows of the gang and may not have written yet."""
+def _stamped(group: PodGroup, stamps: _Stamps) -> PodGroup:
     notes = _read(group.metadata.annotations)
-    gang = world.gangs.get(group.key)
-    if gang is not None:
-        for name, moment in ((LAST_START, gang.last_start), (STALE_SINCE, gang.stale_since)):
+    known = stamps.get(group.key)
+    if known is not None:
+        for name, moment in zip((LAST_START, STALE_SINCE), known, strict=True):
             notes.pop(name, None)
             if moment is not None:
                 notes[name] = clock.render(moment)
