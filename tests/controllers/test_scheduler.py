@@ -5,8 +5,9 @@ import asyncio
 import pytest
 
 from capstan import kube
-from capstan.api import resources
+from capstan.api import clock, resources
 from capstan.controllers.scheduler import OBSERVED, Scheduler
+from capstan.controllers.wall_clock import WallClock
 from capstan.scheduling import snapshot
 
 pytestmark = pytest.mark.anyio
@@ -201,6 +202,46 @@ async def test_a_started_gang_is_stamped_for_the_next_scheduler(house, scheduler
         return group.metadata.annotations.get("kai.scheduler/last-start-timestamp")
 
     await house.until(stamped, "the PodGroup says when it started")
+
+
+async def test_a_gang_that_runs_too_long_is_evicted_and_stamped_but_not_because_the_clock_was_set(house, monkeypatch):
+    monkeypatch.setattr("capstan.controllers.scheduler.STAMP_SECONDS", 0.05)
+    wall, steady = [1_750_000_000.0], [0.0]
+    client = await house.grant("scheduler", Scheduler.RULES)
+    scheduler = Scheduler(client, wall=WallClock(lambda: wall[0], lambda: steady[0]), period=0.05)
+    house.start(scheduler)
+    notes = {"kai.scheduler/max-runtime": "1h", "kai.scheduler/requeue-delay": "10m"}
+    await house.client.patch(resources.QUEUES, "default-queue", patch={"metadata": {"annotations": notes}})
+    await house.node("n1")
+    await house.lone("p")
+    await house.until(lambda: house.bound("p"), "p is bound")
+    running = {"status": {"phase": "Running"}}
+    await house.client.patch(resources.PODS, "p", "default", patch=running, subresource="status")
+
+    async def terminating():
+        return (await house.client.get(resources.PODS, "p", "default")).metadata.deletion_timestamp
+
+    async def go_by():
+        seen = scheduler.cycles
+
+        async def went_by():
+            return scheduler.cycles > seen + 3
+
+        await house.until(went_by, "some cycles went by")
+
+    await go_by()
+    wall[0] += 86_400
+    await go_by()
+    assert await terminating() is None
+    wall[0] += 3601
+    steady[0] += 3601
+    await house.until(terminating, "its max runtime is over")
+
+    async def stamped():
+        group = await house.client.get(resources.POD_GROUPS, "pg-p", "default")
+        return group.metadata.annotations.get("kai.scheduler/requeue-not-before")
+
+    assert await house.until(stamped, "the PodGroup says until when it waits") == clock.render(wall[0] + 600)
 
 
 class Breaking:

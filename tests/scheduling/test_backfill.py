@@ -17,6 +17,7 @@ from capstan.scheduling.model import GPU_COLUMN, HOLDS_LATER, Status
 
 sys.path.insert(0, str(Path(__file__).parent))
 from clusters import START, gang, node, pod, queue, world
+from test_claims import confirm, platform
 
 POLICY = Policy()
 EXPECTED = "kai.scheduler/expected-runtime"
@@ -223,6 +224,24 @@ def test_learned_run_times_count_if_the_policy_says_so() -> None:
     assert "reserved" not in told(cycle(made, POLICY, START), "big")
     plan = cycle(made, Policy(learn_runtimes=True), START)
     assert f"from {clock.render(START + 600)}" in told(plan, "big")
+
+
+def test_devices_of_resource_slices_are_reserved_like_those_of_device_plugins() -> None:
+    made = platform(gpus=4, nodes=2)
+    for i in range(2):
+        waits(made, f"now{i}", 1, 3, seconds=600, rank=i)
+    for bind in cycle(made, POLICY, START).binds:
+        confirm(made, bind.uid, bind.node)
+    waits(made, "big", 2, 4, rank=5)
+    waits(made, "short", 1, 1, seconds=300, rank=6)
+    waits(made, "long", 1, 1, rank=7)
+    plan = cycle(made, POLICY, START + 60)
+    assert bound(plan) == ["short-0"]
+    assert f"reserved 8 GPUs on 2 nodes from {clock.render(START + 600)}" in told(plan, "big")
+    assert "would delay the reservation of default/big" in told(plan, "long")
+    for name in ("now0", "now1", "short"):
+        made.delete("Pod", "default", f"{name}-0")
+    assert bound(cycle(made, POLICY, START + 600)) == ["big-0", "big-1"]
 
 
 # -- what holds for every cluster
