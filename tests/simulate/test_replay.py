@@ -176,7 +176,7 @@ def kai_document() -> dict[str, Any]:
             "configMaps": [{"metadata": {"name": "c"}, "data": {"a": "b"}}],
             "persistentVolumeClaims": [],
             "csiStorageCapacities": [],
-            "storageClasses": [],
+            "storageClasses": [{"metadata": {"name": "fast"}, "provisioner": "example.com/disk"}],
             "csiDrivers": [],
             "resourceClaims": None,
             "resourceSlices": None,
@@ -200,6 +200,7 @@ def test_a_snapshot_of_kai_is_decided_as_kai_would():
         actions=("allocate", "consolidate", "reclaim", "preempt", "evict-stale"),
     )
     assert snapshot.taken == CREATED
+    assert [each.metadata.name for each in snapshot.objects.storage_classes] == ["fast"]
     plan = player.step()
     assert [(eviction.pod, eviction.for_group) for eviction in plan.evictions] == [("low", "default/high")]
     assert player.world.task_of("default", "next").node.name == "m"

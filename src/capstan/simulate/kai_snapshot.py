@@ -1,7 +1,7 @@
 """Snapshots of KAI Scheduler (`GET /get-snapshot` of its snapshot plugin): a zip file with one `snapshot.json`.
 
 What KAI was told is read where it means something here: the objects that scheduling reads, the scheduler's name and
-node pool, and settings of its actions and plugins. Storage classes, CSI objects, ConfigMaps and discovery are not.
+node pool, and settings of its actions and plugins. CSI objects, ConfigMaps and discovery are not.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from capstan.api.base import Struct
 from capstan.api.core import Node, PersistentVolumeClaim, Pod
 from capstan.api.resource import DeviceClass, ResourceClaim, ResourceSlice
 from capstan.api.scheduling import BindRequest, PodGroup, PriorityClass, Queue, Topology
+from capstan.api.storage import StorageClass
 from capstan.scheduling import Policy, durations
 from capstan.scheduling.snapshot import (
     LARGEST_FILE,
@@ -48,6 +49,7 @@ class _Raw(Struct):
     bind_requests: list[BindRequest] | None = None
     priority_classes: list[PriorityClass] | None = None
     persistent_volume_claims: list[PersistentVolumeClaim] | None = None
+    storage_classes: list[StorageClass] | None = None
     resource_claims: list[Any] | None = None
     resource_slices: list[Any] | None = None
     device_classes: list[DeviceClass] | None = None
@@ -141,6 +143,7 @@ def _objects(raw: _Raw) -> Objects:
         resource_slices=_read("resourceSlices", [_slice(each) for each in raw.resource_slices or []], ResourceSlice),
         resource_claims=_read("resourceClaims", [_claim(each) for each in raw.resource_claims or []], ResourceClaim),
         persistent_volume_claims=raw.persistent_volume_claims or [],
+        storage_classes=raw.storage_classes or [],
         pod_groups=raw.pod_groups or [],
         bind_requests=raw.bind_requests or [],
         pods=raw.pods or [],
