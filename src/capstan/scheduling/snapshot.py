@@ -217,6 +217,8 @@ def _bare_pod(pod: Pod) -> Pod:
         ),
         status=PodStatus(
             phase=status.phase,
+            start_time=status.start_time,
+            conditions=[condition for condition in status.conditions if condition.type == "Ready"],
             nominated_node_name=status.nominated_node_name,
             resource_claim_statuses=status.resource_claim_statuses,
             extended_resource_claim_status=status.extended_resource_claim_status,
