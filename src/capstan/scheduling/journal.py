@@ -40,7 +40,7 @@ class Ledger:
         self.touched: list[Node] = []
         """Nodes in the order of their changes; placement indexes read on from where they stopped."""
         self.changed: dict[Gang, None] = {}
-        """Gangs whose active pods changed since somebody last looked."""
+        """Gangs that may have come to run below their minimum, or back to it, since somebody last looked."""
         self.nothing = NOTHING
         """The amounts that are 0 everywhere."""
         self.foreign: list[int] = list(NOTHING)
@@ -202,9 +202,8 @@ class Ledger:
             gang.pending += 1
             if gang.pending == 1 and queue is not None:
                 insort(queue.pending, (gang.order, gang), key=_first)
-        if was != is_:
-            self.changed[gang] = None
         if was and not is_:
+            self.changed[gang] = None
             del group.active[bisect_left(group.active, task.order, key=_first)]
             gang.active -= 1
             if not gang.active and queue is not None:
@@ -214,6 +213,9 @@ class Ledger:
             gang.active += 1
             if gang.active == 1 and queue is not None:
                 insort(queue.active, (gang.order, gang), key=_first)
+            root = gang.root
+            if root.children or gang.active < root.minimum or gang.stale_since is not None:
+                self.changed[gang] = None
         if before == Status.GATED:
             group.gated -= 1
         elif after == Status.GATED:

@@ -94,18 +94,20 @@ class _Tree:
 
     def __init__(self, nodes: Sequence[Node], labels: Sequence[str], room: _Room) -> None:
         self.labels, self.room = labels, room
-        self._levels: list[list[tuple[tuple[str, ...], list[Node]]]] = [[((), list(nodes))]]
+        self._levels = [[list(nodes)]]
 
     def level(self, level: int) -> list[list[Node]]:
         while len(self._levels) <= level + 1:
-            below: list[tuple[tuple[str, ...], list[Node]]] = []
-            for _, members in self._levels[-1]:
-                found: dict[tuple[str, ...], list[Node]] = {}
+            below: list[list[Node]] = []
+            label = self.labels[len(self._levels) - 1]
+            for members in self._levels[-1]:
+                found: dict[str, list[Node]] = {}
                 for node in members:
-                    found.setdefault(_domain(node, self.labels, len(self._levels) - 1), []).append(node)
-                below += sorted(found.items(), key=lambda item: (-self.room.tightness(item[1]), item[0]))
+                    found.setdefault(node.labels[label], []).append(node)
+                ordered = sorted(found.items(), key=lambda item: (-self.room.tightness(item[1]), item[0]))
+                below += [inside for _, inside in ordered]
             self._levels.append(below)
-        return [members for _, members in self._levels[level + 1]]
+        return self._levels[level + 1]
 
 
 class _Room:
