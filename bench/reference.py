@@ -7,7 +7,9 @@ probe of victims is simulated from scratch. Sources: the rules of KAI Scheduler 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cmp_to_key
 
 from capstan.scheduling import devices
@@ -806,3 +808,15 @@ STEPS: dict[str, Callable[[Session], None]] = {
     "reclaim": reclaim,
     "preempt": preempt,
 }
+
+
+@contextmanager
+def deciding() -> Iterator[None]:
+    """`cycle` decides by the naive scheduler."""
+    steps = importlib.import_module("capstan.scheduling.cycle")._STEPS
+    before = dict(steps)
+    steps.update(STEPS)
+    try:
+        yield
+    finally:
+        steps.update(before)

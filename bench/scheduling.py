@@ -1,12 +1,15 @@
 """How fast the engine decides, next to a naive scheduler that looks at every node for every pod.
 
 Run with `python -m bench.scheduling [NAME...]`. Prints medians over several runs on fresh worlds; building the world is
-not part of the time unless the line says so. Ratios are to the naive reference on the same input where one exists.
+not part of the time unless the line says so. The ratio is that of the naive scheduler (bench/reference.py) to the
+engine on the same cluster, a `PART`th of the full size, because at full size the naive one takes minutes to hours; it
+grows with the size.
 """
 
 from __future__ import annotations
 
 import gc
+import os
 import statistics
 import sys
 import time
@@ -15,6 +18,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from bench import reference
+from bench.measure import resident_mb
 from capstan.api import clock
 from capstan.api.core import Node, Pod
 from capstan.api.scheduling import PodGroup, Queue, Topology
@@ -23,6 +28,7 @@ from capstan.scheduling import Plan, Policy, World, cycle
 NOW = 1_750_000_000.0
 ALLOCATE = Policy(actions=("allocate",))
 RECLAIM = Policy(actions=("allocate", "reclaim"))
+PART = 20
 
 
 def node(name: str, labels: dict[str, str], gpus: int = 8) -> Node:
@@ -123,7 +129,6 @@ def full(nodes: int, victim_quota: float, claimant_quota: float) -> World:
 class Result:
     seconds: float
     what: str
-    naive: float | None = None
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -136,40 +141,18 @@ def timed(run: Callable[[], object]) -> float:
     return elapsed
 
 
-def naive(nodes: int, pods: int, gpus: int) -> float:
-    """Every pod looks at every node: filter, score, take the best."""
-    free = [[f"node-{i:05d}", 192_000, 2 << 40, 110, 8] for i in range(nodes)]
-
-    def run() -> None:
-        for _ in range(pods):
-            best = None
-            for entry in free:
-                if entry[1] >= 1000 and entry[2] >= 1 << 30 and entry[3] >= 1 and entry[4] >= gpus:  # type: ignore[operator]
-                    score = (entry[4], entry[0])
-                    if best is None or score < best[0]:
-                        best = (score, entry)
-            if best is None:
-                continue
-            chosen = best[1]
-            chosen[1] -= 1000  # type: ignore[operator]
-            chosen[2] -= 1 << 30  # type: ignore[operator]
-            chosen[3] -= 1  # type: ignore[operator]
-            chosen[4] -= gpus  # type: ignore[operator]
-
-    return timed(run)
-
-
-def fill() -> Result:
-    world = cluster(500, [queue("top"), queue("a", "top", rank=1)])
-    jobs(world, 4000, "a")
+def fill(part: int = 1) -> Result:
+    world = cluster(500 // part, [queue("top"), queue("a", "top", rank=1)])
+    jobs(world, 4000 // part, "a")
     plans: list[Plan] = []
     seconds = timed(lambda: plans.append(cycle(world, ALLOCATE, NOW)))
-    assert len(plans[0].binds) == 4000
-    return Result(seconds, "fill 500 x 8 GPUs with 4,000 one-GPU jobs", naive(500, 4000, 1))
+    assert len(plans[0].binds) == 4000 // part
+    return Result(seconds, "fill 500 x 8 GPUs with 4,000 one-GPU jobs")
 
 
-def big_gang() -> Result:
-    world = cluster(512, [queue("top"), queue("a", "top", rank=1)], zone=128, block=16, rack=2)
+def big_gang(part: int = 1) -> Result:
+    size = 512 // part
+    world = cluster(size, [queue("top"), queue("a", "top", rank=1)], zone=128, block=16, rack=2)
     world.upsert(
         msgspec.convert(
             {
@@ -181,17 +164,17 @@ def big_gang() -> Result:
             Topology,
         )
     )
-    world.upsert(gang("big", "a", 512, topology="t", preferredTopologyLevel="rack"))
-    for i in range(512):
+    world.upsert(gang("big", "a", size, topology="t", preferredTopologyLevel="rack"))
+    for i in range(size):
         world.upsert(pod(f"big-{i:03d}", "big", 8))
     plans: list[Plan] = []
     seconds = timed(lambda: plans.append(cycle(world, ALLOCATE, NOW)))
-    assert len(plans[0].binds) == 512
-    return Result(seconds, "one 512-pod x 8-GPU gang, 4-level topology", naive(512, 512, 8))
+    assert len(plans[0].binds) == size
+    return Result(seconds, "one 512-pod x 8-GPU gang, 4-level topology")
 
 
-def cannot_fit() -> Result:
-    world = full(500, 3921, 79)
+def cannot_fit(part: int = 1) -> Result:
+    world = full(500 // part, 4000 // part - 79, 79)
     jobs(world, 1, "a", pods=10, gpus=8, start=9000)
     plans: list[Plan] = []
     seconds = timed(lambda: plans.append(cycle(world, Policy(), NOW)))
@@ -199,8 +182,8 @@ def cannot_fit() -> Result:
     return Result(seconds, f"cannot fit: {plans[0].verdicts[0].message[:70]}")
 
 
-def cannot_fit_by_one() -> Result:
-    world = full(500, 3921, 80)
+def cannot_fit_by_one(part: int = 1) -> Result:
+    world = full(500 // part, 4000 // part - 79, 80)
     jobs(world, 1, "a", pods=10, gpus=8, start=9000)
     plans: list[Plan] = []
     seconds = timed(lambda: plans.append(cycle(world, RECLAIM, NOW)))
@@ -208,8 +191,8 @@ def cannot_fit_by_one() -> Result:
     return Result(seconds, f"cannot fit: {plans[0].verdicts[0].message[:90]}")
 
 
-def reclaim_one() -> Result:
-    world = full(500, 0, 1)
+def reclaim_one(part: int = 1) -> Result:
+    world = full(500 // part, 0, 1)
     jobs(world, 1, "a", start=9000)
     plans: list[Plan] = []
     seconds = timed(lambda: plans.append(cycle(world, Policy(), NOW)))
@@ -217,18 +200,18 @@ def reclaim_one() -> Result:
     return Result(seconds, "reclaim for one 1-GPU job, 4,000 running")
 
 
-def reclaim_wide() -> Result:
-    world = full(500, 0, 2000)
-    jobs(world, 1, "a", pods=250, gpus=8, start=9000)
+def reclaim_wide(part: int = 1) -> Result:
+    world = full(500 // part, 0, 2000 // part)
+    jobs(world, 1, "a", pods=250 // part, gpus=8, start=9000)
     plans: list[Plan] = []
     seconds = timed(lambda: plans.append(cycle(world, RECLAIM, NOW)))
-    assert len(plans[0].evictions) == 2000
+    assert len(plans[0].evictions) == 250 // part * 8
     return Result(seconds, "reclaim for 250 pods x 8 GPUs, 2,000 victims")
 
 
-def reclaim_all() -> Result:
-    world = full(500, 0, 4000)
-    jobs(world, 4000, "a", start=9000)
+def reclaim_all(part: int = 1) -> Result:
+    world = full(500 // part, 0, 4000 // part)
+    jobs(world, 4000 // part, "a", start=9000)
 
     def run() -> None:
         for number in range(100):
@@ -239,19 +222,19 @@ def reclaim_all() -> Result:
 
     seconds = timed(run)
     taken = sum(task.node is not None and task.uid >= "p-job-009000" for task in world.tasks.values())
-    assert taken == 4000, taken
+    assert taken == 4000 // part, taken
     return Result(seconds, "reclaim 4,000 one-GPU jobs, one cycle after another (with confirmations)")
 
 
-def consolidate() -> Result:
+def consolidate(part: int = 1) -> Result:
     """Every node holds 4 of 8 GPUs in one-GPU jobs; 41 gangs of 10 pods x 8 GPUs want whole nodes."""
-    world = cluster(1000, [queue("top"), queue("a", "top", rank=1)])
-    for i in range(1000):
+    world = cluster(1000 // part, [queue("top"), queue("a", "top", rank=1)])
+    for i in range(1000 // part):
         for j in range(4):
             number = i * 4 + j
             world.upsert(gang(f"job-{number:06d}", "a", 1, rank=number))
             world.upsert(pod(f"job-{number:06d}-0", f"job-{number:06d}", 1, on=f"node-{i:05d}", rank=number))
-    jobs(world, 41, "a", pods=10, gpus=8, start=9000)
+    jobs(world, 41 // part, "a", pods=10, gpus=8, start=9000)
     plans: list[Plan] = []
     policy = Policy(actions=("allocate", "consolidate"), max_consolidation_victims=-1)
     seconds = timed(lambda: plans.append(cycle(world, policy, NOW)))
@@ -318,20 +301,31 @@ def steady() -> Result:
             assert len(plan.binds) == 25
 
         times.append(timed(run))
-    return Result(statistics.median(times), "steady state: 4,000 nodes, 140,000 pods, 100 changes, upserts and cycle")
+    text = "steady state: 4,000 nodes, 140,000 pods, 100 changes, upserts and cycle"
+    return Result(statistics.median(times), f"{text}; {resident_mb(os.getpid()):.0f} MB resident")
 
 
 def growth() -> Result:
-    """Nanoseconds per pod when nodes and work grow together."""
+    """Microseconds per pod, and the memory of the process so far, when nodes and work grow together."""
     parts = []
     for nodes in (1000, 2000, 4000, 8000):
         world = cluster(nodes, [queue("top"), queue("a", "top", rank=1)])
         jobs(world, nodes, "a")
         seconds = timed(lambda world=world: cycle(world, ALLOCATE, NOW))  # type: ignore[misc]
-        parts.append(f"{nodes // 1000}k {seconds / nodes * 1e6:.1f} us/pod")
+        parts.append(f"{nodes // 1000}k {seconds / nodes * 1e6:.1f} us/pod, {resident_mb(os.getpid()):.0f} MB")
     return Result(seconds, "growth, one 1-GPU job per node: " + ", ".join(parts))
 
 
+COMPARED: dict[str, Callable[[int], Result]] = {
+    "fill": fill,
+    "gang": big_gang,
+    "cannot-fit": cannot_fit,
+    "cannot-fit-by-one": cannot_fit_by_one,
+    "reclaim-one": reclaim_one,
+    "reclaim-wide": reclaim_wide,
+    "reclaim-all": reclaim_all,
+    "consolidate": consolidate,
+}
 BENCHES: dict[str, tuple[Callable[[], Result], int]] = {
     "fill": (fill, 5),
     "gang": (big_gang, 5),
@@ -340,11 +334,19 @@ BENCHES: dict[str, tuple[Callable[[], Result], int]] = {
     "reclaim-one": (reclaim_one, 5),
     "reclaim-wide": (reclaim_wide, 5),
     "reclaim-all": (reclaim_all, 1),
-    "consolidate": (consolidate, 3),
+    "consolidate": (consolidate, 5),
     "backfill": (backfill, 5),
     "steady": (steady, 1),
     "growth": (growth, 1),
 }
+
+
+def compared(bench: Callable[[int], Result]) -> str:
+    """The naive scheduler's time over the engine's, on the same small cluster."""
+    engine = statistics.median(bench(PART).seconds for _ in range(3))
+    with reference.deciding():
+        naive = bench(PART).seconds
+    return f", {naive / engine:7.1f} x faster than naive at 1/{PART} of the size"
 
 
 def main(names: Sequence[str]) -> None:
@@ -354,8 +356,7 @@ def main(names: Sequence[str]) -> None:
             continue
         results = [bench() for _ in range(runs)]
         median = statistics.median(result.seconds for result in results)
-        reference = [result.naive for result in results if result.naive is not None]
-        ratio = f", {statistics.median(reference) / median:5.1f} x faster than naive" if reference else ""
+        ratio = compared(COMPARED[name]) if name in COMPARED else ""
         print(f"{name:18} {median * 1e3:10.2f} ms{ratio}  {results[0].what}", flush=True)
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from bench import reference
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from clusters import START, world
 from mixed import MixedCluster, mixed_clusters
 from test_properties import check_evictions, check_gangs, check_nothing_is_overcommitted, check_queues
-from test_scenarios import naive
 
 EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "12"))
 """`make properties` runs thousands."""
@@ -118,7 +118,7 @@ def test_what_starts_is_what_the_naive_scheduler_starts(cluster: MixedCluster, p
     """Pod for pod, node for node: indexes, shapes and counting bounds change how a start is found, not which."""
     assume(not unlike_under_a_topology(cluster))  # a difference on purpose: scenarios/differences.yaml
     policy = Policy(actions=("allocate",), gpu_placement=placement, cpu_placement=placement)  # type: ignore[arg-type]
-    with naive():
+    with reference.deciding():
         expected = cycle(cluster.build(), policy, START)
     plan = cycle(cluster.build(), policy, START)
     assert [(b.pod, b.node, b.gpu_groups) for b in plan.binds] == [

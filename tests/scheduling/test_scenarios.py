@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,6 @@ import pytest
 import yaml
 from bench import reference
 
-from capstan.scheduling.session import Session
 from capstan.simulate import Scenario, load, run
 from capstan.simulate.scenario import Expect
 
@@ -47,18 +43,6 @@ def differences() -> list[dict[str, Any]]:
     return list(yaml.safe_load_all(DIFFERENCES.read_text(encoding="utf-8")))
 
 
-@contextmanager
-def naive(steps: Mapping[str, Callable[[Session], None]] = reference.STEPS) -> Iterator[None]:
-    """Decide by the naive scheduler."""
-    module = importlib.import_module("capstan.scheduling.cycle")
-    before = dict(module._STEPS)
-    module._STEPS.update(steps)
-    try:
-        yield
-    finally:
-        module._STEPS.update(before)
-
-
 @pytest.mark.skipif(not CASES.is_dir(), reason="the scenario files are not next to this checkout")
 def test_every_listed_scenario_passes() -> None:
     known = scenarios()
@@ -70,7 +54,7 @@ def test_every_listed_scenario_passes() -> None:
 def test_the_naive_scheduler_passes_them_too() -> None:
     """What is compared with it below is then compared with KAI's rules."""
     known = {name: scenario for name, scenario in scenarios().items() if not scenario.dra and "many" not in name}
-    with naive():
+    with reference.deciding():
         failed = {name: found for name, scenario in known.items() if (found := run(scenario))}
     assert not failed
 
@@ -81,7 +65,7 @@ def test_own_scenarios(name: str) -> None:
     assert not run(scenario)
     if name.partition(":")[0] in BEYOND_KAI:
         return
-    with naive():
+    with reference.deciding():
         assert not run(scenario)
 
 
@@ -91,6 +75,6 @@ def test_what_differs_from_kai_differs_as_described(number: int) -> None:
     assert entry["fault"]
     scenario = msgspec.convert(entry["scenario"], Scenario)
     assert not run(scenario)
-    with naive():
+    with reference.deciding():
         assert run(scenario), "no difference any more: take it from the list"
         assert not run(msgspec.structs.replace(scenario, expect=msgspec.convert(entry["kai"], Expect)))
