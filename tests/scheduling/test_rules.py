@@ -13,7 +13,7 @@ import pytest
 
 from capstan.api import clock
 from capstan.api.core import Namespace, Node, Pod
-from capstan.api.scheduling import Queue, RuntimeClass
+from capstan.api.scheduling import Queue, RuntimeClass, Topology
 from capstan.scheduling import Policy, World, cycle, explain
 from capstan.scheduling.fair_share import Claimant, divide
 from capstan.scheduling.shapes import InvalidShare, Shapes, effective_requests, gpu_share, mig_slices
@@ -432,3 +432,71 @@ def test_explain_tells_the_tree_and_every_node() -> None:
     assert told.nodes == {"n0": "has fewer GPUs (nvidia.com/gpu) than one pod asks for"}
     assert told.verdict == plan.verdicts[0]
     assert explain(made, "default", "nobody") is None
+
+
+@pytest.mark.parametrize(
+    ("constraint", "words"),
+    [
+        ({"topology": "nowhere", "requiredTopologyLevel": "rack"}, "topology nowhere does not exist"),
+        ({"topology": "t", "requiredTopologyLevel": "shelf"}, "no level shelf"),
+        (
+            {"topology": "t", "requiredTopologyLevel": "rack", "preferredTopologyLevel": "zone"},
+            "lies above the required level",
+        ),
+    ],
+)
+def test_a_contradictory_topology_stops_only_its_own_gang(constraint: dict[str, str], words: str) -> None:
+    levels = {"levels": [{"nodeLabel": "zone"}, {"nodeLabel": "rack"}]}
+    made = world(
+        node("n0", labels={"zone": "z", "rack": "r"}),
+        queue("top"),
+        queue("q", "top"),
+        gang("wrong", "q", topologyConstraint=constraint),
+        gang("right", "q", rank=1),
+        pod("w", "wrong"),
+        pod("r", "right"),
+    )
+    made.upsert(msgspec.convert({"metadata": {"name": "t"}, "spec": levels}, Topology))
+    plan = cycle(made, POLICY, START)
+    assert [bind.pod for bind in plan.binds] == ["r"]
+    assert (plan.verdicts[0].reason, words in plan.verdicts[0].message) == ("InvalidTopology", True)
+
+
+def test_a_gang_that_names_an_unknown_queue_says_so_and_starts_when_the_queue_comes() -> None:
+    made = world(node("n0"), queue("top"), gang("g", "late"), pod("p", "g"))
+    assert verdict(made) == ("QueueDoesNotExist", "queue late does not exist")
+    made.upsert(queue("late", "top"))
+    assert places(made) == {"p": "n0"}
+
+
+def test_a_parent_that_vanishes_stops_what_is_below_it_until_it_returns() -> None:
+    made = world(node("n0"), queue("top"), queue("q", "top"), gang("g", "q"), pod("p", "g"))
+    made.delete("Queue", "", "top")
+    assert "its parent queue top does not exist" in verdict(made)[1]
+    made.upsert(queue("top"))
+    assert places(made) == {"p": "n0"}
+
+
+def test_a_node_that_disappears_between_decision_and_binding_gives_the_pod_another() -> None:
+    made = world(node("n0"), node("n1"), queue("top"), queue("q", "top"), gang("g", "q"), pod("p", "g", gpus=1))
+    [bind] = cycle(made, POLICY, START).binds
+    made.delete("Node", "", bind.node)
+    made.forget(bind.uid)  # what the controller does when the binding is refused
+    [again] = cycle(made, POLICY, START + 1).binds
+    assert {bind.node, again.node} == {"n0", "n1"}
+
+
+def test_a_pod_belongs_to_the_group_that_it_names_now_and_to_no_other() -> None:
+    made = world(
+        node("n0"),
+        queue("top"),
+        queue("q", "top"),
+        gang("one", "q", minimum=2),
+        gang("two", "q"),
+        pod("a", "one"),
+        pod("b", "one"),
+    )
+    made.upsert(pod("b", "two"))
+    plan = cycle(made, POLICY, START)
+    assert [(bind.pod, bind.group) for bind in plan.binds] == [("b", "two")]
+    assert [(v.group, v.reason) for v in plan.verdicts] == [("one", "NotReady")]

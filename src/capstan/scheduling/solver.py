@@ -247,6 +247,8 @@ class Solver:
 
     def _restore(self, victim: Victim) -> bool:
         world = self.session.world
+        if any(_crowded(task, self._was[task.uid][1]) for task in victim.tasks):
+            return False
         if exceeded(victim.gang, victim.amounts) is not None:
             return False
         mark = world.mark()
@@ -328,6 +330,11 @@ class _Broken:
 
     def concerns(self, victim: Victim) -> bool:
         return victim.gang.key in self._gangs or any(id(task.group) in self._leaves for task in victim.tasks)
+
+
+def _crowded(task: Task, node: Node | None) -> bool:
+    """A quick no: whether the columns of a victim's old place have no room for it."""
+    return node is None or any(node.later[column] < amount for column, amount in task.shape.requests)
 
 
 def _still_free(world: World, task: Task, node: Node, devices: tuple[str, ...], zones: Zones) -> bool:
