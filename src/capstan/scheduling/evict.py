@@ -18,7 +18,7 @@ from capstan.scheduling.model import (
     Task,
 )
 from capstan.scheduling.order import JobOrder, demand_of
-from capstan.scheduling.queues import exceeded
+from capstan.scheduling.queues import exceeded, levelled
 from capstan.scheduling.session import Refusal, Session
 from capstan.scheduling.solver import Solver, also
 from capstan.scheduling.topology import slots
@@ -139,18 +139,35 @@ def _reclaim_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal 
     order = VictimOrder(world, leaves, allowed, solver.spending.guard(fairness.admit))
     if (_anyone(leaves, allowed) and solver.fits_as_it_is()) or solver.solve(order):
         return None
-    if policy.reclaim_may_consolidate and leaves and solver.conceivable():
+    lacking = solver.lacking()
+    if policy.reclaim_may_consolidate and leaves and (lacking <= 0 or lacking < _largest(queue, leaves)):
         # Victims that get another place are not taken from anybody: look again, and judge only what is really lost.
-        again = Solver(session, gang, unit, "reclaim", replace=True, judge=lambda lost: _fair(fairness, lost))
+        before = {name: tuple(q.allocated) for name, q in world.queues.items()}
+
+        def fair(lost: list[Victim]) -> bool:
+            rule = Fairness(queue, demand, policy.saturation_multiplier, before)
+            return all(rule.admit(victim) == "take" for victim in lost)
+
+        again = Solver(session, gang, unit, "reclaim", replace=True, judge=fair)
         everyone = VictimOrder(world, leaves, allowed, again.spending.guard(lambda victim: "take"))
         if again.solve(everyone):
             return None
     return solver.refusal(f"reclaimable for queue {queue.name}")
 
 
-def _fair(fairness: Fairness, lost: Iterable[Victim]) -> bool:
-    fresh = Fairness(fairness.reclaimer, fairness.demand, fairness.multiplier)
-    return all(fresh.admit(victim) == "take" for victim in lost)
+def _largest(reclaimer: Queue, leaves: Iterable[Queue]) -> int:
+    """By how much less than this the best choice of victims may free more GPUs than the victims in order do.
+
+    A queue may lose units as long as it is above its bound, so that the last one may be its largest.
+    """
+    largest: dict[str, int] = {}
+    for leaf in leaves:
+        side = levelled(reclaimer, leaf)[1].name
+        for _, gang in leaf.active:
+            if gang.preemptible:
+                held = sum(task.charge[2] for below in gang.root.leaves() for _, task in below.active)
+                largest[side] = max(largest.get(side, 0), held)
+    return sum(largest.values())
 
 
 def _anyone(leaves: Iterable[Queue], allowed: Callable[[Gang], Allowed]) -> bool:

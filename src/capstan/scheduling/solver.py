@@ -287,10 +287,9 @@ class Solver:
             return f"{winner} has priority {gang.priority} in the same queue and needs {needs}"
         return f"moved to make {needs} free in one place for {winner}"
 
-    def conceivable(self) -> bool:
-        """Whether what is free and what the victims hold together could satisfy the unit, wherever it is."""
-        wanted, taken = demand_of(self.unit)[2], sum(victim.amounts[2] for victim in self.taken)
-        return not wanted or wanted <= self.session.free_gpus() + taken
+    def lacking(self) -> int:
+        """Millionths of GPUs that the unit lacks even if what is free and what the victims hold were in one place."""
+        return demand_of(self.unit)[2] - self.session.free_gpus() - sum(victim.amounts[2] for victim in self.taken)
 
     def refusal(self, where: str) -> Refusal:
         """Why there was no solution, with the bound that decided."""

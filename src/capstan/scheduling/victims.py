@@ -7,7 +7,7 @@ the admitted victims is a fair set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from operator import add, neg, sub
@@ -254,8 +254,16 @@ def reclaim_min_runtime(victim: Queue, reclaimer: Queue, policy: Policy) -> floa
 class Fairness:
     """What reclaim may take (KAI's reclaim strategies), kept up to date while victims are added one after another."""
 
-    def __init__(self, reclaimer: Queue, demand: Amounts, multiplier: float) -> None:
+    def __init__(
+        self,
+        reclaimer: Queue,
+        demand: Amounts,
+        multiplier: float,
+        before: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
         self.reclaimer, self.demand, self.multiplier = reclaimer, demand, multiplier
+        self._before = before or {}
+        """Queue -> what it had before the simulation that is judged; otherwise what it has."""
         self.left: dict[str, list[int]] = {}
         """What the queues that lose something would have left."""
         self.given: dict[str, list[int]] = {}
@@ -294,6 +302,9 @@ class Fairness:
             under = under or theirs.allocated[i] < quota
         return not under
 
+    def _held(self, queue: Queue) -> Sequence[int]:
+        return self._before.get(queue.name, queue.allocated)
+
     def admit(self, victim: Victim) -> Answer:
         """Count the victim in if its queue may lose it: before it, the queue has more than it is entitled to."""
         leaf = victim.gang.queue
@@ -302,11 +313,11 @@ class Fairness:
         if known is None:
             known = self._leaves[leaf.name] = (*levelled(self.reclaimer, leaf), leaf.path())
         ours, theirs, path = known
-        left = self.left.get(theirs.name, theirs.allocated)
+        left = self.left.get(theirs.name, self._held(theirs))
         bound: Sequence[int] = theirs.share
         if not _exceeds(left, bound):
             bound = theirs.quota
-            if not _within(ours.allocated, self.demand, ours.quota) or not _exceeds(left, bound):
+            if not _within(self._held(ours), self.demand, ours.quota) or not _exceeds(left, bound):
                 return "exhausted"
         if len(left) > FIRST_PRODUCT and not _concerned(victim.amounts, left, bound):
             return "skip"
@@ -320,7 +331,10 @@ class Fairness:
         for queue in path:
             left, given = self.left.get(queue.name), self.given.get(queue.name)
             if left is None or given is None:
-                left, given = self.left[queue.name], self.given[queue.name] = list(queue.allocated), [0] * len(amounts)
+                left, given = self.left[queue.name], self.given[queue.name] = (
+                    list(self._held(queue)),
+                    [0] * len(amounts),
+                )
                 self._touched.append(queue)
             left[:] = map(sub, left, amounts)
             given[:] = map(add, given, amounts)
@@ -328,7 +342,7 @@ class Fairness:
     def _balanced(self) -> bool:
         """No queue on the reclaimer's path ends up fuller, relative to its fair share, than a sibling that lost."""
         for queue in self._path:
-            have = self.left.get(queue.name, queue.allocated)
+            have = self.left.get(queue.name, self._held(queue))
             for sibling in self._touched:
                 if sibling.parent is not queue.parent or sibling is queue:
                     continue
