@@ -163,11 +163,20 @@ def _largest(reclaimer: Queue, leaves: Iterable[Queue]) -> int:
     largest: dict[str, int] = {}
     for leaf in leaves:
         side = levelled(reclaimer, leaf)[1].name
+        most = largest.get(side, 0)
         for _, gang in leaf.active:
-            if gang.preemptible:
-                held = sum(task.charge[2] for below in gang.root.leaves() for _, task in below.active)
-                largest[side] = max(largest.get(side, 0), held)
+            if not gang.preemptible:
+                continue
+            alone = gang.active == 1 and gang.root.active  # most gangs are of one pod
+            held = alone[0][1].charge[2] if alone else _gpus_held(gang)
+            if held > most:
+                most = held
+        largest[side] = most
     return sum(largest.values())
+
+
+def _gpus_held(gang: Gang) -> int:
+    return sum(task.charge[2] for leaf in gang.root.leaves() for _, task in leaf.active)
 
 
 def _anyone(leaves: Iterable[Queue], allowed: Callable[[Gang], Allowed]) -> bool:
