@@ -200,3 +200,36 @@ async def test_reached_waits_for_the_own_write_to_arrive(wire: Any, client: kube
         await cache.reached("1")
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(cache.reached("99"), 0.01)
+
+
+async def test_an_optional_kind_that_the_server_does_not_know_is_empty_until_it_does(
+    wire: Any, client: kube.Client, until: Until
+) -> None:
+    await wire.put("a")
+    cache = kube.Cache(client, PODS, optional=True)
+    heard = record(cache)
+    wire.faults = [(404, {}), (404, {})]
+    async with running(cache):
+        assert names(cache) == []
+        await until(lambda: wire.watches == 1)
+        assert names(cache) == ["a"]
+        wire.faults = [(404, {}), (404, {})]  # its definition is deleted, and comes back
+        await wire.drop_watches()
+        await until(lambda: wire.watches == 2)
+        assert heard == [("added", "a"), ("deleted", "a"), ("added", "a")]
+
+
+async def test_nothing_is_concluded_from_any_other_kind_that_the_server_does_not_know(
+    wire: Any, client: kube.Client, until: Until
+) -> None:
+    await wire.put("a")
+    cache = kube.Cache(client, PODS)
+    heard = record(cache)
+    wire.faults = [(404, {})]
+    async with running(cache):
+        assert names(cache) == ["a"]
+        await until(lambda: wire.watches == 1)
+        wire.faults = [(404, {})]
+        await wire.drop_watches()
+        await until(lambda: wire.watches == 2)
+        assert heard == [("added", "a")]

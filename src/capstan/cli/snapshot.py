@@ -107,7 +107,7 @@ async def _take(target: Path, page: str, kubeconfig: Path | None, context: str |
         else:
             raise kube.from_response(answer.status, answer.body)
     _write(target, data)
-    click.echo(f"wrote {target} ({len(data) / 1e6:.1f} MB)")
+    click.echo(f"wrote {target} ({_size(len(data))})")
 
 
 async def _collect(client: kube.Client) -> bytes:
@@ -120,6 +120,13 @@ async def _collect(client: kube.Client) -> bytes:
             click.echo(f"the cluster has no {resource.group_resource}", err=True)
     world = scheduling.World(Inventory())
     return encode(capture(world, time.time(), objects).snapshot())
+
+
+def _size(size: int) -> str:
+    """Bytes for people: `912 B`, `38 kB`, `4.1 MB`."""
+    if size < 1000:
+        return f"{size} B"
+    return f"{size / 1e3:.0f} kB" if size < 1e6 else f"{size / 1e6:.1f} MB"
 
 
 def _write(target: Path, data: bytes) -> None:

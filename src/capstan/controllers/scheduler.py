@@ -68,6 +68,12 @@ OBSERVED: tuple[resources.Resource[Any], ...] = (
     resources.PODS,
 )
 """What the World is made of; pods last, so that their surroundings are known when they arrive."""
+OPTIONAL = frozenset(
+    r.group_resource
+    for r in OBSERVED
+    if r.group == "resource.k8s.io" or r in (resources.TOPOLOGIES, resources.BIND_REQUESTS)
+)
+"""Kinds that a cluster may lack: those of DRA before Kubernetes 1.34, topologies, and KAI's requests to its binder."""
 
 
 class Scheduler:
@@ -105,7 +111,9 @@ class Scheduler:
         self._writes = asyncio.Semaphore(WRITES_IN_FLIGHT)
         self._in_flight: set[asyncio.Task[object]] = set()
         self._stamps: dict[tuple[str, str, str], scheduling.Stamp] = {}
-        self._caches: list[kube.Cache[Any]] = [kube.Cache(client, r) for r in OBSERVED]
+        self._caches: list[kube.Cache[Any]] = [
+            kube.Cache(client, r, optional=r.group_resource in OPTIONAL) for r in OBSERVED
+        ]
         for cache in self._caches:
             cache.on_change(self._observe)
         queues = self._caches[OBSERVED.index(resources.QUEUES)]

@@ -40,7 +40,7 @@ async def follow_config(
     client: kube.Client, work: Callable[[scheduling.Installation], Coroutine[Any, Any, None]]
 ) -> None:
     """Run `work` with what the Config says, and start it again whenever that changes."""
-    configs = kube.Cache(client, resources.CONFIGS)
+    configs = kube.Cache(client, resources.CONFIGS, optional=True)
     changed = asyncio.Event()
     configs.on_change(lambda _: changed.set())
     async with asyncio.TaskGroup() as group:
@@ -145,7 +145,7 @@ class Shards:
         )
         self._running: dict[str, tuple[_Shard, asyncio.Task[None]]] = {}
         self._shards = kube.Cache(client, resources.SCHEDULING_SHARDS)
-        self._configs = kube.Cache(client, resources.CONFIGS)
+        self._configs = kube.Cache(client, resources.CONFIGS, optional=True)
         self._changed = asyncio.Event()
         for cache in (self._shards, self._configs):
             cache.on_change(lambda _: self._changed.set())

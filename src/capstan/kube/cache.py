@@ -93,10 +93,21 @@ class Index(Generic[K, T]):
 
 
 class Cache(Generic[T]):
-    """The objects of one resource that match the selection. `run()` keeps it current until cancelled."""
+    """The objects of one resource that match the selection. `run()` keeps it current until cancelled.
+
+    An `optional` kind has no objects while the server does not know it: clusters may come without it, and what waits
+    for `synced` is not held up. Of others every cluster has to have the definition before anything is concluded.
+    """
 
     def __init__(
-        self, client: Client, resource: Resource[T], *, namespace: str = "", labels: str = "", fields: str = ""
+        self,
+        client: Client,
+        resource: Resource[T],
+        *,
+        namespace: str = "",
+        labels: str = "",
+        fields: str = "",
+        optional: bool = False,
     ) -> None:
         self.resource = resource
         self.objects: dict[Key, T] = {}
@@ -105,6 +116,7 @@ class Cache(Generic[T]):
         """How often everything was listed; more than one means that the server forgot the watch position."""
         self._client = client
         self._namespace, self._labels, self._fields = namespace, labels, fields
+        self._optional = optional
         self._handlers: list[Handler[T]] = []
         self._indexes: list[Index[Any, T]] = []
         self._synced = asyncio.Event()
@@ -129,7 +141,7 @@ class Cache(Generic[T]):
         return index
 
     async def synced(self) -> None:
-        """Returns once the first list is in `objects`."""
+        """Returns once the first list is in `objects`, or an optional kind turned out to be unknown to the server."""
         await self._synced.wait()
 
     async def reached(self, resource_version: str) -> None:
@@ -164,7 +176,10 @@ class Cache(Generic[T]):
                 if isinstance(error, errors.Undecodable):
                     # The event cannot be applied, so the position after it is unknown: a list leaves the object out.
                     self.resource_version = ""
-                _log.warning("%s: %s; attempt %d follows", self.resource.plural, error, failures + 1)
+                if self._optional and isinstance(error, errors.NotFound):
+                    self._empty()
+                else:
+                    _log.warning("%s: %s; attempt %d follows", self.resource.plural, error, failures + 1)
                 pause = min(_FIRST_PAUSE_SECONDS * 2 ** min(failures - 1, 12), _LONGEST_PAUSE_SECONDS)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
 
@@ -179,6 +194,14 @@ class Cache(Generic[T]):
         for found in fresh:
             self._put(*found)
         self._advance(listing.resource_version)
+        self._synced.set()
+
+    def _empty(self) -> None:
+        if self.resource_version or not self.is_synced:
+            _log.info("the cluster has no %s; until it does, there are none", self.resource.group_resource)
+        self.resource_version = ""
+        for key in list(self.objects):
+            self._delete(key)
         self._synced.set()
 
     async def _watch(self) -> None:

@@ -168,11 +168,6 @@ def _divide_children(
             _divide_children(q.children, q.fair, usage, k)
 
 
-def _usage(used: Sequence[float], i: int) -> float:
-    """Past use of GPU products is not kept apart: their shares go by weight alone."""
-    return used[i] if i < len(used) else 0.0
-
-
 def _allocatable(queue: Queue, i: int) -> int:
     quota, limit = queue.quota[i], queue.limit[i]
     if quota == UNLIMITED:
