@@ -3,7 +3,8 @@
 The platform is `capstan up` in a process of its own; the client is this process. Rates are given per second of the
 platform's processor time, which is what "on one core" means, and by the clock. The peer in the same run is the same
 work in process: submitter and platform in one event loop, no sockets. How long it takes until all pods run is printed
-too: the simulated nodes give way to a burst and do their part after it.
+too: the simulated nodes give way to a burst and do their part after it. The wait of a single pod in an idle cluster
+is from the moment its submitter sends it until its submitter sees it bound, each pod after the one before runs.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from capstan.node.models import parse_fleet
 CLIENTS = 16
 IDLE_SECONDS = 20.0
 LONGEST_SECONDS = 600.0
+SINGLE_PODS = 100
+SINGLE_PAUSE_SECONDS = 0.2
 
 
 def _pod(number: int, *, gpus: int) -> kube.Body:
@@ -174,6 +177,51 @@ def _median(rates: list[Rate]) -> Rate:
     return Rate(statistics.median(r.per_core for r in rates), statistics.median(r.by_clock for r in rates))
 
 
+async def _one_by_one(kubeconfig: Path, nodes: int) -> list[float]:
+    """Milliseconds from submit to bound of each of `SINGLE_PODS` pods, sorted."""
+    client = kube.Client(kube.kubeconfig(kubeconfig).transport())
+    pods = kube.Cache(client, resources.PODS, namespace="default")
+    seen: dict[str, float] = {}
+    running: dict[str, asyncio.Event] = {}
+
+    def watch(change: kube.Change[Pod]) -> None:
+        pod = change.object
+        if pod.spec.node_name:
+            seen.setdefault(pod.metadata.name, time.perf_counter())
+        if pod.status.phase == "Running":
+            running[pod.metadata.name].set()
+
+    pods.on_change(watch)
+    watching = asyncio.create_task(pods.run())
+    try:
+        await _ready(client, nodes)
+        await pods.synced()
+        waits = []
+        for number in range(SINGLE_PODS):
+            body = _pod(number, gpus=1)
+            name = body["metadata"]["name"]
+            running[name] = asyncio.Event()
+            started = time.perf_counter()
+            await client.create(resources.PODS, body)
+            async with asyncio.timeout(LONGEST_SECONDS):
+                await running[name].wait()
+            waits.append(1000 * (seen[name] - started))
+            await asyncio.sleep(SINGLE_PAUSE_SECONDS)
+        return sorted(waits)
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await client.close()
+
+
+def single(nodes: int) -> list[Figure]:
+    with _up(f"{nodes}xdgx-a100-nomig") as (_, kubeconfig):
+        waits = asyncio.run(_one_by_one(kubeconfig, nodes))
+    p99 = waits[len(waits) * 99 // 100 - 1]
+    note = f"median {statistics.median(waits):.1f} ms, longest {waits[-1]:.1f} ms"
+    return [Figure(f"a single 1-GPU pod on {nodes} idle nodes, submit to bound, p99", p99, "ms", "≤ 50", note)]
+
+
 def idle(nodes: int) -> list[Figure]:
     with _up(f"{nodes}xdgx-a100") as (pid, _):
         time.sleep(8)
@@ -191,7 +239,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="100 nodes only, fewer pods")
     quick = parser.parse_args().quick
-    figures = idle(16)
+    figures = idle(16) + single(16)
     figures += throughput(100, 400 if quick else 800, 1, runs=1 if quick else 3)
     if not quick:
         figures += throughput(500, 4000, 1, runs=3) + throughput(500, 4000, 0, runs=3)

@@ -38,6 +38,20 @@ async def test_an_extended_resource_becomes_a_claim_that_is_allocated_and_reserv
     assert pod.status.extended_resource_claim_status.resource_claim_name == claim.metadata.name
 
 
+async def test_a_bound_pod_has_an_event_that_says_where(house, scheduler):
+    await house.node("n1")
+    await house.lone("p")
+
+    async def scheduled():
+        events = (await house.client.list(resources.EVENTS, "default")).items
+        return [event for event in events if event.reason == "Scheduled"]
+
+    (event,) = await house.until(scheduled, "the Event is written")
+    assert (event.type, event.message) == ("Normal", "Successfully assigned default/p to n1")
+    pod = await house.client.get(resources.PODS, "p", "default")
+    assert event.involved_object.uid == pod.metadata.uid and await house.bound("p") == "n1"
+
+
 async def test_what_an_earlier_attempt_left_behind_is_used_again(house):
     rules = await house.grant("scheduler", Scheduler.RULES)
     await house.node("n1", gpus=1)

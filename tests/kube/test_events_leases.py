@@ -62,6 +62,38 @@ async def test_a_refused_event_is_counted_and_hurts_nobody(wire: Any, client: ku
     assert recorder.dropped == 1 and [event["reason"] for event in events(wire)] == ["Started"]
 
 
+async def test_events_wait_for_calm_keep_their_times_and_the_oldest_give_way(wire: Any, client: kube.Client) -> None:
+    calm, clock = asyncio.Event(), iter(range(100))
+
+    async def until_calm() -> None:
+        await calm.wait()
+
+    recorder = kube.EventRecorder(client, "scheduler", now=lambda: next(clock), backlog=2, calm=until_calm)
+    for reason in ("First", "Second", "Third", "Third"):
+        recorder.emit(POD, "Normal", reason, "x")
+    await asyncio.sleep(0.01)
+    assert not events(wire)
+    calm.set()
+    await recorder.drain()
+    assert recorder.dropped == 1
+    assert [(e["reason"], e["count"], e["firstTimestamp"][-3:], e["lastTimestamp"][-3:]) for e in events(wire)] == [
+        ("Second", 1, "01Z", "01Z"),
+        ("Third", 2, "02Z", "03Z"),
+    ]
+
+
+async def test_a_closed_recorder_drops_what_waits(wire: Any, client: kube.Client) -> None:
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    recorder = kube.EventRecorder(client, "scheduler", calm=never)
+    recorder.emit(POD, "Normal", "Scheduled", "x")
+    await asyncio.sleep(0)
+    recorder.close()
+    await recorder.drain()
+    assert recorder.dropped == 1 and not events(wire)
+
+
 def elector(client: kube.Client, identity: str, **options: Any) -> kube.LeaderElector:
     return kube.LeaderElector(client, "scheduler", "default", identity, **({"retry_seconds": 0.01} | options))
 

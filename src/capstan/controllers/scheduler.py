@@ -44,6 +44,7 @@ STAMP_ROUNDS = 15
 VOLUME_POLL_SECONDS = 0.1
 VOLUME_SECONDS = 600.0
 """How long a pod waits for its volumes to be bound or made before its node is chosen anew (as kube-scheduler)."""
+SCHEDULED_EVENTS_PER_SECOND = 100.0
 RETRY_SECONDS = 1.0
 """Between a write that failed (a spent disruption budget, a server in trouble) and deciding about its pod anew."""
 
@@ -109,6 +110,10 @@ class Scheduler:
         self._wall = wall or WallClock()
         self._changed = asyncio.Event()
         self._writes = asyncio.Semaphore(WRITES_IN_FLIGHT)
+        self._writing = 0
+        """How much of what was decided is being written, or about to be; waiting for volumes is not writing."""
+        self._all_written = asyncio.Event()
+        self._all_written.set()
         self._in_flight: set[asyncio.Task[object]] = set()
         self._stamps: dict[tuple[str, str, str], scheduling.Stamp] = {}
         self._caches: list[kube.Cache[Any]] = [
@@ -120,6 +125,10 @@ class Scheduler:
         self.metrics = SchedulerMetrics(self.world, queues.objects.values, metrics)
         self._client = kube.Client(TimedTransport(client.transport, self.metrics.written), client.field_manager)
         self._events = kube.EventRecorder(self._client, "capstan-scheduler")
+        # What pods wait for goes before what people read about it.
+        self._scheduled = kube.EventRecorder(
+            self._client, "capstan-scheduler", rate=SCHEDULED_EVENTS_PER_SECOND, calm=self._all_written.wait
+        )
         self._verdicts = VerdictWriter(
             self._client,
             self._events,
@@ -144,6 +153,7 @@ class Scheduler:
         finally:
             for task in self._in_flight:
                 task.cancel()
+            self._scheduled.close()
 
     async def snapshot(self, accept: str = "") -> tuple[bytes, str]:
         """All that the next cycle would be decided from, and its content type; the file is packed beside the loop."""
@@ -206,7 +216,7 @@ class Scheduler:
         while True:
             for _ in range(STAMP_ROUNDS):
                 await asyncio.sleep(STAMP_SECONDS)
-                if not self._in_flight:
+                if not self._writing:
                     break
             stamps, self._stamps = self._stamps, {}
             for stamp in stamps.values():
@@ -281,14 +291,20 @@ class Scheduler:
 
     async def _carry_out(self, work: Coroutine[Any, Any, None], attempt: str, uid: str = "") -> bool:
         """Write what was decided about a pod. What fails is taken back in the World, so that the next cycle decides."""
-        async with self._writes:
-            try:
+        self._writing += 1
+        self._all_written.clear()
+        try:
+            async with self._writes:
                 await work
                 return True
-            except kube.ApiError as error:
-                log.warning("%s failed, deciding anew: %s", attempt, error)
-            except Exception:
-                log.exception("%s failed, deciding anew", attempt)
+        except kube.ApiError as error:
+            log.warning("%s failed, deciding anew: %s", attempt, error)
+        except Exception:
+            log.exception("%s failed, deciding anew", attempt)
+        finally:
+            self._writing -= 1
+            if not self._writing:
+                self._all_written.set()
         if uid:
             await asyncio.sleep(RETRY_SECONDS)
             self.world.forget(uid)
@@ -317,6 +333,9 @@ class Scheduler:
             },
         )
         self.metrics.bound(time.perf_counter() - decided)
+        pod = ObjectReference(api_version="v1", kind="Pod", namespace=bind.namespace, name=bind.pod, uid=bind.uid)
+        message = f"Successfully assigned {bind.namespace}/{bind.pod} to {bind.node}"
+        self._scheduled.emit(pod, "Normal", "Scheduled", message)
 
     async def _make_implied_claim(self, bind: scheduling.Bind, implied: scheduling.ImpliedClaim) -> None:
         """The claim behind an extended resource or a GPU share (KEP-5004). Its name follows from the pod's uid."""

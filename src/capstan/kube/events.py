@@ -1,4 +1,7 @@
-"""Events on objects: what a person reads in `kubectl describe`. Repeats raise a count instead of adding objects."""
+"""Events on objects: what a person reads in `kubectl describe`. Repeats raise a count instead of adding objects.
+
+Their times are those of what happened, however late they are written.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from capstan.api import clock, resources
@@ -26,6 +30,17 @@ _RESOURCES: dict[type[Any], Resource[Any]] = {
 
 _Repeat = tuple[str, str, str, str]
 """(uid or kind/namespace/name, type, reason, message): what makes two events the same."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    """What is not written yet: how often it happened, first and last when (Unix time)."""
+
+    target: ObjectReference
+    host: str
+    count: int
+    first: float
+    last: float
 
 
 def reference(obj: Object | Mapping[str, Any]) -> ObjectReference:
@@ -53,7 +68,9 @@ def reference(obj: Object | Mapping[str, Any]) -> ObjectReference:
 class EventRecorder:
     """Writes events in the background, in order, at most `rate` a second so that a burst does not hold up real work.
 
-    An event that the server refuses is logged and counted, never raised: events inform, nothing depends on them.
+    Each waits until `calm` returns, where one is given. Of more than `backlog` unwritten events the oldest give way.
+    An event that gives way or that the server refuses is logged and counted, never raised: events inform, nothing
+    depends on them.
     """
 
     def __init__(
@@ -64,14 +81,18 @@ class EventRecorder:
         host: str = "",
         now: Callable[[], float] = time.time,
         rate: float = 500.0,
+        backlog: int = _REMEMBERED,
+        calm: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         self.component = component
         self.host = host
         self.dropped = 0
         self._pause = 1 / rate
+        self._backlog = backlog
+        self._calm = calm
         self._client = client
         self._now = now
-        self._pending: OrderedDict[_Repeat, tuple[ObjectReference, str, int]] = OrderedDict()
+        self._pending: OrderedDict[_Repeat, _Pending] = OrderedDict()
         self._written: OrderedDict[_Repeat, tuple[str, int]] = OrderedDict()
         self._writer: asyncio.Task[None] | None = None
 
@@ -89,8 +110,16 @@ class EventRecorder:
         target = obj if isinstance(obj, ObjectReference) else reference(obj)
         message = message if len(message) <= _LONGEST_MESSAGE else message[: _LONGEST_MESSAGE - 1] + "…"
         same = (target.uid or f"{target.kind}/{target.namespace}/{target.name}", type, reason, message)
-        _, _, count = self._pending.get(same, (target, host, 0))
-        self._pending[same] = (target, host, count + 1)
+        now = self._now()
+        waiting = self._pending.get(same)
+        if waiting is None:
+            self._pending[same] = _Pending(target, host, 1, now, now)
+        else:
+            waiting.host, waiting.count, waiting.last = host, waiting.count + 1, now
+        if len(self._pending) > self._backlog:
+            self._pending.popitem(last=False)
+            self.dropped += 1
+            _log.debug("more than %d events wait, the oldest gives way", self._backlog)
         if self._writer is None:
             self._writer = asyncio.get_running_loop().create_task(self._write_all())
 
@@ -99,12 +128,23 @@ class EventRecorder:
         while self._writer is not None:
             await asyncio.shield(self._writer)
 
+    def close(self) -> None:
+        """Write nothing more; what waits is dropped."""
+        self.dropped += len(self._pending)
+        self._pending.clear()
+        if self._writer is not None:
+            self._writer.cancel()
+            self._writer = None
+
     async def _write_all(self) -> None:
         try:
             while self._pending:
-                same, (target, host, count) = self._pending.popitem(last=False)
+                if self._calm is not None:
+                    await self._calm()
+                same, event = self._pending.popitem(last=False)
+                target = event.target
                 try:
-                    await self._write(same, target, host, count)
+                    await self._write(same, event)
                 except (errors.NotFound, errors.Forbidden) as error:
                     # Normal at the end of a namespace, which takes nothing new.
                     self.dropped += 1
@@ -117,13 +157,14 @@ class EventRecorder:
         finally:
             self._writer = None
 
-    async def _write(self, same: _Repeat, target: ObjectReference, host: str, count: int) -> None:
+    async def _write(self, same: _Repeat, event: _Pending) -> None:
+        target, count = event.target, event.count
         namespace = target.namespace or "default"
-        now = clock.render(self._now())
+        last = clock.render(event.last)
         if same in self._written:
             name, before = self._written[same]
             try:
-                patch = {"count": before + count, "lastTimestamp": now}
+                patch = {"count": before + count, "lastTimestamp": last}
                 await self._client.patch(EVENTS, name, namespace, patch=patch)
                 self._remember(same, name, before + count)
                 return
@@ -150,11 +191,11 @@ class EventRecorder:
             "reason": reason,
             "message": message,
             "count": count,
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "source": {"component": self.component} | ({"host": host} if host else {}),
+            "firstTimestamp": clock.render(event.first),
+            "lastTimestamp": last,
+            "source": {"component": self.component} | ({"host": event.host} if event.host else {}),
             "reportingComponent": self.component,
-            "reportingInstance": host,
+            "reportingInstance": event.host,
         }
         await self._client.create(EVENTS, body, namespace)
         self._remember(same, name, count)
