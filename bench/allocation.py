@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from bench.measure import Figure, report
+from bench.measure import Figure, median, report
 from capstan.allocation import Allocation, Inventory, NodeView, Policy, Refusal, allocate
 from capstan.api.resource import DeviceClass, ResourceClaim, ResourceSlice
 
@@ -84,9 +84,20 @@ def gpu_class() -> DeviceClass:
 
 
 def seconds(action: Callable[[], object]) -> float:
-    started = time.perf_counter()
+    """Of processor time: the machine may be busy with other things."""
+    started = time.process_time()
     action()
-    return time.perf_counter() - started
+    return time.process_time() - started
+
+
+def ingest(texts: Sequence[bytes]) -> float:
+    """Seconds to take in freshly decoded slices, put their pools together and count the devices of every node."""
+    slices = [msgspec.json.decode(text, type=ResourceSlice) for text in texts]
+    inventory = Inventory()
+    inventory.upsert(gpu_class())
+    return seconds(lambda: [inventory.upsert(entry) for entry in slices]) + seconds(
+        lambda: [inventory.free(f"node-{node}", CLASS) for node in range(len(texts))]
+    )
 
 
 def claims_per_second(inventory: Inventory, per_node: int, nodes: int, policy: Policy, four: bool) -> float:
@@ -145,17 +156,15 @@ def main() -> None:
     inventory = Inventory()
     inventory.upsert(gpu_class())
 
-    def ingest() -> None:
-        for entry in slices:
-            inventory.upsert(entry)
-
+    for entry in slices:
+        inventory.upsert(entry)
     names = [f"node-{i}" for i in range(NODES)]
-    taking_in = seconds(ingest)
-    counting = seconds(lambda: sum(inventory.free(name, CLASS) for name in names))
+    assert sum(inventory.free(name, CLASS) for name in names) == NODES * GPUS
     again = seconds(lambda: sum(inventory.free(name, CLASS) for name in names))
     indexed = resident_mib()
+    taken_in = median(lambda: ingest(texts), 3)
     figures = [
-        Figure("slices taken in and devices counted", taking_in + counting, "s", "<= 0.5"),
+        Figure("slices taken in and devices counted", taken_in, "s", "<= 0.5"),
         Figure("free devices of one node, unchanged", again / NODES * 1e6, "us"),
         Figure("memory of the decoded slices", decoded - empty, "MiB"),
         Figure("memory of slices and index", indexed - empty, "MiB", "<= 300"),

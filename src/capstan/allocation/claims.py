@@ -287,10 +287,10 @@ class Preparation:
             drawn = self._drawn(device, wanted)
         elsewhere = [name for _, _, name in device.draws] if device.draws and self._draws else ()
         if shared and not alternative.admin:
-            takes = capacity.consumption(device.spec, device.id.driver, wanted, elsewhere)
+            takes = capacity.consumption(device.spec, device.driver, wanted, elsewhere)
             roomy = takes is not None and (use is None or fits(device, use.consumed, takes))
         else:
-            roomy = not wanted or capacity.consumption(device.spec, device.id.driver, wanted, elsewhere) is not None
+            roomy = not wanted or capacity.consumption(device.spec, device.driver, wanted, elsewhere) is not None
         if not roomy or drawn is None:
             alternative.refused_by_capacity += 1
         elif taken:
@@ -371,7 +371,7 @@ def _wanted(device: Device, amounts: Mapping[str, Number], fraction: Fraction | 
     if fraction is not None:
         return _part_of_memory(device, fraction)
     return (
-        {capacity.qualified(name, device.id.driver): amount for name, amount in amounts.items()} if amounts else amounts
+        {capacity.qualified(name, device.driver): amount for name, amount in amounts.items()} if amounts else amounts
     )
 
 
@@ -392,9 +392,9 @@ def _fraction(claim: ResourceClaim) -> Fraction | None:
 
 def _part_of_memory(device: Device, fraction: Fraction) -> Mapping[str, Number]:
     """The fraction of the device's own memory in whole MiB, rounded down so that n shares of 1/n always fit."""
-    key = f"{device.id.driver}/{capacity.MEMORY}"
+    key = f"{device.driver}/{capacity.MEMORY}"
     for name, entry in device.spec.capacity.items():
-        if capacity.qualified(name, device.id.driver) == key:
+        if capacity.qualified(name, device.driver) == key:
             return {key: max(1, int(Fraction(number(entry.value)) * fraction) // MEBIBYTE) * MEBIBYTE}
     return {key: MEBIBYTE}
 

@@ -336,7 +336,7 @@ class Inventory:
             if selector is None or selector.driver not in (None, pool.driver) or selector.pool not in (None, pool.name):
                 continue
             for device in pool.devices.values():
-                if selector.device in (None, device.id.device):
+                if selector.device in (None, device.name):
                     device.taints = [*device.taints, rule.spec.taint]
 
     def _recount(self, pool: Pool) -> None:
@@ -371,7 +371,7 @@ class Inventory:
 
     def use(self, device: Device) -> Use | None:
         uses = self._uses.get(device.pool)
-        return uses.get(device.id.device) if uses else None
+        return uses.get(device.name) if uses else None
 
     def uses(self, pool: PoolKey) -> dict[str, Use]:
         """The uses of the pool's devices by name, vanished ones included."""
@@ -442,10 +442,11 @@ class Inventory:
             return 0
         total = 0
         partitions: dict[tuple[PoolKey, str], list[Device]] = {}
+        uses = self._uses if in_use else {}
         for device in devices:
             if (device.taints and blocked(device.taints, tolerations)) or (errors and device in errors):
                 continue
-            use = self.use(device) if in_use else None
+            use = uses[device.pool].get(device.spec.name) if device.pool in uses else None
             if use is not None:
                 total += takes_another(device, use)
             elif not device.consumption:

@@ -36,7 +36,7 @@ def _mapped(device: Device, result: DeviceRequestAllocationResult, mapping: Mapp
     key = mapping.get("capacityKey")
     if key is None:
         return number(mapping.get("deviceMultiplier"))
-    driver = device.id.driver
+    driver = device.driver
     whole = {qualified(name, driver): capacity.value for name, capacity in device.spec.capacity.items()}
     consumed = {qualified(name, driver): amount for name, amount in result.consumed_capacity.items()}
     amount = number(consumed.get(qualified(key, driver), whole.get(qualified(key, driver))))

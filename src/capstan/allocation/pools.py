@@ -54,21 +54,25 @@ class Shared:
         self._capacities: dict[bytes, dict[str, DeviceCapacity]] = {}
         self._consumptions: dict[bytes, tuple[list[CounterConsumption], Consumption, tuple[Draw, ...]]] = {}
 
+    def bound(self) -> None:
+        """Forgets everything once it is too much."""
+        if len(self._capacities) + len(self._consumptions) > _SHARED:
+            self._capacities.clear()
+            self._consumptions.clear()
+
     def share(
         self, device: resource.Device, driver: str, attributes: dict[bytes, dict[str, DeviceAttribute]]
     ) -> tuple[Consumption, tuple[Draw, ...]]:
         """Shares what the device has in common with others; returns what it consumes, always and on request.
         `attributes` are those seen in the pool. Raises InvalidQuantity and _Contradiction for amounts that cannot
         be."""
-        if len(self._capacities) + len(self._consumptions) > _SHARED:
-            self._capacities.clear()
-            self._consumptions.clear()
-        if device.capacity:
-            key = self._encoder.encode(device.capacity)
+        capacity = device.capacity
+        if capacity:
+            key = self._encoder.encode(capacity)
             known = self._capacities.get(key)
             if known is None:
                 _check_capacities(device)
-                known = self._capacities[key] = device.capacity
+                known = self._capacities[key] = capacity
             device.capacity = known
         if not device.consumes_counters:
             return (), ()
@@ -104,7 +108,6 @@ class Device(msgspec.Struct, eq=False, gc=False):
     Not tracked by the cyclic collector, fleets have too many: it must not refer to its pool.
     """
 
-    id: DeviceId
     pool: PoolKey
     spec: resource.Device
     scope: Scope
@@ -115,6 +118,18 @@ class Device(msgspec.Struct, eq=False, gc=False):
     taints: list[Taint]
     """Its own and those of taint rules."""
     skip_node_operations: list[str]
+
+    @property
+    def id(self) -> DeviceId:
+        return DeviceId(*self.pool, self.spec.name)
+
+    @property
+    def driver(self) -> str:
+        return self.pool[0]
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
 
     @property
     def multiple(self) -> bool:
@@ -140,7 +155,7 @@ class Device(msgspec.Struct, eq=False, gc=False):
         found = self.spec.attributes.get(name)
         if found is None:
             domain, _, identifier = name.partition("/")
-            if domain == self.id.driver:
+            if domain == self.driver:
                 found = self.spec.attributes.get(identifier)
         return found
 
@@ -217,6 +232,8 @@ class Pool:
 
     def current(self) -> list[ResourceSlice]:
         """The slices of the newest generation; older ones are about to be deleted."""
+        if len(self.slices) == 1:
+            return list(self.slices.values())
         newest = max((entry.spec.pool.generation for entry in self.slices.values()), default=0)
         return [entry for entry in self.slices.values() if entry.spec.pool.generation == newest]
 
@@ -245,6 +262,7 @@ class Pool:
     def _read(self, slices: list[ResourceSlice], shared: Shared) -> None:
         key = self.key
         attributes: dict[bytes, dict[str, DeviceAttribute]] = {}
+        shared.bound()
         for entry in slices:
             for declared in entry.spec.shared_counters:
                 if declared.name in self.counters:
@@ -253,35 +271,37 @@ class Pool:
                     name: _offered(counter, f"the counter {name} of the set {declared.name}")
                     for name, counter in declared.counters.items()
                 }
-        for entry in sorted(slices, key=lambda e: (_has_binding(e), e.metadata.name)):
+        devices, driver = self.devices, self.driver
+        if len(slices) > 1:
+            slices = sorted(slices, key=lambda e: (_has_binding(e), e.metadata.name))
+        for entry in slices:
             spec = entry.spec
             _check_selector(spec.node_selector)
             place = None
             if not spec.per_device_node_selection:
                 place = Scope(spec.node_name, spec.node_selector, bool(spec.all_nodes))
             for device in spec.devices:
-                if device.name in self.devices:
+                if device.name in devices:
                     raise _Contradiction(f"the device {device.name} is published twice")
-                consumption, draws = shared.share(device, self.driver, attributes)
+                consumption, draws = shared.share(device, driver, attributes)
                 if consumption or draws:
                     self._check_consumption(device.name, consumption, draws)
                 scope = place
                 if scope is None:
                     _check_selector(device.node_selector)
                     scope = Scope(device.node_name, device.node_selector, bool(device.all_nodes))
-                identity = DeviceId(self.driver, self.name, device.name)
-                self.devices[device.name] = Device(
-                    identity,
+                devices[device.name] = Device(
                     key,
                     device,
                     scope,
-                    len(self.devices),
+                    len(devices),
                     consumption,
                     draws,
                     device.taints,
                     spec.skip_node_operations,
                 )
-                self.late = self.late or bool(device.binding_conditions)
+                if device.binding_conditions:
+                    self.late = True
         for entry in slices:
             for declared in entry.spec.shared_counters:
                 self.offers[declared.name] = declared.counters

@@ -50,9 +50,9 @@ def _result(prepared: PreparedClaim, position: int, pick: Pick) -> DeviceRequest
     device, alternative, takes = pick.candidate.device, pick.alternative, pick.candidate.takes
     result = DeviceRequestAllocationResult(
         request=alternative.name,
-        driver=device.id.driver,
-        pool=device.id.pool,
-        device=device.id.device,
+        driver=device.driver,
+        pool=device.pool[1],
+        device=device.name,
         admin_access=True if alternative.admin else None,
         tolerations=alternative.tolerations,
         binding_conditions=device.spec.binding_conditions,

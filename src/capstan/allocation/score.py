@@ -139,7 +139,7 @@ class BestFit:
         total = memory(device)
         if not total:
             return 0
-        name = MEMORY if MEMORY in device.spec.capacity else qualified(MEMORY, device.id.driver)
+        name = MEMORY if MEMORY in device.spec.capacity else qualified(MEMORY, device.driver)
         spent = takes.get(name, 0) + sum(share.get(name, 0) for share in used)
         return max(0, int(SMALL * (total - spent) / total))
 

@@ -75,17 +75,16 @@ class Selectors:
         for device in devices:
             spec = device.spec
             attributes = spec.attributes
-            seen: list[Hashable] = [spec.allow_multiple_allocations]
+            key: Hashable = spec.allow_multiple_allocations
             for short, full in names:
                 attribute = attributes.get(short) or attributes.get(full)
-                if attribute is not None and attribute.string is not None:
-                    seen.append(attribute.string)
+                if attribute is None or (value := attribute.string) is None:
+                    key = (key, _key(attribute))
                 else:
-                    seen.append(_key(attribute))
+                    key = (key, value)
             for short, full in capacities:
                 capacity = spec.capacity.get(short) or spec.capacity.get(full)
-                seen.append(None if capacity is None else (capacity.value,))
-            key = tuple(seen)
+                key = (key, None if capacity is None else (capacity.value,))
             answer = answers.get(key)
             if answer is None:
                 answer = _evaluate(device, expression, program, errors)
@@ -118,7 +117,7 @@ def _attribute_value(value: object) -> AttributeValue:
 def _bindings(device: Device) -> tuple[str, dict[str, object], dict[str, Decimal], bool]:
     capacity = {name: quantity.parse(entry.value) for name, entry in device.spec.capacity.items()}
     attributes = {name: _value(attribute) for name, attribute in device.spec.attributes.items()}
-    return device.id.driver, attributes, capacity, device.multiple
+    return device.driver, attributes, capacity, device.multiple
 
 
 def _compiled(expression: str) -> DeviceSelectorProgram:

@@ -66,7 +66,7 @@ def memory(device: Device) -> Number:
     """The memory the device publishes, in bytes; 0 if none."""
     entry = device.spec.capacity.get(MEMORY)
     if entry is None:
-        name = qualified(MEMORY, device.id.driver)
+        name = qualified(MEMORY, device.driver)
         entry = device.spec.capacity.get(name)
     return 0 if entry is None else number(entry.value)
 

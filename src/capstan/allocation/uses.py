@@ -70,7 +70,7 @@ def takes_another(device: Device, use: Use) -> bool:
     """Whether a shared device that is in use has room for one more request that names no amount."""
     if not device.multiple or use.whole:
         return False
-    takes = consumption(device.spec, device.id.driver, {})
+    takes = consumption(device.spec, device.driver, {})
     return takes is not None and fits(device, use.consumed, takes)
 
 

@@ -18,7 +18,7 @@ _ATTRIBUTE = "productName"
 
 def product_of(device: Device) -> str:
     """The product as queues name it; empty when the driver does not say."""
-    attribute = device.attribute(f"{device.id.driver}/{_ATTRIBUTE}")
+    attribute = device.attribute(f"{device.driver}/{_ATTRIBUTE}")
     return (attribute.string or "").replace(" ", "-") if attribute is not None else ""
 
 
@@ -32,7 +32,7 @@ def counted(node: Node, inventory: Inventory | None, classes: Iterable[str]) -> 
     for name in classes:
         for device in inventory.devices(node.name, name):
             # Partitions of one GPU draw from one counter set; its name stands for the GPU.
-            gpu = device.consumption[0][0] if device.consumption else device.id.device
+            gpu = device.consumption[0][0] if device.consumption else device.name
             physical[device.pool, gpu] = product_of(device) or label
     return Counter(physical.values())
 
