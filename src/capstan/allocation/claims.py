@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from fractions import Fraction
 
 from capstan.allocation import capacity
-from capstan.allocation.constraints import Constraint, Values, build
+from capstan.allocation.constraints import Constraint, MatchAttribute, Values, build
 from capstan.allocation.inventory import Inventory, NodeDevices
 from capstan.allocation.model import AllocationError, ClaimKey, Features, InvalidClaim, Number, number
 from capstan.allocation.pools import Consumption, Device
@@ -36,6 +36,7 @@ Invalid = Callable[[str, str], InvalidClaim]
 """Makes the refusal of one request out of a reason and a text."""
 
 MEBIBYTE = 1 << 20
+_MANY = 16
 _FRACTION = re.compile(r"[0-9]{1,10}/[1-9][0-9]{0,9}")
 _FOUND = ("candidates", "matched", "in_use", "tainted", "gated", "refused_by_capacity", "unsatisfiable")
 
@@ -100,6 +101,17 @@ class Alternative:
         self.matched = self.in_use = self.tainted = self.gated = self.refused_by_capacity = 0
         self.unsatisfiable = False
         """Allocation mode All, and one of the devices cannot be had."""
+
+    def reachable(self) -> list[Candidate]:
+        """The candidates without those that a match constraint rules out at a glance; others may be impossible, too."""
+        if len(self.candidates) < _MANY or any(candidate.error for candidate in self.candidates):
+            return self.candidates  # kube-scheduler evaluates selectors before constraints
+        fewest = self.candidates
+        for constraint in self.constraints:
+            if isinstance(constraint, MatchAttribute):
+                found = constraint.among(self.candidates)
+                fewest = found if len(found) < len(fewest) else fewest
+        return fewest
 
 
 class Request:

@@ -8,7 +8,7 @@ the search.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from capstan.allocation.pools import AttributeValue, Device, values
 from capstan.api.resource import DeviceConstraint
@@ -25,6 +25,9 @@ class Candidate(Protocol):
     @property
     def derived(self) -> Mapping[str, Values] | None:
         """Derived attributes by name; they belong to the request, not to the device."""
+
+
+C = TypeVar("C", bound=Candidate)
 
 
 class Constraint:
@@ -71,12 +74,28 @@ class Constraint:
 class MatchAttribute(Constraint):
     """All devices share at least one value."""
 
-    __slots__ = ("_shared",)
+    __slots__ = ("_by_value", "_shared")
 
     def __init__(self, attribute: str, requests: list[str]) -> None:
         super().__init__(attribute, requests)
         self._shared: list[Values] = []
         """What all devices so far share, once per added device: removing one restores the set before it."""
+        self._by_value: dict[int, dict[AttributeValue, list[Any]]] = {}
+        """Candidates by value, for each list of candidates by its identity."""
+
+    def among(self, candidates: list[C]) -> list[C]:
+        """The candidates that may join, in order; found by value where the devices so far leave one. The list must
+        live as long as the constraint, and not change."""
+        if not self._shared or len(self._shared[-1]) != 1:
+            return candidates
+        by_value = self._by_value.get(id(candidates))
+        if by_value is None:
+            by_value = self._by_value[id(candidates)] = {}
+            for candidate in candidates:
+                for value in self.values(candidate):
+                    by_value.setdefault(value, []).append(candidate)
+        (value,) = self._shared[-1]
+        return by_value.get(value, [])
 
     def admits(self, candidate: Candidate) -> bool:
         own = self.values(candidate)

@@ -55,7 +55,7 @@ def hopeful(current: Current | None, ahead: Sequence[Request], possible: Possibl
                 key = (id(option.candidates), request.claim.index, *map(id, option.constraints))
                 found = known.get(key)
                 if found is None:
-                    found = known[key] = [c for c in option.candidates if possible(request, option, c)]
+                    found = known[key] = [c for c in option.reachable() if possible(request, option, c)]
                 ways.append(Way(option, len(option.candidates) or 1 if option.every else option.count, found))
         slots.append(ways)
     if not _agree(slots):

@@ -301,7 +301,7 @@ class Search:
     def _hopeful(self, index: int, alternative: Alternative, need: int, banned: set[Device]) -> bool:
         if self._failures < LOOK_AHEAD_AFTER or self._best is not None:
             return True
-        current = (c for c in alternative.candidates if c.device not in banned)
+        current = (c for c in alternative.reachable() if c.device not in banned)
         return hopeful(
             (self.requests[index], alternative, need, current), self.requests[index + 1 :], self.possible, self.left
         )
@@ -311,7 +311,7 @@ class Search:
     ) -> list[tuple[int, Candidate, Parts]]:
         """Possible candidates in the order to try them."""
         options: list[tuple[int, Candidate, Parts]] = []
-        for candidate in alternative.candidates:
+        for candidate in alternative.reachable():
             if candidate.device in banned:
                 continue
             if candidate.error is not None:

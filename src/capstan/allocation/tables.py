@@ -37,7 +37,10 @@ class Table:
 
 
 def _fit(amounts: tuple[tuple[str, Number], ...], left: dict[str, Number]) -> bool:
-    return all(left[counter] >= amount for counter, amount in amounts)
+    for counter, amount in amounts:  # noqa: SIM110  # a generator takes three times as long, and this is the inner loop
+        if left[counter] < amount:
+            return False
+    return True
 
 
 class Tables:
