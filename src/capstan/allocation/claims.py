@@ -382,9 +382,7 @@ def _wanted(device: Device, amounts: Mapping[str, Number], fraction: Fraction | 
     """The capacity asked of the device, under qualified names."""
     if fraction is not None:
         return _part_of_memory(device, fraction)
-    return (
-        {capacity.qualified(name, device.driver): amount for name, amount in amounts.items()} if amounts else amounts
-    )
+    return {capacity.qualified(name, device.driver): amount for name, amount in amounts.items()} if amounts else amounts
 
 
 def _size(alternative: Alternative) -> int:
