@@ -16,7 +16,7 @@ from capstan.api.core import Namespace, Node, Pod
 from capstan.api.scheduling import Queue, RuntimeClass, Topology
 from capstan.scheduling import Policy, World, cycle, explain
 from capstan.scheduling.fair_share import Claimant, divide
-from capstan.scheduling.shapes import InvalidShare, Shapes, effective_requests, gpu_share, mig_slices
+from capstan.scheduling.shapes import InvalidShare, effective_requests, gpu_share, mig_slices
 
 sys.path.insert(0, str(Path(__file__).parent))
 from clusters import START, gang, node, pod, queue, world
@@ -105,12 +105,6 @@ def test_contradictory_shares_are_refused(notes: dict[str, str]) -> None:
 def test_mig_counts_its_compute_slices() -> None:
     assert mig_slices("nvidia.com/mig-2g.10gb") == 2
     assert mig_slices("nvidia.com/gpu") == 0
-
-
-def test_equal_pods_share_a_shape() -> None:
-    shapes = Shapes()
-    assert shapes.of(pod("a", "g", gpus=1)) is shapes.of(pod("b", "h", gpus=1))
-    assert shapes.of(pod("a", "g", gpus=1)) is not shapes.of(pod("b", "h", gpus=2))
 
 
 # -- gates and verdicts

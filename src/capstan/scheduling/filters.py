@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from capstan.scheduling.world import World
 
 MIG_STRATEGY = "nvidia.com/mig.strategy"
+_MOST_REASONS = 20_000
+"""Kept by a node class; beyond that all are found anew."""
 _UNSCHEDULABLE = Taint(key="node.kubernetes.io/unschedulable", effect="NoSchedule")
 
 
@@ -23,6 +25,8 @@ def class_reason(shape: Shape, node_class: NodeClass) -> str:
     """Why no node of the class suits the shape, judged by labels, taints and readiness; empty when they do."""
     reason = node_class.reasons.get(shape.number)
     if reason is None:
+        if len(node_class.reasons) >= _MOST_REASONS:
+            node_class.reasons.clear()
         reason = node_class.reasons[shape.number] = _class_reason(shape, node_class)
     return reason
 

@@ -18,6 +18,8 @@ Wanted = tuple[tuple[str, tuple[DeviceSelector, ...]], ...]
 """(device class, selectors) of a claim's request, one for each of its alternatives."""
 Mark = tuple[int, int, int]
 """Positions in the three journals: moves, inventory, grants."""
+_MOST_CERTAIN = 20_000
+"""Products kept by what pods may run on; beyond that all are found anew."""
 
 
 def _percent(portion: int) -> int:
@@ -202,6 +204,8 @@ class Holdings(Layout):
         key = (shape.number, tuple((name, tuple(s.cel.expression for s in by if s.cel)) for name, by in wanted))
         found = self.certain.get(key)
         if found is None:
+            if len(self.certain) >= _MOST_CERTAIN:
+                self.certain.clear()
             found = self.certain[key] = self._find_only_product(shape, wanted)
         return found
 

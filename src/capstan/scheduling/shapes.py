@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
+from itertools import count
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -31,6 +33,10 @@ DEVICES = "gpu-fraction-num-devices"
 _MIG = re.compile(r"nvidia\.com/mig-(\d+)g\.(\d+)gb.*")
 _HOST_LABEL = "kubernetes.io/hostname"
 Requests = dict[str, Decimal]
+K = TypeVar("K")
+_MOST_KEPT = 10_000
+"""Shapes that came lately, and as many that came before them: jobs may put their own names into their selectors, so that
+no two are alike and shapes would pile up for ever."""
 
 
 class InvalidShare(ValueError):
@@ -132,8 +138,36 @@ def _names_nodes(selector: NodeSelector | None) -> bool:
     )
 
 
+class _Recent(Generic[K]):
+    """Shapes by what makes them alike; forgets those that nothing was alike with for long."""
+
+    def __init__(self) -> None:
+        self._new: dict[K, Shape] = {}
+        self._old: dict[K, Shape] = {}
+
+    def __len__(self) -> int:
+        return len(self._new) + len(self._old)
+
+    def get(self, key: K) -> Shape | None:
+        found = self._new.get(key)
+        if found is None:
+            found = self._old.pop(key, None)
+            if found is not None:
+                self.put(key, found)
+        return found
+
+    def put(self, key: K, shape: Shape) -> None:
+        if len(self._new) >= _MOST_KEPT:
+            self._new, self._old = {}, self._new
+        self._new[key] = shape
+
+
 class Shapes:
-    """Interns shapes. `columns` maps resource names to node columns and grows as resources appear."""
+    """Interns shapes. `columns` maps resource names to node columns and grows as resources appear.
+
+    Numbers are never given twice. A shape that was forgotten gets another number when it comes back: it is then judged
+    once more, with the same outcome.
+    """
 
     def __init__(self) -> None:
         self.columns: dict[str, int] = {
@@ -142,8 +176,13 @@ class Shapes:
             "pods": PODS_COLUMN,
             GPU_RESOURCE: GPU_COLUMN,
         }
-        self._shapes: dict[tuple[object, ...], Shape] = {}
-        self._parsed: dict[bytes, Shape] = {}
+        self._numbers = count()
+        self._shapes: _Recent[tuple[object, ...]] = _Recent()
+        self._parsed: _Recent[bytes] = _Recent()
+
+    def __len__(self) -> int:
+        """How many are kept."""
+        return len(self._shapes)
 
     def column(self, resource: str) -> int:
         return self.columns.setdefault(resource, len(self.columns))
@@ -176,7 +215,8 @@ class Shapes:
         )
         shape = self._parsed.get(raw)
         if shape is None:
-            shape = self._parsed[raw] = self._parse(pod, raw)
+            shape = self._parse(pod, raw)
+            self._parsed.put(raw, shape)
         return shape
 
     def _parse(self, pod: Pod, raw: bytes) -> Shape:
@@ -240,7 +280,11 @@ class Shapes:
             shape.numa,
             rest,
         )
-        return self._shapes.setdefault(key, replace(shape, number=len(self._shapes)))
+        known = self._shapes.get(key)
+        if known is None:
+            known = replace(shape, number=next(self._numbers))
+            self._shapes.put(key, known)
+        return known
 
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
