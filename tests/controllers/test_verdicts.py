@@ -83,3 +83,31 @@ async def test_a_podgroup_says_what_its_pods_hold_and_ask_for(house, scheduler, 
         return (await status() or {}).get("requested", {}).get("nvidia.com/gpu") == "1"
 
     await house.until(less, "the other one is no longer asked for")
+
+
+async def test_what_an_earlier_scheduler_told_is_taken_back_when_it_holds_no_longer(house):
+    await house.node("n1", gpus=1)
+    for name in ("starts", "waits"):
+        await house.group(name, 1)
+        await house.pod(name, gpus=1 if name == "starts" else 2, group=name)
+        said = {
+            "type": "UnschedulableOnNodePool",
+            "nodePool": "default",
+            "reason": "Unschedulable",
+            "message": "no room",
+            "reasons": [{"reason": "PodSchedulingErrors", "message": "no room"}],
+            "transitionID": "3",
+            "status": "True",
+        }
+        status = {"status": {"schedulingConditions": [said]}}
+        await house.client.patch(resources.POD_GROUPS, name, "default", patch=status, subresource="status")
+    house.start(Scheduler(await house.grant("scheduler", Scheduler.RULES)))
+
+    async def told():
+        groups = (await house.client.list(resources.POD_GROUPS, "default")).items
+        return {g.metadata.name: [c.transition_id for c in g.status.scheduling_conditions] for g in groups}
+
+    async def corrected():
+        return await told() == {"starts": [], "waits": ["4"]}
+
+    await house.until(corrected, "one waits no longer, the other is told anew")

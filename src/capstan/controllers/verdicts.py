@@ -20,7 +20,7 @@ from capstan.api.scheduling import PodGroup
 log = logging.getLogger(__name__)
 
 REPEAT_SECONDS = 5.0
-
+_CONDITION = "UnschedulableOnNodePool"
 
 _Key = tuple[str, str, str]
 """(namespace, PodGroup, pod); one of the two names is empty."""
@@ -66,10 +66,20 @@ class VerdictWriter:
 
     async def run(self) -> None:
         """Write what is noted until cancelled."""
+        await self._noted.wait()
+        self._recall()
         while True:
             await self._noted.wait()
             self._noted.clear()
             await self._tell(*self._latest)
+
+    def _recall(self) -> None:
+        """Count what an earlier process told as told, so that it is taken back where it holds no longer."""
+        for group in self._groups.objects.values():
+            for said in group.status.scheduling_conditions:
+                if said.type == _CONDITION and said.node_pool == self._node_pool:
+                    transition = int(said.transition_id) if said.transition_id.isdecimal() else 0
+                    self._told[*group.key, ""] = _Told("", "", 0.0, transition)
 
     async def _tell(self, verdicts: Sequence[scheduling.Verdict], now: float) -> None:
         """Write the verdicts that are news, and take back those of gangs that wait no longer."""
@@ -108,7 +118,7 @@ class VerdictWriter:
             verdict.group,
             [
                 {
-                    "type": "UnschedulableOnNodePool",
+                    "type": _CONDITION,
                     "nodePool": self._node_pool,
                     "reason": "Unschedulable",
                     "message": verdict.message,
