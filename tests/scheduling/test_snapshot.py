@@ -105,11 +105,21 @@ def test_a_policy_is_written_and_read_in_the_words_of_files():
         ({"gpuPlacment": "spread"}, "gpuPlacment"),
         ({"gpuPlacement": "sideways"}, "sideways"),
         ({"staleGrace": "soon"}, "float"),
+        ({"kValue": float("nan")}, "kValue"),
+        ({"starvingAfter": float("inf")}, "starvingAfter"),
     ],
 )
 def test_a_policy_that_makes_no_sense_is_refused_by_name(document, named):
     with pytest.raises(InvalidSnapshot, match=named):
         snapshot.policy_from(document)
+
+
+def test_a_time_that_cannot_be_is_refused_by_the_name_of_its_object():
+    broken = pod("p", "g", gpus=1)
+    broken.metadata.creation_timestamp = "yesterday"
+    objects = snapshot.Objects(nodes=[node("n")], pods=[broken])
+    with pytest.raises(InvalidSnapshot, match=r"Pod default/p.*yesterday"):
+        snapshot.restore(snapshot.Snapshot(objects=objects))
 
 
 def test_files_that_are_no_snapshots_are_refused(monkeypatch):

@@ -248,6 +248,10 @@ def test_files_that_are_no_snapshots_of_kai_are_refused(monkeypatch):
     broken["config"]["tiers"][0]["plugins"][1]["arguments"]["defaultReclaimMinRuntime"] = "soon"
     with pytest.raises(InvalidSnapshot, match=r"plugin minruntime.*soon"):
         read(kai_zip(broken))
+    broken = kai_document()
+    broken["rawObjects"]["pods"][0]["metadata"]["creationTimestamp"] = "yesterday"
+    with pytest.raises(InvalidSnapshot, match="yesterday"):
+        read(kai_zip(broken))
     monkeypatch.setattr(kai_snapshot, "LARGEST_TEXT", 5 << 20)
     with pytest.raises(InvalidSnapshot, match="unpacks to more"):
         read(kai_zip(b" " * (6 << 20)))

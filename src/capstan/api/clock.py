@@ -11,7 +11,10 @@ def parse(timestamp: str | None) -> float:
     """POSIX seconds of an RFC 3339 timestamp; 0.0 for an absent one. Raises ValueError when it is malformed."""
     if not timestamp:
         return 0.0
-    return datetime.fromisoformat(timestamp).astimezone(UTC).timestamp()
+    moment = datetime.fromisoformat(timestamp)
+    if moment.tzinfo is None:
+        raise ValueError(f"{timestamp!r} has no time zone; write for example 2026-05-01T12:00:00Z")
+    return moment.timestamp()
 
 
 def render(seconds: float) -> str:

@@ -28,6 +28,7 @@ from prometheus_client.registry import Collector
 from capstan import scheduling
 from capstan.api.scheduling import Queue
 from capstan.controllers.queue_metrics import QueueMetrics
+from capstan.scheduling.policy import KAI_ACTIONS
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a time for each series, which Prometheus learns from the series itself
 _MILLISECONDS = tuple(5.0 * 2**i for i in range(10))
@@ -35,7 +36,7 @@ _SEARCH_SECONDS = tuple(0.001 * 2**i for i in range(16))
 _CYCLE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _WRITE_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _WAIT_SECONDS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 12 * 3600.0, 86400.0, 7 * 86400.0)
-_KAI_ACTIONS = {"consolidate": "consolidation", "evict-stale": "stalegangeviction"}
+_KAI_ACTIONS = {ours: theirs for theirs, ours in KAI_ACTIONS.items()}
 _SEARCHING = ("consolidate", "reclaim", "preempt")
 _GENERATOR = "victims"
 """KAI has several generators of scenarios; here one stream of victims serves every action."""

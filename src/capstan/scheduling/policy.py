@@ -11,6 +11,8 @@ from capstan.api.scheduling import NODE_POOL_LABEL, QUEUE_LABEL, SCHEDULER_NAME
 
 Placement = Literal["binpack", "spread"]
 ACTIONS = ("allocate", "consolidate", "reclaim", "preempt", "evict-stale", "requeue", "defragment")
+KAI_ACTIONS = {"consolidation": "consolidate", "stalegangeviction": "evict-stale"}
+"""KAI's names of actions that it calls otherwise -> ours."""
 
 
 @dataclass(frozen=True, slots=True)

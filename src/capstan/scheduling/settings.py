@@ -17,20 +17,14 @@ from capstan.api.cron import InvalidSchedule, Schedule
 from capstan.api.kai import Config, SchedulingShard, UsageParams
 from capstan.api.scheduling import NODE_POOL_LABEL, QUEUE_LABEL, SCHEDULER_NAME
 from capstan.scheduling import durations
-from capstan.scheduling.policy import ACTIONS, DefragmentWindow, Placement, Policy
+from capstan.scheduling.policy import ACTIONS, KAI_ACTIONS, DefragmentWindow, Placement, Policy
 from capstan.scheduling.usage import STALENESS, WEEK, Cron, Sliding, Tumbling, Window
 
 METRICS_NAMESPACE = "kai"
 PERIOD = 1.0
 FETCH_INTERVAL = 60.0
-_KAI_ACTIONS = {
-    "allocate": ("allocate", 500),
-    "consolidation": ("consolidate", 400),
-    "reclaim": ("reclaim", 300),
-    "preempt": ("preempt", 200),
-    "stalegangeviction": ("evict-stale", 100),
-}
-"""KAI's name -> ours, and its priority unless the shard sets another."""
+_PRIORITIES = {"allocate": 500, "consolidate": 400, "reclaim": 300, "preempt": 200, "evict-stale": 100}
+"""KAI's, of the actions that it has, unless the shard sets others."""
 PLUGINS = {
     "predicates", "proportion", "priority", "nodeavailability", "resourcetype", "podaffinity", "elastic", "kubeflow",
     "ray", "subgrouporder", "taskorder", "nominatednode", "dynamicresources", "minruntime", "topology", "snapshot",
@@ -379,14 +373,13 @@ def _flags(args: Mapping[str, str], base: Policy, read: _Reader) -> dict[str, An
 
 def _actions(shard: SchedulingShard, policy: Policy, read: _Reader) -> tuple[str, ...]:
     """Higher priority first. Actions that KAI does not have follow the one they follow by default."""
-    ours = {kai: name for kai, (name, _) in _KAI_ACTIONS.items()}
     priorities: dict[str, int] = {}
-    defaults, latest = dict(_KAI_ACTIONS.values()), 0
+    latest = 0
     for name in ACTIONS:
-        latest = priorities[name] = defaults.get(name, latest)
+        latest = priorities[name] = _PRIORITIES.get(name, latest)
     disabled = set(ACTIONS) - set(policy.actions)
     for kai, config in sorted(shard.spec.actions.items()):
-        name = ours.get(kai, kai)
+        name = KAI_ACTIONS.get(kai, kai)
         if name not in priorities:
             read.refuse(f"spec.actions[{kai}]", f"is no action; the actions are {', '.join(_names())}")
             continue
@@ -401,14 +394,14 @@ def _actions(shard: SchedulingShard, policy: Policy, read: _Reader) -> tuple[str
 
 
 def _names() -> Iterator[str]:
-    kai = {name: known for known, (name, _) in _KAI_ACTIONS.items()}
+    kai = {ours: theirs for theirs, ours in KAI_ACTIONS.items()}
     return (kai.get(name, name) for name in ACTIONS)
 
 
 def _depths(shard: SchedulingShard, read: _Reader) -> dict[str, int]:
     found = {}
     for kai, depth in sorted(shard.spec.queue_depth_per_action.items()):
-        name = _KAI_ACTIONS[kai][0] if kai in _KAI_ACTIONS else kai
+        name = KAI_ACTIONS.get(kai, kai)
         if name not in ACTIONS:
             read.refuse(f"spec.queueDepthPerAction[{kai}]", f"is no action; the actions are {', '.join(_names())}")
         elif depth > 0:

@@ -35,8 +35,8 @@ _HOST_LABEL = "kubernetes.io/hostname"
 Requests = dict[str, Decimal]
 K = TypeVar("K")
 _MOST_KEPT = 10_000
-"""Shapes that came lately, and as many that came before them: jobs may put their own names into their selectors, so that
-no two are alike and shapes would pile up for ever."""
+"""Shapes that came lately, and as many that came before them. Jobs may put their own names into their selectors, so
+that no two are alike."""
 
 
 class InvalidShare(ValueError):

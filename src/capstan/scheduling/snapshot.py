@@ -8,6 +8,7 @@ makes a World of it that decides as the one it was taken from would have; only l
 from __future__ import annotations
 
 import dataclasses
+import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -167,10 +168,13 @@ def capture(world: World, now: float, objects: Iterable[Object]) -> Moment:
 
 
 def restore(snapshot: Snapshot, policy: Policy | None = None) -> World:
-    """The World of a snapshot, under its own policy or another. Raises InvalidSnapshot for a policy it cannot read."""
+    """The World of a snapshot, under its own policy or another. Raises InvalidSnapshot for what it cannot read."""
     world = World(Inventory(), policy or policy_from(snapshot.policy))
     for obj in snapshot.objects:
-        world.upsert(obj)
+        try:
+            world.upsert(obj)
+        except ValueError as wrong:  # an API server lets no such time in, a file may have it
+            raise InvalidSnapshot(f"{type(obj).__name__} {'/'.join(filter(None, obj.key))}: {wrong}") from wrong
     world.usage = snapshot.usage
     world.resume(snapshot.binds, snapshot.evictions)
     world.standing = {(each.namespace, each.group): dict(each.nodes) for each in snapshot.promised}
@@ -270,9 +274,14 @@ def policy_from(document: Mapping[str, Any]) -> Policy:
     if unknown:
         raise InvalidSnapshot(f"policy: unknown field {unknown[0]!r}; the fields are {', '.join(_FIELDS)}")
     try:
-        return msgspec.convert({_FIELDS[name]: value for name, value in document.items()}, Policy)
+        policy = msgspec.convert({_FIELDS[name]: value for name, value in document.items()}, Policy)
     except msgspec.ValidationError as wrong:
         raise InvalidSnapshot(f"policy: {wrong}") from wrong
+    for name, field in _FIELDS.items():
+        value = getattr(policy, field)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InvalidSnapshot(f"policy: {name} is {value}; write a number")
+    return policy
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

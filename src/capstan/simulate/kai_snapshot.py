@@ -21,6 +21,7 @@ from capstan.api.resource import DeviceClass, ResourceClaim, ResourceSlice
 from capstan.api.scheduling import BindRequest, PodGroup, PriorityClass, Queue, Topology
 from capstan.api.storage import StorageClass
 from capstan.scheduling import Policy, durations
+from capstan.scheduling.policy import KAI_ACTIONS
 from capstan.scheduling.snapshot import (
     LARGEST_FILE,
     LARGEST_TEXT,
@@ -36,7 +37,6 @@ _DOCUMENT = "snapshot.json"
 _PART = 1 << 20
 _NANOSECONDS = 1_000_000_000
 _T = TypeVar("_T")
-_ACTIONS = {"consolidation": "consolidate", "stalegangeviction": "evict-stale"}
 
 
 class _Raw(Struct):
@@ -107,7 +107,10 @@ def decode(data: bytes, now: float | None = None) -> Snapshot:
         raise InvalidSnapshot(f"{_DOCUMENT} is nested too deeply") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as wrong:
         raise InvalidSnapshot(f"{_DOCUMENT}: {wrong}") from wrong
-    moment = now if now is not None else max(_times(objects), default=0.0)
+    try:
+        moment = now if now is not None else max(_times(objects), default=0.0)
+    except ValueError as wrong:
+        raise InvalidSnapshot(f"{_DOCUMENT}: {wrong}") from wrong
     policy = _policy(kai.config or _Config(), kai.scheduler_params or _Params())
     return Snapshot(taken=clock.render(moment), now=moment, policy=policy_document(policy), objects=objects)
 
@@ -201,9 +204,9 @@ def _policy(config: _Config, params: _Params) -> Policy:
     document: dict[str, Any] = {"reclaimMayConsolidate": params.allow_consolidating_reclaim}
     if config.actions:
         names = [name.strip() for name in config.actions.split(",") if name.strip()]
-        document["actions"] = [_ACTIONS.get(name, name) for name in names]
+        document["actions"] = [KAI_ACTIONS.get(name, name) for name in names]
     if config.queue_depth_per_action:
-        document["queueDepth"] = {_ACTIONS.get(n, n): depth for n, depth in config.queue_depth_per_action.items()}
+        document["queueDepth"] = {KAI_ACTIONS.get(n, n): depth for n, depth in config.queue_depth_per_action.items()}
     if params.scheduler_name:
         document |= {"schedulerNames": [params.scheduler_name], "groupedScheduler": params.scheduler_name}
     if params.queue_label_key:
