@@ -1,10 +1,13 @@
 """A component's pages on its own socket: the cluster says who may read them."""
 
+import ssl
+
 import aiohttp
 import pytest
 
 from capstan.api import resources
 from capstan.controllers.listener import Listener
+from capstan.local import credentials
 
 pytestmark = pytest.mark.anyio
 ACCOUNTS = resources.unstructured("", "v1", "serviceaccounts", "ServiceAccount", namespaced=True)
@@ -54,6 +57,42 @@ async def test_pages_are_for_those_whom_the_cluster_lets_in(house, base):
     assert (await get(f"{base}/other", token))[0] == 404
     assert (await get(f"{base}/snapshot", token))[0] == 403
     assert (await get(f"{base}/healthz"))[:2] == (200, "ok")
+
+
+async def test_a_certificate_that_is_replaced_is_served_to_new_connections(house, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("capstan.controllers.listener.RENEW_SECONDS", 0.01)
+    first, second = (credentials.ensure(tmp_path / name) for name in ("first", "second"))
+    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+
+    def put(made):
+        certificate.write_bytes(made.certificate.read_bytes())
+        key.write_bytes(made.key.read_bytes())
+
+    put(first)
+    listener = Listener(house.client, {}, host="127.0.0.1", port=0, certificate=certificate, key=key)
+    house.start(listener)
+    await listener.listening.wait()
+
+    async def answers(made):
+        trusted = ssl.create_default_context(cafile=made.ca)
+        try:
+            url = f"https://127.0.0.1:{listener.port}/healthz"
+            async with aiohttp.ClientSession() as session, session.get(url, ssl=trusted) as answer:
+                return answer.status == 200
+        except aiohttp.ClientSSLError:
+            return False
+
+    assert await answers(first) and not await answers(second)
+    key.write_text("half written")
+
+    async def complained():
+        return "is not renewed" in caplog.text
+
+    await house.until(complained, "the log says that the files do not go together")
+    assert await answers(first)
+    put(second)
+    await house.until(lambda: answers(second), "the new certificate is served")
+    assert not await answers(first)
 
 
 async def test_an_address_beyond_this_machine_needs_a_certificate(house):

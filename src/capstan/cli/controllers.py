@@ -31,7 +31,11 @@ NAMES = ("scheduler", "grouper")
     metavar="HOST:PORT",
     help="Where /metrics, /snapshot and /healthz are served. Beyond this machine it takes a certificate.",
 )
-@click.option("--tls-cert", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="PEM certificate chain.")
+@click.option(
+    "--tls-cert",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="PEM certificate chain; read again every minute.",
+)
 @click.option("--tls-key", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Its private key.")
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True

@@ -24,6 +24,7 @@ from capstan.api.rbac import PolicyRule
 log = logging.getLogger(__name__)
 
 Page = Callable[[str], Awaitable[tuple[bytes, str]]]
+RENEW_SECONDS = 60.0
 _HOLDS_SECONDS = 60.0
 _REMEMBERED = 1024
 _TOKEN_REVIEWS = resources.unstructured("authentication.k8s.io", "v1", "tokenreviews", "TokenReview", namespaced=False)
@@ -61,12 +62,20 @@ class Listener:
         self.listening = asyncio.Event()
 
     async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            context = None
+            if self._tls is not None:
+                context = _context(*self._tls)
+                group.create_task(self._renew(context, *self._tls))
+            await self._serve(context)
+
+    async def _serve(self, context: ssl.SSLContext | None) -> None:
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._answer)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         try:
-            site = web.TCPSite(runner, self._host, self.port, ssl_context=self._context())
+            site = web.TCPSite(runner, self._host, self.port, ssl_context=context)
             await site.start()
             self.port = runner.addresses[0][1]
             self.listening.set()
@@ -74,12 +83,15 @@ class Listener:
         finally:
             await runner.cleanup()
 
-    def _context(self) -> ssl.SSLContext | None:
-        if self._tls is None:
-            return None
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(*self._tls)
-        return context
+    async def _renew(self, context: ssl.SSLContext, certificate: Path, key: Path | None) -> None:
+        """Certificates are replaced in their files before they expire: new connections get the newest."""
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            try:
+                _context(certificate, key)  # one that does not go with its key yet must not spoil the one in use
+                context.load_cert_chain(certificate, key)
+            except OSError as error:
+                log.warning("%s: the certificate is not renewed, the last one stays: %s", certificate, error)
 
     async def _answer(self, request: web.Request) -> web.Response:
         if request.path == "/healthz":
@@ -117,10 +129,22 @@ class Listener:
         if not who.get("authenticated"):
             return 401
         user = who.get("user") or {}
-        asks = {"user": user.get("username", ""), "groups": user.get("groups") or [], "uid": user.get("uid", "")}
-        spec = asks | {"nonResourceAttributes": {"path": path, "verb": "get"}}
+        spec = {
+            "user": user.get("username", ""),
+            "groups": user.get("groups") or [],
+            "uid": user.get("uid", ""),
+            "extra": user.get("extra") or {},
+            "nonResourceAttributes": {"path": path, "verb": "get"},
+        }
         may = (await self._client.create(_ACCESS_REVIEWS, {"spec": spec})).get("status") or {}
         return 200 if may.get("allowed") else 403
+
+
+def _context(certificate: Path, key: Path | None) -> ssl.SSLContext:
+    """Raises OSError (ssl.SSLError is one) when the files cannot be read or do not belong together."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    return context
 
 
 _TEXTS = {

@@ -40,6 +40,8 @@ _KAI_ACTIONS = {ours: theirs for theirs, ours in KAI_ACTIONS.items()}
 _SEARCHING = ("consolidate", "reclaim", "preempt")
 _GENERATOR = "victims"
 """KAI has several generators of scenarios; here one stream of victims serves every action."""
+_MOST_EVICTED = 10_000
+"""Gangs with evicted pods, before those that are gone are looked for between scrapes."""
 _OPENING, _CLOSING = ("refresh", "proportion"), ("plan", "adopt")
 _NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
@@ -313,6 +315,8 @@ class SchedulerMetrics:
                 self._world.policy.node_pool or "default",
                 kai_action(eviction.action),
             )
+            if labels not in self._evicted and len(self._evicted) >= _MOST_EVICTED:
+                self._forget_gangs()  # nobody scrapes
             self._evicted[labels] += 1
 
     def told(self, reason: str) -> None:
@@ -355,13 +359,16 @@ class SchedulerMetrics:
         prefix = f"{self.settings.namespace}_" if self.settings.namespace else ""
         labels = ["podgroup", "namespace", "uid", "nodepool", "action"]
         family = CounterMetricFamily(f"{prefix}pod_group_evicted_pods", "Pods evicted, by their gang.", labels=labels)
+        self._forget_gangs()
+        for key, pods in self._evicted.items():
+            family.add_metric(key, pods)
+        return family
+
+    def _forget_gangs(self) -> None:
         for key in list(self._evicted):
             gang = self._world.gangs.get((key[1], key[0]))
             if gang is None or gang.uid != key[2]:
                 del self._evicted[key]
-            else:
-                family.add_metric(key, self._evicted[key])
-        return family
 
     def _forget_queues(self) -> None:
         for sample in {sample.labels["queue_name"] for family in self._waits.collect() for sample in family.samples}:

@@ -80,13 +80,11 @@ OPTIONAL = frozenset(
 class Scheduler:
     """Decides and executes until cancelled. Give it a client with the rights in `RULES`."""
 
-    RULES = [
-        PolicyRule(api_groups=[r.group], resources=[r.plural], verbs=["get", "list", "watch"]) for r in OBSERVED
-    ] + [
+    RULES = [PolicyRule(api_groups=[r.group], resources=[r.plural], verbs=["list", "watch"]) for r in OBSERVED] + [
         PolicyRule(api_groups=[""], resources=["pods/binding", "pods/eviction"], verbs=["create"]),
         PolicyRule(api_groups=[""], resources=["pods/status"], verbs=["patch"]),
         PolicyRule(api_groups=[""], resources=["persistentvolumes", "persistentvolumeclaims"], verbs=["patch"]),
-        PolicyRule(api_groups=[""], resources=["events"], verbs=["create", "patch", "get"]),
+        PolicyRule(api_groups=[""], resources=["events"], verbs=["create", "patch"]),
         PolicyRule(api_groups=["resource.k8s.io"], resources=["resourceclaims"], verbs=["create", "patch"]),
         PolicyRule(api_groups=["resource.k8s.io"], resources=["resourceclaims/status"], verbs=["patch"]),
         PolicyRule(api_groups=["scheduling.run.ai"], resources=["podgroups", "podgroups/status"], verbs=["patch"]),

@@ -25,7 +25,7 @@ from capstan.controllers.usage import UsageKeeper
 
 log = logging.getLogger(__name__)
 
-CONFIG_RULES = [PolicyRule(api_groups=["kai.scheduler"], resources=["configs"], verbs=["get", "list", "watch"])]
+CONFIG_RULES = [PolicyRule(api_groups=["kai.scheduler"], resources=["configs"], verbs=["list", "watch"])]
 """What `follow_config` needs."""
 Page = Callable[[str], Awaitable[tuple[bytes, str]]]
 
@@ -119,7 +119,7 @@ class Shards:
         *Scheduler.RULES,
         *QueueStatus.RULES,
         *CONFIG_RULES,
-        PolicyRule(api_groups=["kai.scheduler"], resources=["schedulingshards"], verbs=["get", "list", "watch"]),
+        PolicyRule(api_groups=["kai.scheduler"], resources=["schedulingshards"], verbs=["list", "watch"]),
         PolicyRule(
             api_groups=["kai.scheduler"], resources=["schedulingshards/status", "configs/status"], verbs=["patch"]
         ),
