@@ -1,6 +1,8 @@
 """`capstan controllers`: scheduler and grouper of a cluster that runs without them, each under its Lease."""
 
 import asyncio
+import json
+import socket
 
 import pytest
 from click.testing import CliRunner
@@ -29,6 +31,19 @@ async def test_they_group_schedule_and_serve_pages(house):
     finally:
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
+
+
+def test_an_address_that_is_taken_is_named(tmp_path):
+    config = tmp_path / "config"
+    cluster = {"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}
+    chosen = {"name": "x", "context": {"cluster": "c", "user": "u"}}
+    users = [{"name": "u", "user": {}}]
+    config.write_text(json.dumps({"clusters": [cluster], "users": users, "contexts": [chosen], "current-context": "x"}))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        result = CliRunner().invoke(main, ["controllers", "--kubeconfig", str(config), "--listen", address])
+    assert result.exit_code == 1
+    assert f"{address} cannot be listened on" in result.output
 
 
 @pytest.mark.parametrize(

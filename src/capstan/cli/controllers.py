@@ -80,7 +80,7 @@ async def _work(
     context: str | None,
 ) -> None:
     from capstan import kube
-    from capstan.controllers.listener import Listener
+    from capstan.controllers.listener import CannotListen, Listener
 
     pages: dict[str, Page] = {}
 
@@ -96,6 +96,11 @@ async def _work(
             await work
         except asyncio.CancelledError:
             click.echo("Stopping …")
+        except ExceptionGroup as failed:
+            refused = failed.subgroup(CannotListen)
+            if refused is None:
+                raise
+            raise click.ClickException(f"{refused.exceptions[0]}; choose another --listen, or other files") from failed
 
     if kubeconfig is None and os.environ.get("KUBERNETES_SERVICE_HOST"):
         client = kube.Client(kube.in_cluster(), field_manager="capstan")

@@ -33,6 +33,10 @@ _ACCESS_REVIEWS = resources.unstructured(
 )
 
 
+class CannotListen(Exception):
+    """The address is taken or not one of this machine, or certificate and key are of no use; the message says which."""
+
+
 class Listener:
     """Serves `pages` until cancelled. Raises ValueError for an address beyond this machine without a certificate."""
 
@@ -62,12 +66,19 @@ class Listener:
         self.listening = asyncio.Event()
 
     async def run(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            context = None
-            if self._tls is not None:
-                context = _context(*self._tls)
-                group.create_task(self._renew(context, *self._tls))
+        """Raises CannotListen."""
+        if self._tls is None:
+            await self._serve(None)
+            return
+        try:
+            context = _context(*self._tls)
+        except OSError as error:
+            raise CannotListen(f"{self._tls[0]} and its key cannot be used: {error}") from error
+        renewing = asyncio.create_task(self._renew(context, *self._tls))
+        try:
             await self._serve(context)
+        finally:
+            renewing.cancel()
 
     async def _serve(self, context: ssl.SSLContext | None) -> None:
         app = web.Application()
@@ -76,7 +87,10 @@ class Listener:
         await runner.setup()
         try:
             site = web.TCPSite(runner, self._host, self.port, ssl_context=context)
-            await site.start()
+            try:
+                await site.start()
+            except OSError as error:
+                raise CannotListen(f"{self._host}:{self.port} cannot be listened on: {error.strerror}") from error
             self.port = runner.addresses[0][1]
             self.listening.set()
             await asyncio.Event().wait()
