@@ -49,7 +49,7 @@ async def failure(call: Any) -> tuple[str, int, str]:
 
 
 async def test_every_verb(api: kube.Client) -> None:
-    created = await api.create(MAPS, config_map("a", x="1"))
+    created = (await api.create(MAPS, config_map("a", x="1"))).document
     assert created["metadata"]["uid"] and created["data"] == {"x": "1"}
     assert (await api.create(MAPS, config_map("dry"), dry_run=True))["metadata"]["name"] == "dry"
     assert (await api.get(CONFIG_MAPS, "a", "default")).data == {"x": "1"}

@@ -262,4 +262,5 @@ def test_a_change_that_the_engine_does_not_read_leaves_a_decision_as_it_is() -> 
     bound = msgspec.structs.replace(newer, spec=msgspec.structs.replace(newer.spec, node_name=bind.node))
     made.upsert(bound)
     assert made.binds == {}
-    assert made.tasks[bind.uid].status == Status.BOUND
+    assert made.tasks[bind.uid] is task
+    assert task.status == task.phase == Status.BOUND

@@ -307,7 +307,8 @@ class BlueprintAgent(kube.Controller[str]):
 
     async def _apply(self, manifest: Manifest) -> Manifest:
         resource = await self._discovery.resource(manifest["apiVersion"], manifest["kind"])
-        return await self._client.apply(resource, manifest, force=True, field_manager=blueprints.MANAGER)
+        applied = await self._client.apply(resource, manifest, force=True, field_manager=blueprints.MANAGER)
+        return applied.document
 
     async def _prune(self, orphan: Manifest) -> None:
         resource = await self._discovery.resource(orphan["apiVersion"], orphan["kind"])

@@ -235,6 +235,7 @@ class SchedulerMetrics:
         self._told = Counter(
             "capstan_verdicts", "Verdicts told to users because they are news.", ["reason"], registry=registry
         )
+        self._timers: dict[tuple[str, str], Histogram] = {}
         self._writes = Histogram(
             "capstan_api_write_seconds",
             "Writes to the API server until it has answered.",
@@ -325,7 +326,10 @@ class SchedulerMetrics:
 
     def written(self, verb: str, resource: str, code: int, seconds: float) -> None:
         """A write was answered (`code` 0: it was not)."""
-        self._writes.labels(verb, resource).observe(seconds)
+        timer = self._timers.get((verb, resource))
+        if timer is None:
+            timer = self._timers[verb, resource] = self._writes.labels(verb, resource)
+        timer.observe(seconds)
         if not 200 <= code < 300:
             self._failures.labels(verb, resource, str(code)).inc()
 

@@ -5,7 +5,7 @@ One `Client` over one `Transport`: HTTP(S) (`kube.http`), or straight into the e
 
 from capstan.api.base import Status
 from capstan.kube.cache import Cache, Change, Index, Key, identity
-from capstan.kube.client import Body, Client, Listing, WatchEvent, decode
+from capstan.kube.client import Body, Client, Listing, WatchEvent, Written, decode
 from capstan.kube.config import Connection, from_kubeconfig, in_cluster, kubeconfig
 from capstan.kube.controller import Controller, WorkQueue
 from capstan.kube.discovery import Discovery, Unstructured
@@ -67,6 +67,7 @@ __all__ = [
     "Unstructured",
     "WatchEvent",
     "WorkQueue",
+    "Written",
     "decode",
     "from_kubeconfig",
     "from_response",

@@ -12,9 +12,10 @@ import itertools
 import logging
 import random
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Generic, Literal, TypeVar
+
+import msgspec
 
 from capstan.api.base import Object
 from capstan.api.resources import Resource
@@ -32,8 +33,7 @@ _LONGEST_PAUSE_SECONDS = 10.0
 _EMPTY: Mapping[Key, Any] = MappingProxyType({})
 
 
-@dataclass(slots=True)
-class Change(Generic[T]):
+class Change(msgspec.Struct, Generic[T], gc=False):
     """`old` is None for an addition, `new` is None for a deletion."""
 
     type: Literal["added", "modified", "deleted"]

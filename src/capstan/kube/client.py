@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
@@ -49,12 +49,37 @@ class Listing(Generic[T]):
     undecodable: list[errors.Undecodable] = field(default_factory=list)
 
 
-@dataclass(slots=True)
-class WatchEvent(Generic[T]):
+class WatchEvent(msgspec.Struct, Generic[T], gc=False):
     """`type` is ADDED, MODIFIED, DELETED or BOOKMARK (then only the resource version of `object` means something)."""
 
     type: str
     object: T
+
+
+class Written(Mapping[str, Any]):
+    """What the server answered to a write: the object as it is now, or a Status. Most writers do not look at it, so it
+    is decoded when somebody does."""
+
+    __slots__ = ("_document", "_raw")
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+        self._document: Body | None = None
+
+    @property
+    def document(self) -> Body:
+        if self._document is None:
+            self._document = msgspec.json.decode(self._raw)
+        return self._document
+
+    def __getitem__(self, key: str) -> Any:
+        return self.document[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.document)
+
+    def __len__(self) -> int:
+        return len(self.document)
 
 
 class _ListMeta(msgspec.Struct, rename="camel", gc=False):
@@ -190,11 +215,13 @@ class Client:
                         shared[resource.struct] = found
                 yield found
 
-    async def create(self, resource: Resource[Any], body: Body, namespace: str = "", dry_run: bool = False) -> Body:
+    async def create(self, resource: Resource[Any], body: Body, namespace: str = "", dry_run: bool = False) -> Written:
         path = resource.path(namespace or _metadata(body, "namespace"))
         return await self._write("POST", path, body, self._options(dry_run))
 
-    async def update(self, resource: Resource[Any], body: Body, subresource: str = "", dry_run: bool = False) -> Body:
+    async def update(
+        self, resource: Resource[Any], body: Body, subresource: str = "", dry_run: bool = False
+    ) -> Written:
         """Replaces the object; raises Conflict when `metadata.resourceVersion` is given and no longer current."""
         path = resource.path(_metadata(body, "namespace"), _metadata(body, "name"), subresource)
         return await self._write("PUT", path, body, self._options(dry_run))
@@ -209,7 +236,7 @@ class Client:
         kind: PatchKind = "merge",
         subresource: str = "",
         dry_run: bool = False,
-    ) -> Body:
+    ) -> Written:
         path = resource.path(namespace, name, subresource)
         return await self._write("PATCH", path, patch, self._options(dry_run), _PATCH_TYPES[kind])
 
@@ -223,7 +250,7 @@ class Client:
         field_manager: str | None = None,
         dry_run: bool = False,
         strict: bool = False,
-    ) -> Body:
+    ) -> Written:
         """Server-side apply: `body` is all that the manager wants to own. Raises Conflict unless forced.
 
         `strict`: fields that the server does not know are refused (BadRequest) instead of dropped.
@@ -246,7 +273,7 @@ class Client:
         uid: str | None = None,
         grace_period: int | None = None,
         propagation: str | None = None,
-    ) -> Body:
+    ) -> Written:
         """Asks for deletion; answers with the last state of the object, or a Status. `uid` guards against a namesake,
         `propagation` is Background, Foreground or Orphan."""
         options: Body = {"apiVersion": "v1", "kind": "DeleteOptions"}
@@ -263,7 +290,7 @@ class Client:
     ) -> None:
         await self.request("DELETE", resource.path(namespace), query=_selection(labels, fields))
 
-    async def post(self, resource: Resource[Any], name: str, namespace: str, subresource: str, body: Body) -> Body:
+    async def post(self, resource: Resource[Any], name: str, namespace: str, subresource: str, body: Body) -> Written:
         """Creates through a subresource: `binding`, `eviction`, `token`."""
         return await self._write("POST", resource.path(namespace, name, subresource), body, self._options(False))
 
@@ -298,11 +325,10 @@ class Client:
         body: Patch,
         query: Mapping[str, str],
         content_type: str = "application/json",
-    ) -> Body:
+    ) -> Written:
         encoded = msgspec.json.encode(body)
         answer = await self.request(method, path, query=query, body=encoded, content_type=content_type)
-        written: Body = msgspec.json.decode(answer.body)
-        return written
+        return Written(answer.body)
 
     def _options(self, dry_run: bool) -> dict[str, str]:
         # Nobody reads the warnings about unknown fields that a server would otherwise look for.

@@ -40,8 +40,9 @@ class InProcessTransport:
     ) -> kube.Response:
         answer = await self._server.handle(self._request(method, path, query, body or b"", headers))
         if isinstance(answer, Response):
-            found = {name.lower(): value for name, value in answer.headers.items()}
-            return kube.Response(answer.code, answer.body, {"content-type": answer.content_type, **found})
+            found = {name.lower(): value for name, value in answer.headers.items()} if answer.headers else {}
+            found["content-type"] = answer.content_type
+            return kube.Response(answer.code, answer.body, found)
         content = [piece async for pieces in answer.chunks for piece in pieces]
         return kube.Response(200, b"".join(content), {"content-type": answer.content_type})
 

@@ -9,15 +9,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterable
 
+import msgspec
+
 from capstan.kube import Document
 from capstan.local.representation import View
-from capstan.local.selection import Selection, record_fields
+from capstan.local.selection import Selection
 from capstan.local.status import Json
 from capstan.local.store import Event, EventType, Record, Table, encode
 from capstan.local.types import ResourceType
 
 _BACKLOG_BYTES = 64 << 20
 """A watcher that reads more slowly than this is disconnected; it comes back with its last resourceVersion."""
+
+
+class _Place(msgspec.Struct, rename="camel", frozen=True, gc=False):
+    node_name: str = ""
+
+
+class _Placed(msgspec.Struct, gc=False):
+    spec: _Place = _Place()
+
+
+_placed = msgspec.json.Decoder(_Placed)
 
 
 def frame(event_type: str, value: bytes) -> bytes:
@@ -125,6 +138,12 @@ class Hub:
         self._by_value: dict[str, dict[Watcher, None]] = {}
         table.listeners.append(self.publish)
 
+    def _pinned(self, record: Record) -> str:
+        """The value of the pinned field, without decoding the rest of the object."""
+        if self.pinned_field == "metadata.name":
+            return record.key.rpartition("/")[2]
+        return _placed.decode(record.value).spec.node_name
+
     @property
     def watchers(self) -> list[Watcher]:
         return [*self._everything, *(watcher for group in self._by_value.values() for watcher in group)]
@@ -146,11 +165,7 @@ class Hub:
     def publish(self, event: Event) -> None:
         groups: list[Iterable[Watcher]] = [self._everything] if self._everything else []
         if self._by_value:
-            values = {
-                record_fields(self.resource, record).get(self.pinned_field, "")
-                for record in (event.record, event.previous)
-                if record is not None
-            }
+            values = {self._pinned(record) for record in (event.record, event.previous) if record is not None}
             groups += [self._by_value[value] for value in values if value in self._by_value]
         if not groups:
             return

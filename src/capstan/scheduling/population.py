@@ -11,7 +11,16 @@ from capstan.api import clock
 from capstan.api.core import Node as ApiNode
 from capstan.api.core import Pod, Toleration
 from capstan.api.scheduling import TASK_PRIORITY_LABEL, PodGroup, RuntimeClass
-from capstan.scheduling.facts import NUMA_ANNOTATION, claim_names, encode, finished, numa_zones, role, shared_devices
+from capstan.scheduling.facts import (
+    NUMA_ANNOTATION,
+    claim_names,
+    encode,
+    finished,
+    numa_zones,
+    reads_alike,
+    role,
+    shared_devices,
+)
 from capstan.scheduling.gangs import build_gang
 from capstan.scheduling.handoffs import Handoffs
 from capstan.scheduling.holdings import Key
@@ -82,6 +91,30 @@ class Population(Tenancy):
         self._attach(task, pod)
         if task.phase == Status.SUCCEEDED and before is not None and before.phase == Status.RUNNING and task.gang:
             self._learn(task.gang, pod)
+
+    def _confirm(self, before: Pod, after: Pod) -> bool:
+        """Take in that a pod was bound as decided. False where anything else changed: then it is attached anew."""
+        uid = after.metadata.uid
+        bind, task = self.binds.get(uid), self.tasks.get(uid)
+        if (
+            bind is None
+            or task is None
+            or task.status != Status.BINDING
+            or task.devices
+            or task.zones != numa_zones(after)
+            or after.spec.node_name != bind.node
+        ):
+            return False
+        spec = msgspec.structs.replace(before.spec, node_name=bind.node)
+        if not reads_alike(msgspec.structs.replace(before, spec=spec), after):
+            return False
+        del self.binds[uid]
+        self._pods[uid] = after
+        task.phase = Status.BOUND
+        self.rename(task, Status.BOUND)
+        if task.gang is not None:
+            self.changed[task.gang] = None
+        return True
 
     def _with_runtime_class(self, pod: Pod) -> Pod:
         """The pod with what its RuntimeClass adds (overhead, node selector, tolerations) if admission did not."""

@@ -88,7 +88,7 @@ class World(Population):
                 known = self._pods.get(obj.metadata.uid)
                 if known is not None and reads_alike(known, obj):
                     self._pods[obj.metadata.uid] = obj
-                else:
+                elif known is None or not self._confirm(known, obj):
                     self._upsert_pod(obj)
             case ApiNode():
                 self._upsert_node(obj)

@@ -119,7 +119,7 @@ class House:
 
     async def create(self, kind: str, name: str, namespace: str = "default", **content: Any) -> dict[str, Any]:
         metadata = {"name": name, "namespace": namespace, **content.pop("metadata", {})}
-        return await self.client.create(RAW[kind], {"metadata": metadata, **content})
+        return (await self.client.create(RAW[kind], {"metadata": metadata, **content})).document
 
     async def add_node(self, name: str, **content: Any) -> None:
         await self.client.create(RAW["Node"], {"metadata": {"name": name, **content.pop("metadata", {})}, **content})

@@ -46,7 +46,8 @@ class Revisions:
             written = await self._create(owner, name, digest, latest + 1)
         elif int(found["revision"]) < latest:
             patch = {"revision": latest + 1}
-            written = await self._client.patch(CONTROLLER_REVISIONS, name, owner.metadata.namespace, patch=patch)
+            patched = await self._client.patch(CONTROLLER_REVISIONS, name, owner.metadata.namespace, patch=patch)
+            written = patched.document
         else:
             return name
         await self.cache.reached(written["metadata"]["resourceVersion"])
@@ -68,7 +69,7 @@ class Revisions:
             "revision": number,
         }
         try:
-            return await self._client.create(CONTROLLER_REVISIONS, body)
+            return (await self._client.create(CONTROLLER_REVISIONS, body)).document
         except kube.AlreadyExists:
             return await self._client.get(CONTROLLER_REVISIONS, name, owner.metadata.namespace)
 
