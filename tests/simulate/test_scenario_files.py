@@ -53,6 +53,10 @@ def test_rounds_settle_and_have_to_stay_stable() -> None:
         ("tasks: [{}]", "tasks: [{state: Running}]", "needs a node"),
         ("tasks: [{}]", "tasks: [{state: Flying}]", "Flying"),
         ("name: the", "- name: the", "line"),
+        ("expect:", "settings: {staleGrace: soon}\nexpect:", "settings: 'soon'"),
+        ("expect:", "settings: {defragment: {schedule: at night, duration: 1h}}\nexpect:", "settings: schedule"),
+        ("expect:", "roundLength: long\nexpect:", "roundLength: 'long'"),
+        ("name: first,", "name: first, lasts: long,", "job first: lasts: 'long'"),
     ],
 )
 def test_mistakes_in_the_file_are_named(old: str, new: str, words: str) -> None:

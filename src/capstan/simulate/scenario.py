@@ -305,6 +305,20 @@ def _problems(scenario: Scenario) -> Iterator[str]:
     )
     yield from (f"expect names the unknown node {name}" for name in expect.nodes if name not in scenario.nodes)
     yield from (f"unknown action {name}" for name in scenario.actions if name not in ACTIONS)
+    try:
+        for window in scenario.policy().defragment_windows:
+            window.open_at(0.0)
+    except ValueError as wrong:  # InvalidSchedule is one
+        yield f"settings: {wrong}"
+    written = {"roundLength": scenario.round_length}
+    for job in scenario.jobs:
+        times = {"runningFor": job.running_for, "staleSince": job.stale_since, "lasts": job.lasts}
+        written |= {f"job {job.name}: {field}": text for field, text in times.items() if text is not None}
+    for field, text in written.items():
+        try:
+            durations.seconds(text)
+        except ValueError as malformed:
+            yield f"{field}: {malformed}"
 
 
 def task_names(job: JobSetup) -> list[str]:
