@@ -69,6 +69,18 @@ async def test_two_shards_bind_their_pods_on_their_nodes_and_share_one_queue_sta
     await house.until(allocated, "the queue counts the pods of both shards")
 
 
+async def test_what_a_queue_held_in_an_earlier_life_is_taken_out_of_its_status(house, shards):
+    stale = {"status": {"allocated": {"cpu": "7", "NVIDIA-L4": "3"}}}
+    await house.client.patch(resources.QUEUES, "default-queue", patch=stale, subresource="status")
+    await install(house.client, [shard("default")])
+
+    async def counted():
+        queue = await house.client.get(resources.QUEUES, "default-queue")
+        return queue.status.allocated == {"cpu": "0", "memory": "0", "nvidia.com/gpu": "0"}
+
+    await house.until(counted, "only what is held now stands there")
+
+
 async def test_a_pool_without_a_shard_waits_until_one_comes(house, shards):
     await install(house.client, [shard("default")])
     await house.node("r1")

@@ -66,6 +66,8 @@ async def test_a_podgroup_says_what_its_pods_hold_and_ask_for(house, scheduler, 
     monkeypatch.setattr("capstan.controllers.podgroup_status.EVERY_SECONDS", 0.05)
     await house.node("n1", gpus=1)
     await house.group("gang", 1, priorityClassName="build")
+    stale = {"status": {"resourcesStatus": {"allocated": {"NVIDIA-L4": "3"}}}}
+    await house.client.patch(resources.POD_GROUPS, "gang", "default", patch=stale, subresource="status")
     for name in "ab":
         await house.pod(name, gpus=1, group="gang")
 
@@ -75,6 +77,7 @@ async def test_a_podgroup_says_what_its_pods_hold_and_ask_for(house, scheduler, 
         return seen if seen.get("allocated", {}).get("nvidia.com/gpu") == "1" else None
 
     seen = await house.until(status, "one GPU is allocated")
+    assert seen["allocated"].keys() == {"cpu", "memory", "nvidia.com/gpu"}
     assert seen["allocatedNonPreemptible"]["nvidia.com/gpu"] == "1"
     assert seen["requested"]["nvidia.com/gpu"] == "2"
     await house.client.delete(resources.PODS, "b", "default")

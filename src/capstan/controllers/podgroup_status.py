@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
 
 from capstan import kube, scheduling
 from capstan.api import resources
+from capstan.api.scheduling import PodGroup
+from capstan.controllers.queue_status import replacing
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +25,8 @@ _Key = tuple[str, str]
 class PodGroupStatus:
     """Runs beside the scheduler, on its World, with the scheduler's rights."""
 
-    def __init__(self, client: kube.Client, world: scheduling.World) -> None:
-        self._client, self._world = client, world
-        self._written: dict[_Key, dict[str, Any]] = {}
+    def __init__(self, client: kube.Client, world: scheduling.World, groups: kube.Cache[PodGroup]) -> None:
+        self._client, self._world, self._groups = client, world, groups
         self._seen: dict[_Key, tuple[int, ...]] = {}
 
     async def run(self) -> None:
@@ -41,7 +41,6 @@ class PodGroupStatus:
         standings = scheduling.standings(self._world)
         for key in self._seen.keys() - standings.keys():
             del self._seen[key]
-            self._written.pop(key, None)
         changed = [key for key, standing in standings.items() if self._seen.get(key) != standing]
         for key in changed[:_AT_ONCE]:
             if self._world.binds:
@@ -54,15 +53,18 @@ class PodGroupStatus:
         if gang is None:
             return True
         status = scheduling.resources_of(gang)
-        if self._written.get(key) == status:
-            return True
         namespace, name = key
+        known = self._groups.get(name, namespace)
+        said = known.status.resources_status or {} if known is not None else {}
+        if said == status:
+            return True
+        patch = {part: replacing(amounts, said.get(part) or {}) for part, amounts in status.items()}
         try:
             await self._client.patch(
                 resources.POD_GROUPS,
                 name,
                 namespace,
-                patch={"status": {"resourcesStatus": status}},
+                patch={"status": {"resourcesStatus": patch}},
                 subresource="status",
             )
         except kube.NotFound:
@@ -70,5 +72,4 @@ class PodGroupStatus:
         except kube.ApiError as error:
             log.warning("PodGroup %s/%s: its resources are not written, trying again: %s", namespace, name, error)
             return False
-        self._written[key] = status
         return True

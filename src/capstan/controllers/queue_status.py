@@ -8,29 +8,41 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
+import msgspec
+
 from capstan import kube, scheduling
 from capstan.api import quantity, resources
 from capstan.api.rbac import PolicyRule
+from capstan.api.scheduling import Queue
 
 log = logging.getLogger(__name__)
 
+_AMOUNTS = ("allocated", "allocatedNonPreemptible", "requested")
 EVERY_SECONDS = 1.0
 """Sums change with every bind; people and dashboards look once in a while."""
 
 
 class QueueStatus:
-    """Runs beside the schedulers, on their Worlds: a queue's status is the sum over all shards."""
+    """Runs beside the schedulers, on their Worlds: a queue's status is the sum over all shards.
+
+    `queues` gives the Queue objects as they are at that moment.
+    """
 
     RULES = [PolicyRule(api_groups=["scheduling.run.ai"], resources=["queues/status"], verbs=["patch"])]
 
-    def __init__(self, client: kube.Client, worlds: Callable[[], Sequence[scheduling.World]]) -> None:
+    def __init__(
+        self,
+        client: kube.Client,
+        worlds: Callable[[], Sequence[scheduling.World]],
+        queues: Callable[[], Mapping[kube.Key, Queue]],
+    ) -> None:
         self._client = client
-        self._worlds = worlds
+        self._worlds, self._queues = worlds, queues
         self._written: dict[str, dict[str, Any]] = {}
         self._failed: dict[str, str] = {}
 
@@ -49,10 +61,15 @@ class QueueStatus:
             del self._written[name]
             self._failed.pop(name, None)
         for name, status in wanted.items():
-            if self._written.get(name) == status:
+            written = self._written.get(name, {})
+            if written == status:
                 continue
+            known = self._queues().get(("", name))
+            said = msgspec.to_builtins(known.status) if known is not None else {}
+            amounts = {key: replacing(status[key], said.get(key, {}), written.get(key, {})) for key in _AMOUNTS}
             try:
-                await self._client.patch(resources.QUEUES, name, patch={"status": status}, subresource="status")
+                patch = {"status": status | amounts}
+                await self._client.patch(resources.QUEUES, name, patch=patch, subresource="status")
             except kube.NotFound:
                 continue
             except kube.ApiError as error:
@@ -62,6 +79,11 @@ class QueueStatus:
                 continue
             self._written[name] = status
             self._failed.pop(name, None)
+
+
+def replacing(amounts: Mapping[str, str], *before: Mapping[str, str]) -> dict[str, str | None]:
+    """Amounts as a merge patch that also takes away what was there before and is no more (GPU products)."""
+    return {**dict.fromkeys(name for old in before for name in old), **amounts}
 
 
 def _sum(parts: Sequence[scheduling.QueueStatus]) -> scheduling.QueueStatus:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 import msgspec
@@ -19,6 +19,7 @@ from capstan.allocation import Inventory
 from capstan.api import resource, resources
 from capstan.api.base import ObjectReference
 from capstan.api.rbac import PolicyRule
+from capstan.api.scheduling import PodGroup, Queue
 from capstan.controllers.metrics import MetricSettings, SchedulerMetrics, Stopwatch
 from capstan.controllers.podgroup_status import PodGroupStatus
 from capstan.controllers.pool_problems import PoolProblems
@@ -119,10 +120,11 @@ class Scheduler:
         ]
         for cache in self._caches:
             cache.on_change(self._observe)
-        queues = self._caches[OBSERVED.index(resources.QUEUES)]
-        self.metrics = SchedulerMetrics(self.world, queues.objects.values, metrics)
+        self.queues: Mapping[kube.Key, Queue] = self._caches[OBSERVED.index(resources.QUEUES)].objects
+        self.metrics = SchedulerMetrics(self.world, self.queues.values, metrics)
         self._client = kube.Client(TimedTransport(client.transport, self.metrics.written), client.field_manager)
         self._events = kube.EventRecorder(self._client, "capstan-scheduler")
+        self._groups: kube.Cache[PodGroup] = self._caches[OBSERVED.index(resources.POD_GROUPS)]
         # What pods wait for goes before what people read about it.
         self._scheduled = kube.EventRecorder(
             self._client, "capstan-scheduler", rate=SCHEDULED_EVENTS_PER_SECOND, calm=self._all_written.wait
@@ -131,7 +133,7 @@ class Scheduler:
             self._client,
             self._events,
             self._caches[OBSERVED.index(resources.PODS)],
-            self._caches[OBSERVED.index(resources.POD_GROUPS)],
+            self._groups,
             self.metrics.told,
             self.policy.node_pool or "default",
         )
@@ -166,7 +168,7 @@ class Scheduler:
             group.create_task(self._loop())
             group.create_task(self._verdicts.run())
             group.create_task(self._problems.run())
-            group.create_task(PodGroupStatus(self._client, self.world).run())
+            group.create_task(PodGroupStatus(self._client, self.world, self._groups).run())
             group.create_task(self._write_stamps())
 
     async def synced(self) -> None:

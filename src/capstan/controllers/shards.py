@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, MutableMapping
 from typing import Any
 
 import msgspec
@@ -18,6 +18,7 @@ from capstan import kube, scheduling
 from capstan.api import clock, resources
 from capstan.api.kai import CONFIG_NAME, Config, SchedulingShard
 from capstan.api.rbac import PolicyRule
+from capstan.api.scheduling import Queue
 from capstan.controllers.metrics import MetricSettings
 from capstan.controllers.queue_status import QueueStatus
 from capstan.controllers.scheduler import Scheduler
@@ -158,12 +159,16 @@ class Shards:
     def worlds(self) -> list[scheduling.World]:
         return [scheduler.world for scheduler in self.schedulers.values()]
 
+    def queues(self) -> Mapping[kube.Key, Queue]:
+        """As any of the schedulers sees them: all see all."""
+        return next((scheduler.queues for scheduler in self.schedulers.values()), {})
+
     async def run(self) -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._shards.run())
                 group.create_task(self._configs.run())
-                group.create_task(QueueStatus(self._client, self.worlds).run())
+                group.create_task(QueueStatus(self._client, self.worlds, self.queues).run())
                 await self._shards.synced()
                 await self._configs.synced()
                 while True:
