@@ -19,9 +19,13 @@ from dataclasses import dataclass
 import msgspec
 
 from bench import reference
+from bench.allocation import CLASS, NUMA, claim, encoded_slice, gpu_class
 from bench.measure import resident_mb
+from capstan.allocation import Inventory
 from capstan.api import clock
-from capstan.api.core import Node, Pod
+from capstan.api.base import OwnerReference
+from capstan.api.core import Node, Pod, PodResourceClaim
+from capstan.api.resource import ResourceSlice
 from capstan.api.scheduling import PodGroup, Queue, Topology
 from capstan.scheduling import Plan, Policy, World, cycle
 
@@ -305,6 +309,63 @@ def steady() -> Result:
     return Result(statistics.median(times), f"{text}; {resident_mb(os.getpid()):.0f} MB resident")
 
 
+def by_claims(nodes: int) -> World:
+    """Nodes whose eight GPUs are published in slices and taken by claims."""
+    world = World(Inventory())
+    world.upsert(gpu_class())
+    for i in range(nodes):
+        entry = node(f"node-{i:05d}", {})
+        entry.status.allocatable.pop("nvidia.com/gpu")
+        world.upsert(entry)
+        world.upsert(msgspec.json.decode(encoded_slice(entry.metadata.name), type=ResourceSlice))
+    for name in (queue("top"), queue("a", "top", rank=1)):
+        world.upsert(name)
+    world.begin(NOW)
+    return world
+
+
+def claim_gang(pods: int, nodes: int, requests: Sequence[object], constraints: Sequence[object], devices: int) -> float:
+    """Seconds for a gang whose pods have a claim of a template each; every pod gets `devices` devices, or none."""
+    world = by_claims(nodes)
+    world.upsert(gang("big", "a", pods))
+    for i in range(pods):
+        name = f"big-{i:04d}"
+        member = pod(name, "big", 0)
+        entry = claim(f"{name}-gpus", requests, constraints)
+        entry.metadata.namespace = "x"
+        entry.metadata.owner_references = [
+            OwnerReference(api_version="v1", kind="Pod", name=name, uid=member.metadata.uid, controller=True)
+        ]
+        world.upsert(entry)
+        member.spec.resource_claims = [PodResourceClaim(name="gpus", resource_claim_name=entry.metadata.name)]
+        world.upsert(member)
+    plans: list[Plan] = []
+    seconds = timed(lambda: plans.append(cycle(world, ALLOCATE, NOW)))
+    taken = [len(held.devices.results) for bind in plans[0].binds for held in bind.claims.values()]
+    assert taken == [devices] * pods if devices else not taken, plans[0].verdicts[:1]
+    return seconds
+
+
+EIGHT = [{"name": "gpus", "exactly": {"deviceClassName": CLASS, "count": 8}}]
+FOUR_NEAR = [{"name": "gpus", "exactly": {"deviceClassName": CLASS, "count": 4}}]
+NEAR = [{"matchAttribute": NUMA}]
+
+
+def gang_with_claims() -> Result:
+    seconds = claim_gang(512, 512, EIGHT, [], 8)
+    return Result(seconds, "one gang of 512 pods with a claim for 8 GPUs each, 512 nodes")
+
+
+def gang_with_constraints() -> Result:
+    seconds = claim_gang(1024, 512, FOUR_NEAR, NEAR, 4)
+    return Result(seconds, "one gang of 1,024 pods with a claim for 4 GPUs of one NUMA node each, 512 nodes")
+
+
+def claims_cannot_fit() -> Result:
+    seconds = claim_gang(513, 512, EIGHT, [], 0)
+    return Result(seconds, "cannot fit: one pod more than nodes, a claim for 8 GPUs each")
+
+
 def growth() -> Result:
     """Microseconds per pod, and the memory of the process so far, when nodes and work grow together."""
     parts = []
@@ -336,6 +397,9 @@ BENCHES: dict[str, tuple[Callable[[], Result], int]] = {
     "reclaim-all": (reclaim_all, 1),
     "consolidate": (consolidate, 5),
     "backfill": (backfill, 5),
+    "claims": (gang_with_claims, 3),
+    "claims-near": (gang_with_constraints, 3),
+    "claims-cannot-fit": (claims_cannot_fit, 3),
     "steady": (steady, 1),
     "growth": (growth, 1),
 }

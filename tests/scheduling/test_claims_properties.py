@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from capstan.api.quantity import whole
 from capstan.api.resource import AllocationResult, ResourceClaimStatus
 from capstan.scheduling import Plan, Policy, World, cycle
 from capstan.scheduling.model import GPU, UNLIMITED
+from capstan.scheduling.placement import ShapeIndex
 
 sys.path.insert(0, str(Path(__file__).parent))
 from clusters import START, gang, pod, queue
@@ -171,3 +173,24 @@ def test_devices_are_charged_by_their_own_product(
             break
     else:
         raise AssertionError("the platform does not come to rest")
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+@given(st.integers(1, 4), st.integers(1, 3), jobs(), st.sampled_from([None, {"H100": {"quota": 1.0, "limit": 2.0}}]))
+def test_what_is_shelved_would_have_been_refused(nodes: int, gpus: int, wanted: Jobs, types: Types | None) -> None:
+    """A node that refused a pod's devices is not asked again for equal pods until something changes there; asking it
+    every time gives the same plans."""
+    made, asking = Platform(nodes, gpus, wanted, types), Platform(nodes, gpus, wanted, types)
+    for number in range(6):
+        plan = cycle(made.world, Policy(), START + number)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ShapeIndex, "shelve", lambda self, node: None)
+            expected = cycle(asking.world, Policy(), START + number)
+        assert _decided(plan) == _decided(expected)
+        made.carry_out(plan)
+        asking.carry_out(expected)
+
+
+def _decided(plan: Plan) -> object:
+    """All but the texts of verdicts: those speak of the node that was asked last."""
+    return plan.binds, plan.evictions, plan.promises, [(v.group, v.reason, v.nodes, v.pods) for v in plan.verdicts]

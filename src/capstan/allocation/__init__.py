@@ -1,6 +1,7 @@
 """Which devices satisfy which claims: Dynamic Resource Allocation as pure functions over an incremental inventory."""
 
 from capstan.allocation.allocator import BUDGET, Policy, allocate
+from capstan.allocation.claims import FRACTION_ANNOTATION
 from capstan.allocation.inventory import Inventory
 from capstan.allocation.model import (
     Allocation,
@@ -22,6 +23,7 @@ from capstan.allocation.pools import Device
 
 __all__ = [
     "BUDGET",
+    "FRACTION_ANNOTATION",
     "Allocation",
     "AllocationError",
     "Choice",

@@ -30,6 +30,9 @@ Fact = ResourceSlice | DeviceClass | ResourceClaim | DeviceTaintRule | Node
 
 IMPLICIT_RESOURCE_PREFIX = "deviceclass.resource.kubernetes.io/"
 
+_REMEMBERED = 50_000
+"""Entries of the log of what became free; whoever has not read for so long is told that anything may have."""
+_ANY_NODE = ""
 
 _NO_LABELS: dict[str, str] = {}
 
@@ -92,6 +95,9 @@ class Inventory:
         self._extended: dict[str, str] | None = None
         self._journal: list[tuple[PoolKey, str, Use | None] | tuple[ClaimKey, AllocationResult | None, bool]] = []
         self._epoch = 0
+        self._freed: list[str] = []
+        """Nodes on which something may have become free, oldest first; `_ANY_NODE` stands for all of them."""
+        self._freed_before = 0
 
     # Facts
 
@@ -186,6 +192,7 @@ class Inventory:
             self._nodes.clear()
             self._free.clear()
             self._totals.clear()
+            self._note_freed(_ANY_NODE)
         else:
             self._forget_node(node)
             for entry in pool.slices.values():
@@ -196,9 +203,11 @@ class Inventory:
         self._nodes.pop(name, None)
         self._free.pop(name, None)
         self._totals.pop(name, None)
+        self._note_freed(name)
 
     def _class_changed(self, name: str) -> None:
         self._extended = None
+        self._note_freed(_ANY_NODE)
         for counts in (*self._free.values(), *self._totals.values()):
             counts.pop(name, None)
 
@@ -317,11 +326,23 @@ class Inventory:
         pool = self._pools.get(key)
         if pool is None:
             return
+        freed = before is not None and (use is None or use.whole + use.shares <= before.whole + before.shares)
         if key in self._wide:
             self._free.clear()
-        else:
-            for entry in pool.slices.values():
-                self._free.pop(entry.spec.node_name or "", None)
+            if freed:
+                self._note_freed(_ANY_NODE)
+            return
+        for node in {entry.spec.node_name or "" for entry in pool.slices.values()}:
+            self._free.pop(node, None)
+            if freed:
+                self._note_freed(node)
+
+    def _note_freed(self, node: str) -> None:
+        log = self._freed
+        if len(log) >= _REMEMBERED:
+            self._freed_before += len(log)
+            log.clear()
+        log.append(node)
 
     def _ready_pool(self, key: PoolKey) -> Pool | None:
         pool = self._pools.get(key)
@@ -354,6 +375,18 @@ class Inventory:
         self._left[pool.key] = left
 
     # Questions
+
+    def freed_since(self, position: int) -> tuple[set[str] | None, int]:
+        """The nodes on which something may have become free or different since a position (0: the beginning), None if
+        on any; and the position to ask from next time. What only was taken is no such change: it makes nothing
+        possible that was proven impossible."""
+        log, end = self._freed, self._freed_before + len(self._freed)
+        if position == end:
+            return set(), end
+        if position < self._freed_before:
+            return None, end
+        names = set(log[position - self._freed_before :])
+        return (None if _ANY_NODE in names else names), end
 
     def on_node(self, node: NodeView) -> NodeDevices:
         """The pools and devices that the node sees."""

@@ -133,6 +133,12 @@ class Refusal(msgspec.Struct, frozen=True):
         """Whether an object must be corrected, or a pool completed, before anything can be allocated."""
         return self.reason in ERRORS
 
+    @property
+    def lasts(self) -> bool:
+        """Whether asking again is in vain as long as nothing becomes free and no object changes. A selector that fails
+        may do so on a device that is taken, and passed over, the next time."""
+        return self.reason != "SelectorFailed"
+
 
 class AllocationError(Exception):
     """Base of what the room raises."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 import msgspec
 
-from capstan.allocation import Allocation, NodeView
+from capstan.allocation import FRACTION_ANNOTATION, Allocation, NodeView
 from capstan.allocation import allocate as allocate_claims
 from capstan.api.resource import MAX_RESERVED_FOR, ResourceClaim, ResourceClaimSpec
 from capstan.scheduling.model import GPU, GPU_COLUMN, Node, Shape, Share, Status, Task
@@ -92,6 +92,14 @@ class Granted:
     """Claims were allocated (or were already). `later`: on devices that are still in use by terminating pods."""
 
     later: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why claims cannot be allocated on a node. `lasts`: nor can equal ones, until something there becomes free."""
+
+    why: str
+    lasts: bool = False
 
 
 def uses_claims(task: Task, node: Node) -> bool:
@@ -207,8 +215,23 @@ def _claim(world: World, task: Task, key: tuple[str, str]) -> ResourceClaim:
     return implied if implied is not None and implied.key == key else world.claims[key]
 
 
-def allocate(world: World, policy: Policy, task: Task, node: Node, *, later: bool, skip: int = 0) -> Granted | str:
-    """Allocate what the task's claims still lack, on this node, in the inventory; a text says why that is impossible.
+def own_claims(world: World, task: Task, skip: int) -> Hashable:
+    """Equal for tasks whose claims ask for the same and are nobody else's, so that a node that cannot satisfy those of
+    one cannot satisfy those of the other; None where a claim is shared, allocated or may not be used."""
+    asked: list[Hashable] = [skip]
+    inventory = world.inventory
+    for _, name in task.claims:
+        claim = world.claims.get((task.namespace, name or ""))
+        if claim is None or inventory is None or inventory.allocation(claim.key) is not None:
+            return None
+        if len(world.claim_users.get(claim.key, ())) > 1 or not _same_queue(world, task, claim):
+            return None
+        asked.append((msgspec.json.encode(claim.spec.devices), claim.metadata.annotations.get(FRACTION_ANNOTATION)))
+    return tuple(asked)
+
+
+def allocate(world: World, policy: Policy, task: Task, node: Node, *, later: bool, skip: int = 0) -> Granted | Refused:
+    """Allocate what the task's claims still lack, on this node, in the inventory, or say why that is impossible.
 
     With `later`, or when there is no other way, the claims of terminating pods on the node are released first; from
     then on the inventory shows the node's future and everything placed there by claims waits. `skip` leaves out so many
@@ -216,29 +239,30 @@ def allocate(world: World, policy: Policy, task: Task, node: Node, *, later: boo
     """
     inventory = world.inventory
     if inventory is None:
-        return "claims cannot be allocated here"
+        return Refused("claims cannot be allocated here")
     view = NodeView(node.name, node.labels)
     open_claims = []
     for claim in claims_of(world, task, node, skip):
         if _crowded(world, task, claim):
-            return f"claim {claim.key[1]} has {MAX_RESERVED_FOR} users already"
+            return Refused(f"claim {claim.key[1]} has {MAX_RESERVED_FOR} users already")
         if not _same_queue(world, task, claim):
-            return f"claim {claim.key[1]} needs the label {policy.queue_label} of the pod's queue"
+            return Refused(f"claim {claim.key[1]} needs the label {policy.queue_label} of the pod's queue")
         held = inventory.allocation(claim.key)
         if held is None:
             open_claims.append(claim)
         elif held.node_selector is not None and not held.node_selector.matches(node.name, node.labels):
-            return f"claim {claim.key[1]} is allocated and cannot be used there"
+            return Refused(f"claim {claim.key[1]} is allocated and cannot be used there")
     if not open_claims:
         return Granted(later)
     drained = world.is_drained(node)
-    refused = ""
+    refused = Refused("")
     if not later or drained:
         result = allocate_claims(inventory, open_claims, view, policy=policy.allocation_policy)
         if isinstance(result, Allocation):
             world.grant(task, result.results)
             return Granted(later or drained)
-        refused = result.message
+        # A bound of the queue on products may have been in the way of exchanging devices, and be gone next time.
+        refused = Refused(result.message, lasts=result.lasts and not world.products)
         if not result.is_error and _regrant(world, policy, task, node, open_claims, later=later or drained):
             return Granted(later or drained)
     mark = world.mark()
@@ -247,6 +271,6 @@ def allocate(world: World, policy: Policy, task: Task, node: Node, *, later: boo
         if isinstance(result, Allocation):
             world.grant(task, result.results)
             return Granted(True)
-        refused = result.message
+        refused = Refused(result.message, lasts=result.lasts)
     world.rollback(mark)
     return refused

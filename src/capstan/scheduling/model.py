@@ -139,9 +139,12 @@ class Shape:
     @property
     def dynamic(self) -> bool:
         """Whether other pods or single devices decide about feasibility, beyond the columns of the node."""
-        return bool(
-            self.claims or self.volumes or self.ports or self.pod_affinity or self.pod_anti_affinity or self.spread
-        )
+        return self.claims or self.company
+
+    @property
+    def company(self) -> bool:
+        """Whether volumes or what other pods are and do decide about feasibility."""
+        return bool(self.volumes or self.ports or self.pod_affinity or self.pod_anti_affinity or self.spread)
 
 
 @dataclass(slots=True, eq=False)

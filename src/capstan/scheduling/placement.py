@@ -9,13 +9,13 @@ existing shared device, free now rather than later, CPU pods on nodes without GP
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar, cast
 
 from capstan.scheduling import devices, numa, verdicts, volumes
 from capstan.scheduling.filters import company_score, dynamic_reason, needs_company, node_reason, preference
-from capstan.scheduling.model import CPU_COLUMN, GPU, GPU_COLUMN, Node, Shape, Status, Task, Zones
+from capstan.scheduling.model import CPU_COLUMN, GPU, GPU_COLUMN, Gang, Node, Shape, Status, Task, Zones
 from capstan.scheduling.policy import Policy
 from capstan.scheduling.queues import Exceeded, exceeded, over_product
 from capstan.scheduling.topology import ANYWHERE, Scope, slots
@@ -43,7 +43,7 @@ def fits(shape: Shape, node: Node, *, later: bool) -> bool:
 class ShapeIndex:
     """The nodes for one shape, best first: of `nodes` (None: the whole cluster), ranked by `boost` before all else.
 
-    Nodes with GPUs of a product in `closed` are left out.
+    Nodes with GPUs of a product in `closed` are left out, and so are `shelved` ones until something changes there.
     """
 
     def __init__(
@@ -63,8 +63,11 @@ class ShapeIndex:
         self.read = len(world.touched)
         self.heap: list[Rank] = [rank for node in suited if (rank := self._rank(node)) is not None]
         heapify(self.heap)
-        self.refused: dict[str, tuple[int, bool]] = {}
-        """Nodes whose devices or zones did not do for the shape, with their version at that time."""
+        self.shelved: dict[str, None] = {}
+        """Nodes whose devices or zones do not do, latest last. They come back when they, or their devices, change."""
+        self._freed = 0
+        """How far the inventory's log of what became free has been read."""
+        self._gang: Gang | None = None
 
     def _rank(self, node: Node) -> Rank | None:
         shape = self.shape
@@ -94,8 +97,40 @@ class ShapeIndex:
         boost = -self.boost.get(node.name, 0) if self.boost else 0
         return (wished, boost, sharing, availability, kind, density, node.name, node.version, node)
 
+    def shelve(self, node: Node) -> None:
+        """Leave the node out of `candidates`: what was refused there would be refused again.
+
+        What the attempt itself changed and undid is no news.
+        """
+        self.shelved[node.name] = None
+        if self.world.inventory is not None:
+            _, self._freed = self.world.inventory.freed_since(self._freed)
+        log = self.world.touched
+        if all(log[at] is node for at in range(self.read, len(log))):
+            self.read = len(log)
+
+    def look_for(self, gang: Gang | None) -> None:
+        """Bring back nodes where the gang holds claims since this cycle: for their own gang those can be exchanged."""
+        if not self.shelved or gang is self._gang:
+            return
+        self._gang = gang
+        if gang is not None:
+            self._unshelve(task.node.name for task in gang.tasks.values() if task.held and task.node is not None)
+
+    def _unshelve(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name in self.shelved:
+                del self.shelved[name]
+                rank = self._rank(self.world.nodes[name])
+                if rank is not None:
+                    heappush(self.heap, rank)
+
     def _catch_up(self) -> None:
         world = self.world
+        if world.inventory is not None:
+            freed, self._freed = world.inventory.freed_since(self._freed)
+            if self.shelved and (freed is None or freed):
+                self._unshelve([name for name in self.shelved if freed is None or name in freed])
         log = world.touched
         behind = len(log) - self.read
         if not behind:
@@ -103,6 +138,7 @@ class ShapeIndex:
         fresh = (log[-1],) if behind == 1 else {id(node): node for node in log[self.read :]}.values()
         for node in fresh:
             if node.name in self.members:
+                self.shelved.pop(node.name, None)
                 rank = self._rank(node)
                 if rank is not None:
                     heappush(self.heap, rank)
@@ -123,7 +159,7 @@ class ShapeIndex:
         return None
 
     def candidates(self) -> Iterator[Node]:
-        """All nodes with room, best first."""
+        """All nodes with room that are not shelved, best first."""
         self._catch_up()
         heap, taken = self.heap, []
         try:
@@ -134,7 +170,8 @@ class ShapeIndex:
                     yield top[8]
         finally:
             for rank in taken:
-                heappush(heap, rank)
+                if rank[6] not in self.shelved:
+                    heappush(heap, rank)
 
 
 class Tally(Generic[T]):
@@ -221,6 +258,8 @@ class Placer:
         """Whether a queue may not go beyond its share of a GPU product: set while others are evicted for it."""
         self.barred: Callable[[Task, Node], bool] | None = None
         """Whether a node is reserved for others; None: no node is."""
+        self._lasts = True
+        """Whether the node tried last would refuse equal tasks as well, until it or its devices change."""
         self._kept: dict[object, ShapeIndex | Sum | Histogram] = {}
 
     @classmethod
@@ -259,16 +298,16 @@ class Placer:
 
         return self._keep(("reasons", shape.number), lambda: Histogram(self.world, reason))
 
-    def index(self, shape: Shape, scope: Scope, without: frozenset[str]) -> ShapeIndex:
+    def index(self, shape: Shape, scope: Scope, without: frozenset[str], alike: Hashable = None) -> ShapeIndex:
         """The nodes of a scope for a shape, `without` some GPU products. Only those over the whole cluster outlive the
-        scope."""
+        scope. `alike`: what tasks of the shape have in common that one node refuses all of; None: nothing."""
+        name = ("index", shape.number, without, alike)
         if scope.nodes is None and not scope.boost:
-            name = ("index", shape.number, without)
             return self._keep(name, lambda: ShapeIndex(self.world, self.policy, shape, closed=without))
-        found = scope.indexes.get((shape.number, without))
+        found = scope.indexes.get(name)
         if not isinstance(found, ShapeIndex):
             found = ShapeIndex(self.world, self.policy, shape, scope.nodes, scope.boost, without)
-            scope.indexes[shape.number, without] = found
+            scope.indexes[name] = found
         return found
 
     def closed(self, task: Task) -> dict[str, Exceeded]:
@@ -289,30 +328,43 @@ class Placer:
         """Put the task on the best node: allocated when it is free, else (or with `later`) pipelined. None: no room."""
         if task.error:
             return None
-        index = self.index(task.shape, scope, frozenset(self.closed(task)) if self.world.products else _NONE)
-        if task.nominated in index.members and self.try_node(task, self.world.nodes[task.nominated], later=later):
-            return self.world.nodes[task.nominated]
-        plain = self.barred is None and not (
+        without = frozenset(self.closed(task)) if self.world.products else _NONE
+        simple = not (
             needs_company(self.world, task)
             or task.implied is not None
             or (task.shape.numa and self.world.aligning)
             or _by_memory(task.shape)
         )
-        if plain:
+        alike = None if simple else self._alike(task, later)
+        index = self.index(task.shape, scope, without, alike)
+        if task.nominated in index.members and self.try_node(task, self.world.nodes[task.nominated], later=later):
+            return self.world.nodes[task.nominated]
+        if simple and self.barred is None:
             top = index.best()
             if top is None:
                 return None
             self._put(task, top[8], wait=later or top[3] > 0)
             return top[8]
-        alike = not (task.claims or needs_company(self.world, task) or self.world.products or _by_memory(task.shape))
+        index.look_for(task.gang)
         for node in self._in_company(task, index.candidates(), later):
-            if alike and index.refused.get(node.name) == (node.version, later):
-                continue
+            self._lasts = True
             if self.try_node(task, node, later=later):
                 return node
-            if alike and self.barred is None:
-                index.refused[node.name] = (node.version, later)
+            if alike is not None and self.barred is None and self._lasts:
+                index.shelve(node)
+        if task.claims and task.uid not in self.said and index.shelved:
+            # Refused everywhere for its likes; to be told why, it asks once for itself.
+            last = self.world.nodes[next(reversed(index.shelved))]
+            return last if self.try_node(task, last, later=later) else None
         return None
+
+    def _alike(self, task: Task, later: bool) -> Hashable:
+        """What the task has in common with others of its shape, of which a node refuses all if it refuses one; None if
+        other pods on the node, or claims that are not its own, have a say in it."""
+        if task.shape.company or self.world.guards or _by_memory(task.shape):
+            return None
+        own = devices.own_claims(self.world, task, self.skip) if task.claims else ()
+        return None if own is None else (later, own)
 
     def _in_company(self, task: Task, candidates: Iterable[Node], later: bool) -> Iterable[Node]:
         shape = task.shape
@@ -348,12 +400,14 @@ class Placer:
         mark = self.world.mark()
         if devices.uses_claims(task, node):
             granted = devices.allocate(self.world, self.policy, task, node, later=wait, skip=self.skip)
-            if isinstance(granted, str):
-                self.said[task.uid] = f"on node {node.name}: {granted}"
+            if isinstance(granted, devices.Refused):
+                self.said[task.uid] = f"on node {node.name}: {granted.why}"
+                self._lasts = granted.lasts
                 return False
             wait = wait or granted.later
         if self.world.products and self._over_product(task, node):
             self.world.rollback(mark)
+            self._lasts = False
             return False
         if task.volumes:
             chosen = volumes.choose(self.world, task, node, later=wait)
