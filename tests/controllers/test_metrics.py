@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from capstan import scheduling
 from capstan.api import resources
-from capstan.controllers.metrics import MetricSettings, SchedulerMetrics, Stopwatch
+from capstan.controllers.metrics import SchedulerMetrics, Stopwatch
 from capstan.controllers.scheduler import Scheduler
 from capstan.scheduling import World
 
@@ -151,8 +152,10 @@ async def test_a_write_that_the_server_refuses_is_counted_with_its_status(house,
 
 
 async def test_labels_of_queues_become_labels_of_their_metrics(house):
-    settings = MetricSettings("runai", {"team": "queue_team"}, {"team": "nobody"})
-    scheduler = Scheduler(await house.grant("scheduler", Scheduler.RULES), metrics=settings)
+    installation = scheduling.Installation(
+        metrics_namespace="runai", metric_labels=(("team", "queue_team"),), metric_defaults=(("team", "nobody"),)
+    )
+    scheduler = Scheduler(await house.grant("scheduler", Scheduler.RULES), installation=installation)
     house.start(scheduler)
     meta = {"name": "named", "labels": {"team": "blue"}}
     await house.client.create(resources.QUEUES, {"metadata": meta, "spec": {"resources": {}}})
@@ -164,14 +167,6 @@ async def test_labels_of_queues_become_labels_of_their_metrics(house):
     seen = await scrape(scheduler)
     assert value(seen, "runai_queue_info", **queue_labels("default-queue"), queue_team="nobody") == 1
     assert not any(name.startswith("kai_") for name, _ in seen)
-
-
-@pytest.mark.parametrize(
-    "settings", [{"namespace": "1st"}, {"queue_labels": {"a": "has-dash"}}, {"queue_labels": {"a": "x", "b": "x"}}]
-)
-def test_names_that_prometheus_does_not_take_are_refused(settings):
-    with pytest.raises(ValueError, match=r"Prometheus|same metric label"):
-        MetricSettings(**settings)
 
 
 def test_a_stopwatch_gives_every_phase_its_time_and_searches_theirs():

@@ -226,6 +226,7 @@ def test_metric_labels_are_pairs():
         ("queueLabelToDefaultMetricValue", "team=none,oops", (("team", "none"),)),
         ("queueLabelToMetricLabel", "a=b-c,team=team", (("team", "team"),)),
         ("queueLabelToMetricLabel", "a=x,b=x", (("a", "x"),)),
+        ("queueLabelToMetricLabel", "a=queue_name,b=x", (("b", "x"),)),
         ("metricsNamespace", "9lives", "kai"),
     ],
 )

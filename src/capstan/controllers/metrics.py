@@ -6,11 +6,9 @@ Gauges over queues, gangs and the World are read when somebody asks, so that not
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 
 from prometheus_client import (
     CollectorRegistry,
@@ -43,27 +41,6 @@ _GENERATOR = "victims"
 _MOST_EVICTED = 10_000
 """Gangs with evicted pods, before those that are gone are looked for between scrapes."""
 _OPENING, _CLOSING = ("refresh", "proportion"), ("plan", "adopt")
-_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
-
-
-@dataclass(frozen=True, slots=True)
-class MetricSettings:
-    """KAI's `metrics-namespace` flag, `queueLabelToMetricLabel` and `queueLabelToDefaultMetricValue`.
-
-    Raises ValueError for names that Prometheus does not take.
-    """
-
-    namespace: str = "kai"
-    queue_labels: Mapping[str, str] = field(default_factory=dict)
-    """Label of a Queue -> label of its metrics."""
-    queue_label_defaults: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in (*([self.namespace] if self.namespace else []), *self.queue_labels.values()):
-            if not _NAME.fullmatch(name) or name.startswith("__"):
-                raise ValueError(f"{name!r} is no name for Prometheus; use letters, digits and _, not first a digit")
-        if len(set(self.queue_labels.values())) < len(self.queue_labels):
-            raise ValueError("two labels of queues cannot become the same metric label")
 
 
 def kai_action(action: str) -> str:
@@ -120,16 +97,16 @@ class _Total(Collector):
 class SchedulerMetrics:
     """The series of one scheduler, in a registry of its own.
 
-    `queues` gives the Queue objects as they are at that moment.
+    `queues` gives the Queue objects as they are at that moment; `installation` how metrics are called.
     """
 
     def __init__(
         self,
         world: scheduling.World,
         queues: Callable[[], Iterable[Queue]],
-        settings: MetricSettings | None = None,
+        installation: scheduling.Installation | None = None,
     ) -> None:
-        self.settings = settings or MetricSettings()
+        self._installation = installation or scheduling.Installation()
         self.registry = CollectorRegistry(auto_describe=False)
         self._world = world
         ProcessCollector(registry=self.registry)
@@ -138,14 +115,13 @@ class SchedulerMetrics:
         self._own()
         self._evicted: Tally[tuple[str, str, str, str, str]] = Tally()
         """(PodGroup, namespace, uid, node pool, action)"""
-        self.registry.register(QueueMetrics(world, queues, self.settings))
+        self.registry.register(QueueMetrics(world, queues, self._installation))
         self.registry.register(_Reading(self._now))
         self._verdicts: list[scheduling.Verdict] = []
         self._measures = scheduling.Measures()
 
     def _kai(self) -> None:
-        registry, space = self.registry, self.settings.namespace
-        prefix = f"{space}_" if space else ""
+        registry, space = self.registry, self._installation.metrics_namespace
 
         def gauge(name: str, help_: str, *labels: str) -> Gauge:
             return Gauge(name, help_, labels, namespace=space, registry=registry)
@@ -154,7 +130,7 @@ class SchedulerMetrics:
             return Histogram(name, help_, labels, namespace=space, registry=registry, buckets=buckets)
 
         def total(name: str, help_: str, label: str = "") -> _Total:
-            return _Total(registry, prefix + name, help_, label)
+            return _Total(registry, f"{space}_{name}", help_, label)
 
         self._e2e = gauge("e2e_scheduling_latency_milliseconds", "The last cycle, all of it.")
         self._open = gauge("open_session_latency_milliseconds", "The last cycle's work before its first action.")
@@ -360,9 +336,9 @@ class SchedulerMetrics:
         yield _gauges("capstan_in_flight", "Decided, and not yet seen in the cluster.", "decision", flights)
 
     def _evicted_pods(self) -> Metric:
-        prefix = f"{self.settings.namespace}_" if self.settings.namespace else ""
+        name = f"{self._installation.metrics_namespace}_pod_group_evicted_pods"
         labels = ["podgroup", "namespace", "uid", "nodepool", "action"]
-        family = CounterMetricFamily(f"{prefix}pod_group_evicted_pods", "Pods evicted, by their gang.", labels=labels)
+        family = CounterMetricFamily(name, "Pods evicted, by their gang.", labels=labels)
         self._forget_gangs()
         for key, pods in self._evicted.items():
             family.add_metric(key, pods)

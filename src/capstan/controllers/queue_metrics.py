@@ -6,7 +6,6 @@ They are those of KAI's queue-controller and the fair shares and usage of its sc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -14,24 +13,23 @@ from prometheus_client.registry import Collector
 from capstan import scheduling
 from capstan.api.scheduling import Queue, QueueResource, QueueResources
 from capstan.scheduling.model import GPU, RESOURCES
-
-if TYPE_CHECKING:
-    from capstan.controllers.metrics import MetricSettings
+from capstan.scheduling.settings import QUEUE_METRIC_LABELS
 
 _CPU, _MEMORY, _GPU = range(3)
 _CORES, _BYTES, _GIGABYTES, _DEVICES = 1e-3, 1.0, 1e-9, 1 / GPU
-_IDENTITY = ("queue_name", "queue_metadata_name", "queue_display_name")
 
 
 class QueueMetrics(Collector):
     """`queues` gives the Queue objects as they are at that moment."""
 
     def __init__(
-        self, world: scheduling.World, queues: Callable[[], Iterable[Queue]], settings: MetricSettings
+        self, world: scheduling.World, queues: Callable[[], Iterable[Queue]], installation: scheduling.Installation
     ) -> None:
-        self._world, self._queues, self._settings = world, queues, settings
-        self._prefix = f"{settings.namespace}_" if settings.namespace else ""
-        self._extra = sorted(settings.queue_labels)
+        self._world, self._queues = world, queues
+        self._prefix = f"{installation.metrics_namespace}_"
+        self._extra = sorted(installation.metric_labels)
+        """(label of a Queue, label of its metrics)"""
+        self._defaults = dict(installation.metric_defaults)
 
     def collect(self) -> Iterator[Metric]:
         objects = {queue.metadata.name: queue for queue in self._queues()}
@@ -40,7 +38,7 @@ class QueueMetrics(Collector):
         yield from self._own()
 
     def _of_objects(self, objects: Mapping[str, Queue]) -> Iterator[Metric]:
-        names = [*_IDENTITY, *(self._settings.queue_labels[label] for label in self._extra)]
+        names = [*QUEUE_METRIC_LABELS, *(metric for _, metric in self._extra)]
         texts = {
             "info": "1 for each queue.",
             "deserved_gpus": "GPU quota; -1: unlimited.",
@@ -75,8 +73,7 @@ class QueueMetrics(Collector):
         return [queue.metadata.name, queue.metadata.name, queue.spec.display_name]
 
     def _labels_of(self, queue: Queue) -> list[str]:
-        defaults = self._settings.queue_label_defaults
-        return [queue.metadata.labels.get(label, defaults.get(label, "")) for label in self._extra]
+        return [queue.metadata.labels.get(label, self._defaults.get(label, "")) for label, _ in self._extra]
 
     def _of_shares(self, objects: Mapping[str, Queue]) -> Iterator[Metric]:
         counted, usage = self._world.queues.values(), self._world.usage
@@ -93,7 +90,7 @@ class QueueMetrics(Collector):
             yield self._by_queue(objects, f"{resource}_usage", text, values)
 
     def _by_queue(self, objects: Mapping[str, Queue], name: str, text: str, values: Mapping[str, float]) -> Metric:
-        family = GaugeMetricFamily(f"{self._prefix}queue_{name}", text, labels=_IDENTITY)
+        family = GaugeMetricFamily(f"{self._prefix}queue_{name}", text, labels=QUEUE_METRIC_LABELS)
         for queue, value in values.items():
             found = objects.get(queue)
             family.add_metric(self._identity(found) if found else [queue, queue, ""], value)

@@ -20,7 +20,7 @@ from capstan.api import resource, resources
 from capstan.api.base import ObjectReference
 from capstan.api.rbac import PolicyRule
 from capstan.api.scheduling import PodGroup, Queue
-from capstan.controllers.metrics import MetricSettings, SchedulerMetrics, Stopwatch
+from capstan.controllers.metrics import SchedulerMetrics, Stopwatch
 from capstan.controllers.podgroup_status import PodGroupStatus
 from capstan.controllers.pool_problems import PoolProblems
 from capstan.controllers.timed_transport import TimedTransport
@@ -96,7 +96,7 @@ class Scheduler:
         client: kube.Client,
         policy: scheduling.Policy | None = None,
         *,
-        metrics: MetricSettings | None = None,
+        installation: scheduling.Installation | None = None,
         period: float = TICK_SECONDS,
         wall: WallClock | None = None,
     ) -> None:
@@ -121,7 +121,7 @@ class Scheduler:
         for cache in self._caches:
             cache.on_change(self._observe)
         self.queues: Mapping[kube.Key, Queue] = self._caches[OBSERVED.index(resources.QUEUES)].objects
-        self.metrics = SchedulerMetrics(self.world, self.queues.values, metrics)
+        self.metrics = SchedulerMetrics(self.world, self.queues.values, installation)
         self._client = kube.Client(TimedTransport(client.transport, self.metrics.written), client.field_manager)
         self._events = kube.EventRecorder(self._client, "capstan-scheduler")
         self._groups: kube.Cache[PodGroup] = self._caches[OBSERVED.index(resources.POD_GROUPS)]

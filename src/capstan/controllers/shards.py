@@ -19,7 +19,6 @@ from capstan.api import clock, resources
 from capstan.api.kai import CONFIG_NAME, Config, SchedulingShard
 from capstan.api.rbac import PolicyRule
 from capstan.api.scheduling import Queue
-from capstan.controllers.metrics import MetricSettings
 from capstan.controllers.queue_status import QueueStatus
 from capstan.controllers.scheduler import Scheduler
 from capstan.controllers.usage import UsageKeeper
@@ -70,11 +69,11 @@ class _Shard:
         client: kube.Client,
         shard: SchedulingShard,
         settings: scheduling.Settings,
-        metrics: MetricSettings,
+        installation: scheduling.Installation,
         namespace: str,
     ) -> None:
         self.settings = settings
-        self.scheduler = Scheduler(client, settings.policy, metrics=metrics, period=settings.period)
+        self.scheduler = Scheduler(client, settings.policy, installation=installation, period=settings.period)
         self._client, self._shard, self._namespace = client, shard, namespace
         self._changed = asyncio.Event()
 
@@ -139,11 +138,6 @@ class Shards:
     ) -> None:
         self._client, self._base, self._installation = client, base, installation
         self._namespace, self._pages = namespace, pages if pages is not None else {}
-        self._metrics = MetricSettings(
-            namespace=installation.metrics_namespace,
-            queue_labels=dict(installation.metric_labels),
-            queue_label_defaults=dict(installation.metric_defaults),
-        )
         self._running: dict[str, tuple[_Shard, asyncio.Task[None]]] = {}
         self._shards = kube.Cache(client, resources.SCHEDULING_SHARDS)
         self._configs = kube.Cache(client, resources.CONFIGS, optional=True)
@@ -210,7 +204,7 @@ class Shards:
             self._running[name][0].follow(settings)
             return
         log.info("shard %s: scheduling node pool %r", name, settings.policy.node_pool)
-        made = _Shard(self._client, shard, settings, self._metrics, self._namespace)
+        made = _Shard(self._client, shard, settings, self._installation, self._namespace)
         self._running[name] = (made, group.create_task(made.run(), name=f"shard {name}"))
         self._pages.update(made.pages)
 

@@ -21,6 +21,8 @@ from capstan.scheduling.policy import ACTIONS, KAI_ACTIONS, DefragmentWindow, Pl
 from capstan.scheduling.usage import STALENESS, WEEK, Cron, Sliding, Tumbling, Window
 
 METRICS_NAMESPACE = "kai"
+QUEUE_METRIC_LABELS = ("queue_name", "queue_metadata_name", "queue_display_name")
+"""What metrics of queues are labelled with in any case."""
 PERIOD = 1.0
 FETCH_INTERVAL = 60.0
 _PRIORITIES = {"allocate": 500, "consolidate": 400, "reclaim": 300, "preempt": 200, "evict-stale": 100}
@@ -193,7 +195,7 @@ def _metric_labels(read: _Reader, field: str, text: str) -> tuple[tuple[str, str
     for label, name in read.pairs(field, text):
         if not _METRIC_NAME.fullmatch(name) or name.startswith("__"):
             read.refuse(field, f"{name!r} cannot be a label of a metric; {label} is left out")
-        elif name in found.values():
+        elif name in found.values() or name in QUEUE_METRIC_LABELS:
             read.refuse(field, f"{name!r} would be the label twice; {label} is left out")
         else:
             found[label] = name
