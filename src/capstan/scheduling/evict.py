@@ -5,6 +5,7 @@ One solver serves the first three: nothing is evicted unless the simulation has 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from capstan.scheduling import verdicts
@@ -36,8 +37,6 @@ from capstan.scheduling.victims import (
 
 _NODE_TRIES = 64
 """Consolidation tries so many single nodes to empty before it only combines several."""
-_ANY = 1 << 40
-"""`-1 % _ANY` is a bound that nothing reaches."""
 
 
 def reclaim(session: Session) -> None:
@@ -232,7 +231,8 @@ def _movable(session: Session, gang: Gang, unit: Sequence[Task]) -> Iterator[lis
 
     A node's victims are taken in victim order; it counts with as many as give it one more pod of the unit.
     """
-    world, most = session.world, session.policy.max_consolidation_victims
+    world, limit = session.world, session.policy.max_consolidation_victims
+    most = math.inf if limit < 0 else limit
     shape = max((task.shape for task in unit), key=lambda shape: (shape.quota[2], shape.quota[0]))
     lacking = len(unit) - session.slot_count(shape)
 
@@ -257,7 +257,7 @@ def _movable(session: Session, gang: Gang, unit: Sequence[Task]) -> Iterator[lis
                 continue
             ready[name], gains[name] = list(chosen), gain
             gained += gain - before
-            if (gain >= lacking or shape.share) and _pods(chosen) <= most % _ANY and tries < _NODE_TRIES:
+            if (gain >= lacking or shape.share) and _pods(chosen) <= most and tries < _NODE_TRIES:
                 tries += 1
                 yield ready[name]
         if len(unit) > 1 and len(ready) > 1 and gained >= stage:
@@ -267,7 +267,7 @@ def _movable(session: Session, gang: Gang, unit: Sequence[Task]) -> Iterator[lis
         yield _cheapest(ready, most)
 
 
-def _cheapest(ready: dict[str, list[Victim]], most: int) -> list[Victim]:
+def _cheapest(ready: dict[str, list[Victim]], most: float) -> list[Victim]:
     """The victims of several nodes, those of nodes with the fewest pods to move first; no more than `most` pods."""
     joined: dict[int, Victim] = {}
     for chosen in sorted(ready.values(), key=_pods):
@@ -275,7 +275,7 @@ def _cheapest(ready: dict[str, list[Victim]], most: int) -> list[Victim]:
     limited, pods = [], 0
     for victim in joined.values():
         pods += len(victim.tasks)
-        if pods > most % _ANY:
+        if pods > most:
             break
         limited.append(victim)
     return limited

@@ -46,6 +46,7 @@ class Policy:
     shared_gpu_placement: Placement | None = None
     """Over the devices of a node; None: as `gpu_placement`."""
     max_consolidation_victims: int = 16
+    """Pods moved for one gang; below 0: any number, 0: none."""
     reclaim_may_consolidate: bool = True
     stale_grace: float = 60.0
     reservations: int = 8
