@@ -75,7 +75,8 @@ OPTIONAL = frozenset(
     for r in OBSERVED
     if r.group == "resource.k8s.io" or r in (resources.TOPOLOGIES, resources.BIND_REQUESTS)
 )
-"""Kinds that a cluster may lack: those of DRA before Kubernetes 1.34, topologies, and KAI's requests to its binder."""
+"""Kinds that a cluster may lack: those of DRA before Kubernetes 1.34 (DeviceTaintRules also later), topologies, and
+KAI's requests to its binder."""
 
 
 class Scheduler:
