@@ -110,6 +110,17 @@ def test_a_gang_that_does_not_fit_on_the_devices_starts_nothing() -> None:
     assert made.inventory.free("n0", "gpu.nvidia.com") == 4
 
 
+def test_a_gang_that_claims_more_devices_than_there_are_is_refused_by_count() -> None:
+    made = platform(gpus=4, nodes=2)
+    made.upsert(gang("job", "a", minimum=3))
+    for i in range(3):
+        made.upsert(claim(f"c{i}", 3))
+        made.upsert(pod(f"job-{i}", "job", resourceClaims=[{"name": "gpu", "resourceClaimName": f"c{i}"}]))
+    plan = cycle(made, Policy(), START)
+    assert plan.binds == []
+    assert "there are devices for at most 2 pods with such claims" in plan.verdicts[0].message
+
+
 def test_two_halves_share_one_device_and_a_third_takes_another() -> None:
     made = platform(gpus=2, nodes=1)
     for i in range(3):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 
 from capstan.api.quantity import whole
 from capstan.api.resource import AllocationResult, ResourceClaimStatus
-from capstan.scheduling import Plan, Policy, World, cycle
+from capstan.scheduling import Plan, Policy, World, cycle, devices
 from capstan.scheduling.model import GPU, UNLIMITED
 from capstan.scheduling.placement import ShapeIndex
+from capstan.scheduling.session import Session
 
 sys.path.insert(0, str(Path(__file__).parent))
 from clusters import START, gang, pod, queue
@@ -176,15 +178,30 @@ def test_devices_are_charged_by_their_own_product(
 
 
 @settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
-@given(st.integers(1, 4), st.integers(1, 3), jobs(), st.sampled_from([None, {"H100": {"quota": 1.0, "limit": 2.0}}]))
-def test_what_is_shelved_would_have_been_refused(nodes: int, gpus: int, wanted: Jobs, types: Types | None) -> None:
-    """A node that refused a pod's devices is not asked again for equal pods until something changes there; asking it
-    every time gives the same plans."""
+@given(
+    st.integers(1, 4),
+    st.integers(1, 3),
+    jobs(),
+    st.sampled_from([None, {"H100": {"quota": 1.0, "limit": 2.0}}]),
+    st.booleans(),
+)
+def test_what_is_not_asked_would_have_been_refused(
+    nodes: int, gpus: int, wanted: Jobs, types: Types | None, shared: bool
+) -> None:
+    """A node that refused a pod's devices is not asked again for equal pods until something changes there, and none is
+    where counting devices refuses a gang; asking every time gives the same plans."""
     made, asking = Platform(nodes, gpus, wanted, types), Platform(nodes, gpus, wanted, types)
+    for cluster, i in itertools.product((made, asking), range(nodes)):
+        entry = slice_of(f"n{i}", gpus)
+        for device in entry.spec.devices:
+            device.allow_multiple_allocations = shared
+        cluster.world.upsert(entry)
     for number in range(6):
         plan = cycle(made.world, Policy(), START + number)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ShapeIndex, "shelve", lambda self, node: None)
+            patch.setattr(ShapeIndex, "shelve", lambda *_: None)
+            patch.setattr(Session, "_too_few_devices", lambda *_: False)
+            patch.setattr(devices, "_in_vain", lambda *_: False)
             expected = cycle(asking.world, Policy(), START + number)
         assert _decided(plan) == _decided(expected)
         made.carry_out(plan)

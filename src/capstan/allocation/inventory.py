@@ -13,7 +13,7 @@ from capstan.allocation.model import ClaimKey, NodeView, Number, Problem, StaleM
 from capstan.allocation.pools import Device, Errors, Pool, PoolKey, Scope, Shared
 from capstan.allocation.selectors import Expressions, InvalidSelector, Selectors
 from capstan.allocation.tables import Tables, memory
-from capstan.allocation.uses import Use, blocked, charge, charges, counted, groups, most, takes_another
+from capstan.allocation.uses import Use, blocked, charge, charges, counted, groups, most, rooms, takes_another
 from capstan.api.core import Node, Toleration
 from capstan.api.resource import (
     AllocationResult,
@@ -456,6 +456,36 @@ class Inventory:
         count = counts.get(class_name)
         if count is None:
             count = counts[class_name] = self._count(node_name, class_name, [], in_use=True)
+        return count
+
+    def rooms(
+        self,
+        node_name: str,
+        class_name: str,
+        selectors: Sequence[DeviceSelector],
+        tolerations: list[Toleration],
+        *,
+        in_use: bool = False,
+    ) -> int | None:
+        """How many devices, or shares of no certain size, requests still get on the node at most; with `in_use`, how
+        many if nothing was allocated. None where counters decide, or nothing does."""
+        if class_name not in self.classes:
+            return 0
+        node = self.on_node(NodeView(node_name, self._labels.get(node_name, _NO_LABELS)))
+        try:
+            devices, errors = node.matches(self.expressions(class_name, selectors))
+        except InvalidSelector:
+            return 0
+        count = 0
+        for device in devices:
+            if device.consumption or device.draws:
+                return None
+            if (device.taints and blocked(device.taints, tolerations)) or (errors and device in errors):
+                continue
+            found = rooms(device, None if in_use else self.use(device))
+            if found is None:
+                return None
+            count += found
         return count
 
     def capacity(self, node_name: str, class_name: str) -> int:

@@ -74,6 +74,23 @@ def takes_another(device: Device, use: Use) -> bool:
     return takes is not None and fits(device, use.consumed, takes)
 
 
+def rooms(device: Device, use: Use | None) -> int | None:
+    """How many requests that name no amount still get the device at most, counters aside; None if any number does."""
+    if not device.multiple:
+        return int(use is None)
+    if use is not None and use.whole:
+        return 0
+    takes = consumption(device.spec, device.driver, {})
+    if takes is None:
+        return 0
+    used = use.consumed if use is not None else {}
+    capacity = device.spec.capacity
+    bounds = [
+        int((number(capacity[name].value) - used.get(name, 0)) // amount) for name, amount in takes.items() if amount
+    ]
+    return max(0, min(bounds)) if bounds else None
+
+
 def blocked(taints: Iterable[Taint], tolerations: list[Toleration]) -> bool:
     """Whether an untolerated taint keeps a device from new allocations; effects other than these two do not
     (KEP-5055)."""

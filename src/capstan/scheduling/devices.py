@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
-from capstan.allocation import FRACTION_ANNOTATION, Allocation, NodeView
+from capstan.allocation import FRACTION_ANNOTATION, Allocation, Inventory, NodeView
 from capstan.allocation import allocate as allocate_claims
-from capstan.api.resource import MAX_RESERVED_FOR, ResourceClaim, ResourceClaimSpec
+from capstan.api.resource import MAX_RESERVED_FOR, ExactDeviceRequest, ResourceClaim, ResourceClaimSpec
 from capstan.scheduling.model import GPU, GPU_COLUMN, Node, Shape, Share, Status, Task
 from capstan.scheduling.policy import Policy
 from capstan.scheduling.queues import too_many_of_a_product
 from capstan.scheduling.world import World
 
+_UNKNOWN = 1 << 40
 _REGRANT_BUDGET = 2_000
 """Steps of a search over the claims of all pods of a gang on one node; most need a few dozen."""
 
@@ -178,6 +179,48 @@ def _same_queue(world: World, task: Task, claim: ResourceClaim) -> bool:
     return not world.claims_gpus(claim) or claim.metadata.labels.get(world.policy.queue_label) == gang.queue_name
 
 
+def _counted(claims: Iterable[ResourceClaim]) -> list[tuple[ExactDeviceRequest, int]] | None:
+    """How many devices of every kind (class, selectors, tolerations) unallocated claims ask for; None if they ask for
+    anything but a number of devices."""
+    asked: dict[bytes, tuple[ExactDeviceRequest, int]] = {}
+    for claim in claims:
+        for request in claim.spec.devices.requests:
+            exact = request.exactly
+            if exact is None or exact.allocation_mode != "ExactCount" or exact.admin_access or exact.capacity:
+                return None
+            kind = msgspec.json.encode((exact.device_class_name, exact.selectors, exact.tolerations))
+            asked[kind] = (exact, exact.count + (asked[kind][1] if kind in asked else 0))
+    return list(asked.values())
+
+
+def counted(world: World, task: Task) -> list[tuple[ExactDeviceRequest, int]]:
+    """How many devices of every kind the task's claims by name ask for; empty if counting devices tells nothing."""
+    return _counted(world.claims[(task.namespace, name or "")] for _, name in task.claims) or []
+
+
+def slots(inventory: Inventory, asked: Iterable[tuple[ExactDeviceRequest, int]], node: Node) -> int:
+    """How many times what is asked for (`counted`) the node has at most, once terminating pods are gone."""
+    leaving = node.idle != node.later
+    most = _UNKNOWN
+    for exact, count in asked:
+        name = exact.device_class_name
+        free = inventory.rooms(node.name, name, exact.selectors, exact.tolerations, in_use=leaving)
+        if free is not None:
+            most = min(most, free // count)
+    return most
+
+
+def _in_vain(world: World, node: Node, held: Iterable[ResourceClaim], asked: Sequence[ResourceClaim]) -> bool:
+    """Whether there is nothing to exchange: claims that hold devices of one kind, and ask for more of them than are
+    free."""
+    more, wanted = _counted(asked), _counted([*held, *asked])
+    if not more or not wanted or len(wanted) > 1 or world.inventory is None:
+        return False
+    exact, count = more[0]
+    free = world.inventory.rooms(node.name, exact.device_class_name, exact.selectors, exact.tolerations)
+    return free is not None and free < count
+
+
 def _regrant(
     world: World, policy: Policy, task: Task, node: Node, open_claims: list[ResourceClaim], *, later: bool
 ) -> bool:
@@ -190,9 +233,12 @@ def _regrant(
     ]
     if inventory is None or task.gang is None or not task.claims or not fellows:
         return False
-    mark = world.mark()
     held = [(fellow, fellow.held) for fellow in fellows]
-    claims = [_claim(world, fellow, key) for fellow, keys in held for key in keys] + open_claims
+    exchanged = [_claim(world, fellow, key) for fellow, keys in held for key in keys]
+    if _in_vain(world, node, exchanged, open_claims):
+        return False
+    mark = world.mark()
+    claims = exchanged + open_claims
     for fellow in fellows:
         world.revoke(fellow)
     view = NodeView(node.name, node.labels)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar, cast
 
+from capstan.allocation import Inventory
 from capstan.scheduling import devices, numa, verdicts, volumes
 from capstan.scheduling.filters import company_score, dynamic_reason, needs_company, node_reason, preference
 from capstan.scheduling.model import CPU_COLUMN, GPU, GPU_COLUMN, Gang, Node, Shape, Status, Task, Zones
@@ -191,13 +192,16 @@ class Tally(Generic[T]):
         log = self.world.touched
         if self.read == len(log):
             return
-        for node in {id(n): n for n in log[self.read :]}.values():
+        self._measure_anew({node.name: node for node in log[self.read :]}.values())
+        self.read = len(log)
+
+    def _measure_anew(self, nodes: Iterable[Node]) -> None:
+        for node in nodes:
             if node.name in self._values:
                 value, old = self._measure(node), self._values[node.name]
                 if value != old:
                     self._change(old, value)
                     self._values[node.name] = value
-        self.read = len(log)
 
 
 class Sum(Tally[int]):
@@ -213,6 +217,22 @@ class Sum(Tally[int]):
     def total(self) -> int:
         self.catch_up()
         return self._total
+
+
+class Bound(Sum):
+    """A sum over devices that is never too low: it follows what becomes free, and what is taken on touched nodes."""
+
+    def __init__(self, world: World, inventory: Inventory, measure: Callable[[Node], int]) -> None:
+        self._inventory = inventory
+        _, self._freed = inventory.freed_since(0)
+        super().__init__(world, measure)
+
+    def catch_up(self) -> None:
+        freed, self._freed = self._inventory.freed_since(self._freed)
+        nodes = self.world.nodes
+        if freed is None or freed:
+            self._measure_anew(nodes.values() if freed is None else [nodes[name] for name in freed if name in nodes])
+        super().catch_up()
 
 
 class Histogram(Tally[str]):
@@ -242,7 +262,7 @@ def _by_memory(shape: Shape) -> bool:
     return shape.share is not None and shape.share.memory > 0
 
 
-K = TypeVar("K", ShapeIndex, Sum, Histogram)
+K = TypeVar("K", ShapeIndex, Sum, Bound, Histogram)
 
 
 class Placer:
@@ -284,6 +304,24 @@ class Placer:
     def slots(self, shape: Shape) -> Sum:
         """How many pods of a shape every node takes later, by columns."""
         return self._keep(("slots", shape.number), lambda: Sum(self.world, lambda node: slots(shape, node)))
+
+    def claim_slots(self, task: Task) -> tuple[Hashable, int] | None:
+        """How many tasks of the shape and with claims like the task's own the cluster takes at most, by columns and
+        by counting devices, and what such tasks have in common. None where counting devices tells nothing."""
+        world, shape, inventory = self.world, task.shape, self.world.inventory
+        own = devices.own_claims(world, task, self.skip) if task.claims else None
+        if own is None or inventory is None:
+            return None
+        name = (shape.number, own)
+        asked = devices.counted(world, task)
+        if not asked:
+            return None
+
+        def most(node: Node) -> int:
+            room = slots(shape, node)
+            return min(room, devices.slots(inventory, asked, node)) if room else 0
+
+        return name, self._keep(("claims", *name), lambda: Bound(world, inventory, most)).total()
 
     @property
     def free_gpus(self) -> Sum:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -159,6 +159,8 @@ class Session:
         if len(unit) == 1 and gang.root.levels is None and not gang.root.children:
             self._stuck = unit[0]
             return self.placer.place(unit[0], later=later) is not None
+        if self._too_few_devices(gang, unit):
+            return False
         mark = self.world.mark()
         by_leaf: dict[int, list[Task]] = {}
         for task in unit:
@@ -170,6 +172,23 @@ class Session:
         if not later:
             self._wait_together(gang, unit)
         return True
+
+    def _too_few_devices(self, gang: Gang, unit: Sequence[Task]) -> bool:
+        """The quick no for gangs whose pods claim alike: fewer devices than they need, wherever those are."""
+        if not any(task.claims for task in unit) or any(t.held for t in gang.tasks.values()):
+            return False
+        alike: Counter[Hashable] = Counter()
+        for task in unit:
+            bound = self.placer.claim_slots(task)
+            if bound is None:
+                continue
+            name, most = bound
+            alike[name] += 1
+            if alike[name] > most:
+                self._stuck, self._placed = task, most
+                self.placer.said[task.uid] = f"there are devices for at most {most} pods with such claims"
+                return True
+        return False
 
     def _place_modestly(self, gang: Gang, unit: Sequence[Task], by_leaf: dict[int, list[Task]], later: bool) -> bool:
         """Let all pods give up the alternatives they prefer, one rank after another, so that the gang fits."""
