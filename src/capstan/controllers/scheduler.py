@@ -340,9 +340,9 @@ class Scheduler:
 
     async def _make_implied_claim(self, bind: scheduling.Bind, implied: scheduling.ImpliedClaim) -> None:
         """The claim behind an extended resource or a GPU share (KEP-5004). Its name follows from the pod's uid."""
-        name = implied.claim.metadata.name
-        body = msgspec.to_builtins(implied.claim)
-        body["metadata"]["finalizers"] = [resource.FINALIZER]
+        claim, name = implied.claim, implied.claim.metadata.name
+        protected = msgspec.structs.replace(claim.metadata, finalizers=[resource.FINALIZER])
+        body = {"metadata": protected, "spec": claim.spec}
         try:
             await self._client.create(resources.RESOURCE_CLAIMS, body, bind.namespace)
         except kube.AlreadyExists:
@@ -358,7 +358,7 @@ class Scheduler:
                 "status": {
                     "extendedResourceClaimStatus": {
                         "resourceClaimName": name,
-                        "requestMappings": msgspec.to_builtins(implied.mappings),
+                        "requestMappings": implied.mappings,
                     }
                 },
             },
@@ -382,7 +382,7 @@ class Scheduler:
         allocation: resource.AllocationResult,
         reserved_for: dict[str, str] | None = None,
     ) -> None:
-        status: dict[str, Any] = {"allocation": msgspec.to_builtins(allocation)}
+        status: dict[str, Any] = {"allocation": allocation}
         if reserved_for is not None:
             status["reservedFor"] = [reserved_for]
         await self._client.patch(

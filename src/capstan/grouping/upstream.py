@@ -15,6 +15,9 @@ _WORKLOAD_VERSIONS = ("scheduling.k8s.io/v1alpha1",)
 
 def related(workload: Workload) -> Related | None:
     """The PodGroup or Workload that the pod names."""
+    said = workload.pod.get("spec")
+    if isinstance(said, dict) and not said.get("schedulingGroup") and not said.get("workloadRef"):
+        return None  # nearly every pod
     spec = Field.of(workload.pod)["spec"]
     if name := spec["schedulingGroup"]["podGroupName"].text():
         return Related(_POD_GROUP_VERSIONS, "PodGroup", name)
