@@ -121,6 +121,17 @@ def test_a_gang_that_claims_more_devices_than_there_are_is_refused_by_count() ->
     assert "there are devices for at most 2 pods with such claims" in plan.verdicts[0].message
 
 
+def test_a_gang_that_claims_no_devices_at_all_is_told_so() -> None:
+    made = platform()
+    made.upsert(gang("job", "a", minimum=2))
+    for i in range(2):
+        made.upsert(claim(f"c{i}", 0))
+        made.upsert(pod(f"job-{i}", "job", resourceClaims=[{"name": "gpu", "resourceClaimName": f"c{i}"}]))
+    plan = cycle(made, Policy(), START)
+    assert plan.binds == []
+    assert "the count must be at least 1" in plan.verdicts[0].message
+
+
 def test_two_halves_share_one_device_and_a_third_takes_another() -> None:
     made = platform(gpus=2, nodes=1)
     for i in range(3):

@@ -188,6 +188,8 @@ def _counted(claims: Iterable[ResourceClaim]) -> list[tuple[ExactDeviceRequest, 
             exact = request.exactly
             if exact is None or exact.allocation_mode != "ExactCount" or exact.admin_access or exact.capacity:
                 return None
+            if exact.count < 1:
+                return None
             kind = msgspec.json.encode((exact.device_class_name, exact.selectors, exact.tolerations))
             asked[kind] = (exact, exact.count + (asked[kind][1] if kind in asked else 0))
     return list(asked.values())
