@@ -287,3 +287,14 @@ def test_an_allocated_claim_must_be_usable_on_the_node(make: Any) -> None:
     elsewhere = allocate(inv, [make.claim()], NodeView("n2"))
     assert isinstance(elsewhere, Refusal)
     assert elsewhere.reason == "AllocatedElsewhere"
+
+
+@pytest.mark.parametrize("policy", ["best-fit", "kubernetes"])
+def test_claims_that_need_more_devices_together_than_there_are_need_no_search(make: Any, policy: Any) -> None:
+    inv = make.inventory(make.slice([make.gpu(f"g{number}") for number in range(8)]))
+    claims = [make.claim(name, make.request(count=count)) for name, count in (("a", 4), ("b", 5))]
+    answer = allocate(inv, claims, N1, policy)
+    assert isinstance(answer, Refusal)
+    assert (answer.reason, answer.steps) == ("NoCombination", 0)
+    assert "claims ns/a, ns/b: their requests need 9 devices together, 8 are free on n1" in answer.message
+    assert isinstance(allocate(inv, [claims[0], make.claim("c", make.request(count=4))], N1, policy), Allocation)

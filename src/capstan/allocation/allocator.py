@@ -127,7 +127,28 @@ def _too_few(prepared: list[PreparedClaim], devices: NodeDevices, policy: Policy
                 return _shortage(claim, request.alternatives, devices)
             if policy == "kubernetes" and any(c.error for option in request.alternatives for c in option.candidates):
                 return None
-    return None
+    return _too_few_together(prepared, devices)
+
+
+def _too_few_together(prepared: list[PreparedClaim], devices: NodeDevices) -> Refusal | None:
+    """Requests that each take whole devices need as many different ones as they ask for together."""
+    requests = [request for claim in prepared for request in claim.requests]
+    if len(requests) < 2:
+        return None
+    wanted, found = 0, set()
+    for request in requests:
+        if all(option.exclusive for option in request.alternatives):
+            usable = [[c.device for c in option.candidates if c.error is None] for option in request.alternatives]
+            sizes = (len(u) if o.every else o.count for o, u in zip(request.alternatives, usable, strict=True))
+            wanted += min(sizes)
+            found.update(device for each in usable for device in each)
+    if wanted <= len(found):
+        return None
+    names = ", ".join(f"{claim.key[0]}/{claim.key[1]}" for claim in prepared)
+    text = f"claims {names}: their requests need {wanted} devices together, {len(found)} are free on {devices.node}"
+    invalid = _invalid_pools(devices)
+    reason = "InvalidPool" if invalid else "NoCombination"
+    return Refusal(reason, "; ".join([text, *invalid]), prepared[0].key, "", devices.node)
 
 
 def _enough(option: Alternative) -> bool:

@@ -102,6 +102,11 @@ class Alternative:
         self.unsatisfiable = False
         """Allocation mode All, and one of the devices cannot be had."""
 
+    @property
+    def exclusive(self) -> bool:
+        """Whether what it takes cannot be taken by anybody else."""
+        return not self.admin and all(candidate.takes is None for candidate in self.candidates)
+
     def reachable(self) -> list[Candidate]:
         """The candidates without those that a match constraint rules out at a glance; others may be impossible, too."""
         if len(self.candidates) < _MANY or any(candidate.error for candidate in self.candidates):

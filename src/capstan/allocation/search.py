@@ -207,7 +207,9 @@ class Search:
         failed: set[tuple[int, int, Device | None]] = set()
         symmetry, done = self._symmetry, False
         floor = self._floor(index, alternative, need - 1) if self._cost is not None else 0
-        for cost, candidate, parts in options:
+        for tried, (cost, candidate, parts) in enumerate(options):
+            if len(options) - tried < need:
+                break  # devices are taken in order, so those before are out of the question
             if self._best is not None and self._total + cost + floor >= self._best_total:
                 break
             device = candidate.device

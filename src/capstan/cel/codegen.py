@@ -18,6 +18,7 @@ from capstan.cel.cost import body_cost, round_cost, sized
 from capstan.cel.errors import EvaluationError
 from capstan.cel.library import Function
 from capstan.cel.messages import build_message
+from capstan.cel.standard import SHORT, matcher
 from capstan.cel.syntax import (
     Bind,
     Call,
@@ -419,6 +420,8 @@ class _Generator:
             return f"({self.write(operands[0])} {'>' if name == 'isGreaterThan' else '<'} {self.write(operands[1])})"
         if name == "@in":
             return self.membership(operands[0], operands[1])
+        if name == "matches" and not self.metered and self.environment.sizes.get("string", math.inf) <= SHORT:
+            return self.match(operands[0], operands[1])
         if (
             name == "orValue"
             and isinstance(node.target, Select | Index)
@@ -435,6 +438,14 @@ class _Generator:
         if self.static(container) == "map" and self.static(item) == "string":
             return f"({self.write(item)} in {self.write(container)})"
         return ""
+
+    def match(self, text: Node, pattern: Node) -> str:
+        """A text that is known to be short, against a constant."""
+        constant = self.folded(pattern)
+        try:
+            return f"{self.use(matcher(constant))}({self.write(text)})" if type(constant) is str else ""
+        except EvaluationError:
+            return ""  # an error of the evaluation, see `folded`
 
     def get(self, node: Select | Index, default: Node) -> str:
         """`m.?k.orValue(constant)` is `m.get(k, constant)`; anything but a map has no such method, and raises."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Final
@@ -23,6 +24,8 @@ _TRUE: Final = frozenset(("1", "t", "T", "true", "TRUE", "True"))
 _FALSE: Final = frozenset(("0", "f", "F", "false", "FALSE", "False"))
 # What one compiled pattern may occupy: bounds the time to compile a pattern with nested repetitions.
 _REGEX_MEMORY: Final = 1 << 18
+SHORT: Final = 256
+"""Characters of a text for which it is worth remembering whether it matches."""
 
 
 @STANDARD.declare(
@@ -69,15 +72,20 @@ def regex(pattern: str) -> Any:
 
 @STANDARD.declare("<string>.matches(string) -> bool", "matches(string, string) -> bool")
 def matches(text: str, pattern: str) -> bool:
-    if len(text) <= 256:
-        return _matches_short(text, pattern)
-    return regex(pattern).search(text) is not None
+    return regex(pattern).search(text) is not None if len(text) > SHORT else matcher(pattern)(text)
 
 
-@lru_cache(maxsize=4096)
-def _matches_short(text: str, pattern: str) -> bool:
-    # The same few values (product names) meet the same few patterns again and again.
-    return regex(pattern).search(text) is not None
+@lru_cache(maxsize=512)
+def matcher(pattern: str) -> Callable[[str], bool]:
+    """Whether a short text matches, remembered: the same few values (product names) meet the same few patterns again
+    and again. Raises EvaluationError as `regex`."""
+    search = regex(pattern).search
+
+    @lru_cache(maxsize=512)
+    def matches_pattern(text: str) -> bool:
+        return search(text) is not None
+
+    return matches_pattern
 
 
 @STANDARD.declare("int(int) -> int")
