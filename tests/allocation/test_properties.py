@@ -16,10 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from capstan.allocation import Allocation, Inventory, NodeView, Refusal, allocate
+from capstan.allocation import Allocation, Features, Inventory, NodeView, Refusal, allocate
 from capstan.allocation.search import Search
 
 NODE = NodeView("n1", {"zone": "a"})
+FEATURES = Features(shared_consumable_capacity=True)
 SELECTORS = {
     "true": lambda d: True,
     "device.attributes['x.dev'].color == 'red'": lambda d: value(d, "color") == "red",
@@ -59,18 +60,18 @@ def devices(draw: st.DrawFn) -> list[Device]:
         device: Device = {"name": f"d{position}", "attributes": attributes, "capacity": {"mem": {"value": "4"}}}
         if draw(st.integers(0, 2)) == 0:
             device["allowMultipleAllocations"] = True
-            policy = draw(
-                st.sampled_from(
-                    [
-                        None,
-                        {"default": "1"},
-                        {"default": "2", "validValues": ["2", "3"]},
-                        {"default": "1", "validRange": {"min": "1", "max": "3", "step": "2"}},
-                    ]
-                )
+        policy = draw(
+            st.sampled_from(
+                [
+                    None,
+                    {"default": "1"},
+                    {"default": "2", "validValues": ["2", "3"]},
+                    {"default": "1", "validRange": {"min": "1", "max": "3", "step": "2"}},
+                ]
             )
-            if policy:
-                device["capacity"]["mem"]["requestPolicy"] = policy
+        )
+        if policy:
+            device["capacity"]["mem"]["requestPolicy"] = policy
         if draw(st.booleans()):
             amounts = draw(st.dictionaries(st.sampled_from(["c", "k"]), st.integers(0, 2), min_size=1))
             device["consumesCounters"] = [
@@ -79,6 +80,9 @@ def devices(draw: st.DrawFn) -> list[Device]:
                     "counters": {name: {"value": str(amount)} for name, amount in amounts.items()},
                 }
             ]
+            if draw(st.integers(0, 2)) == 0:
+                name = draw(st.sampled_from(sorted(amounts)))
+                device["consumesCounters"][0]["counters"][name] = {"valueFrom": {"capacityName": "band"}}
         if draw(st.integers(0, 5)) == 0:
             device["taints"] = [{"key": "bad", "effect": draw(st.sampled_from(["NoSchedule", "None"]))}]
         result.append(device)
@@ -97,6 +101,8 @@ def alternatives(draw: st.DrawFn, admin: bool = True) -> dict[str, Any]:
         spec["count"] = draw(st.integers(1, 3))
     if draw(st.integers(0, 2)) == 0:
         spec["capacity"] = {"requests": {"mem": str(draw(st.integers(1, 5)))}}
+    if draw(st.integers(0, 5)) == 0:
+        spec.setdefault("capacity", {"requests": {}})["requests"]["x.dev/band"] = str(draw(st.integers(0, 2)))
     if draw(st.booleans()):
         spec["tolerations"] = [{"key": "bad", "operator": "Exists"}]
     if admin and draw(st.integers(0, 7)) == 0:
@@ -148,6 +154,17 @@ def consumed(device: Device, requested: dict[str, str]) -> dict[str, int] | None
     return None if amount is None or amount > Fraction(entry["value"]) else {"mem": int(amount)}
 
 
+def drawn(device: Device, option: Any, counters: dict[str, dict[str, int]]) -> dict[tuple[str, str], int]:
+    """What the option takes of the device's counters because it asks for it: all there is if it says nothing."""
+    asked = option.get("capacity", {}).get("requests", {}).get("x.dev/band")
+    return {
+        (taken["counterSet"], name): counters[taken["counterSet"]][name] if asked is None else int(asked)
+        for taken in device.get("consumesCounters", [])
+        for name, amount in taken["counters"].items()
+        if "valueFrom" in amount
+    }
+
+
 def overcommitted(used: list[Picked], counters: dict[str, dict[str, int]]) -> bool:
     """Whether the devices in use (admin access left out) are more than there is."""
     whole = Counter(device["name"] for _, _, device, takes in used if takes is None)
@@ -160,7 +177,9 @@ def overcommitted(used: list[Picked], counters: dict[str, dict[str, int]]) -> bo
     for device in by_name.values():
         for taken in device.get("consumesCounters", []):
             for name, amount in taken["counters"].items():
-                spent[taken["counterSet"], name] += int(amount["value"])
+                spent[taken["counterSet"], name] += int(amount.get("value", 0))
+    for _, option, device, _ in used:
+        spent.update(drawn(device, option, counters))
     return (
         any(count > 1 for count in whole.values())
         or any(amount > int(by_name[name]["capacity"]["mem"]["value"]) for name, amount in memory.items())
@@ -186,14 +205,19 @@ def constraints_hold(claim: Any, picks: list[Picked]) -> bool:
     return True
 
 
-def suits(option: Any, device: Device) -> bool:
+def suits(option: Any, device: Device, counters: dict[str, dict[str, int]]) -> bool:
     """Selectors and capacity: what makes a device one of those that `All` means."""
     if not all(SELECTORS[s["cel"]["expression"]](device) for s in option["selectors"]):
         return False
     requested = option.get("capacity", {}).get("requests", {})
-    if device.get("allowMultipleAllocations") and not option.get("adminAccess"):
+    own = drawn(device, option, counters)
+    if "x.dev/band" in requested and not own:
+        return False
+    if not option.get("adminAccess") and any(amount > counters[s][name] for (s, name), amount in own.items()):
+        return False
+    if requested or (device.get("allowMultipleAllocations") and not option.get("adminAccess")):
         return consumed(device, requested) is not None
-    return all(int(device["capacity"]["mem"]["value"]) >= int(amount) for amount in requested.values())
+    return True
 
 
 def tolerated(option: Any, device: Device) -> bool:
@@ -232,7 +256,7 @@ def solutions(
         options = [request["exactly"]] if "exactly" in request else request["firstAvailable"]
         for option in options:
             option = option | {"base": request["name"]}
-            fitting = [device for device in offered if suits(option, device)]
+            fitting = [device for device in offered if suits(option, device, counters)]
             every = option.get("allocationMode") == "All"
             count = len(free(fitting, option)) if every else option["count"]
             if every:
@@ -306,9 +330,10 @@ def test_answers_are_valid_complete_and_in_order(
     for number, pod in enumerate(work):
         claims = [make.claim(f"p{number}-{c['name']}", *c["requests"], constraints=c["constraints"]) for c in pod]
         before = inv.dump()
-        answer = allocate(inv, claims, NODE, policy)
+        answer = allocate(inv, claims, NODE, policy, features=FEATURES)
         assert inv.dump() == before
-        assert answer == allocate(inv, claims, NODE, policy), "the same question has the same answer"
+        again = allocate(inv, claims, NODE, policy, features=FEATURES)
+        assert answer == again, "the same question has the same answer"
         expected = next(solutions(pod, held, offered, counters, as_upstream=policy == "kubernetes"), None)
         if isinstance(answer, Refusal):
             assert answer.reason != "BudgetExhausted"
@@ -322,7 +347,7 @@ def test_answers_are_valid_complete_and_in_order(
             ]
         for claim in pod:
             assert constraints_hold(claim, picks)
-        assert all(suits(o, d) and tolerated(o, d) for _, o, d, _ in picks)
+        assert all(suits(o, d, counters) and tolerated(o, d) for _, o, d, _ in picks)
         held += [pick for pick in picks if not pick[1].get("adminAccess")]
         assert not overcommitted(held, counters)
         shares = [r.share_id for a in answer.results.values() for r in a.devices.results if r.share_id]
@@ -349,7 +374,7 @@ def test_rollback_and_release_restore_everything(make: Any, offered: list[Device
         marks.append(inv.mark())
         dumps.append(inv.dump())
         claims = [make.claim(f"p{number}-{c['name']}", *c["requests"], constraints=c["constraints"]) for c in pod]
-        answer = allocate(inv, claims, NODE)
+        answer = allocate(inv, claims, NODE, features=FEATURES)
         if isinstance(answer, Allocation):
             for key, allocation in answer.results.items():
                 inv.assume(key, allocation)
@@ -381,7 +406,7 @@ def test_republished_slices_never_lead_to_overcommit(
         here.sort(key=lambda d: d["name"])
         inv.upsert(make.slice(here, driver="x.dev", counters=counters, generation=number + 2))
         claims = [make.claim(f"p{number}-{c['name']}", *c["requests"], constraints=c["constraints"]) for c in pod]
-        answer = allocate(inv, claims, NODE)
+        answer = allocate(inv, claims, NODE, features=FEATURES)
         if isinstance(answer, Allocation):
             picks = picked(pod, answer, offered)
             assert {d["name"] for _, _, d, _ in picks} <= {d["name"] for d in here}
@@ -407,16 +432,16 @@ def test_a_choice_called_optimal_is_as_cheap_as_any(
     make: Any, offered: list[Device], pod: list[Any], before: list[Any]
 ) -> None:
     inv = inventory_of(make, offered, {s: {"c": 4, "k": 4} for s in ("s0", "s1")})
-    earlier = allocate(inv, [make.claim(f"b-{c['name']}", *c["requests"]) for c in before], NODE)
+    earlier = allocate(inv, [make.claim(f"b-{c['name']}", *c["requests"]) for c in before], NODE, features=FEATURES)
     if isinstance(earlier, Allocation):
         for key, held in earlier.results.items():
             inv.assume(key, held)
     claims = [make.claim(c["name"], *c["requests"], constraints=c["constraints"]) for c in pod]
-    answer = allocate(inv, claims, NODE)
+    answer = allocate(inv, claims, NODE, features=FEATURES)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("capstan.allocation.allocator.Search", Exhaustive)
         patch.setattr("capstan.allocation.search.IMPROVEMENT_STEPS", 2_000)
-        cheapest = allocate(inv, claims, NODE)
+        cheapest = allocate(inv, claims, NODE, features=FEATURES)
     if isinstance(answer, Refusal) or isinstance(cheapest, Refusal):
         assert isinstance(answer, Refusal)
         assert isinstance(cheapest, Refusal)

@@ -17,6 +17,7 @@ from capstan.allocation.model import (
     NodeView,
     Refusal,
 )
+from capstan.allocation.pools import Device
 from capstan.allocation.result import allocation
 from capstan.allocation.score import BestFit
 from capstan.allocation.search import BudgetExhausted, Pick, Search
@@ -135,7 +136,8 @@ def _too_few_together(prepared: list[PreparedClaim], devices: NodeDevices) -> Re
     requests = [request for claim in prepared for request in claim.requests]
     if len(requests) < 2:
         return None
-    wanted, found = 0, set()
+    wanted = 0
+    found: set[Device] = set()
     for request in requests:
         if all(option.exclusive for option in request.alternatives):
             usable = [[c.device for c in option.candidates if c.error is None] for option in request.alternatives]

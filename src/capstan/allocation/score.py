@@ -31,7 +31,7 @@ from capstan.allocation.symmetry import Reader, Symmetry
 from capstan.allocation.tables import WHOLE, memory, weight
 
 if TYPE_CHECKING:
-    from capstan.allocation.search import Parts, Search
+    from capstan.allocation.search import Parts, Pick, Search
 
 NVLINK_DOMAIN = "platform.capstan.dev/nvlinkDomain"
 NUMA_NODE = "resource.kubernetes.io/numaNode"
@@ -60,6 +60,9 @@ class BestFit:
         self._values: dict[Device, tuple[Values, ...]] = {device: _alignment(device) for device in devices}
         self._spread: dict[Device, int] = {}
         self._floor: dict[Alternative, int] = {}
+        self._grouped: Pick | None = None
+        self._groups: tuple[Values, ...] = ()
+        """Up to the pick `_grouped`: the NVLink domains, NUMA nodes and PCIe roots of the devices taken."""
         for option in alternatives:
             self._measure(option)
 
@@ -108,19 +111,17 @@ class BestFit:
         if alternative.admin:
             return 0, ()
         device = candidate.device
-        parts: list[tuple[str, int]] = []
         fragmentation, leftover = self._fragmentation(search, candidate)
-        for name, points in (
+        found = (
             ("fragmentation", fragmentation),
             ("leftover", leftover),
             ("spread", self._spread.get(device, 0)),
             ("taint", TAINT if device.taints else 0),
             ("binding", BINDING if device.binding else 0),
-        ):
-            if points:
-                parts.append((name, points))
+        )
+        parts = [part for part in found if part[1]]
         if search.picks:
-            parts += self._misalignment(search, device)
+            parts += self._misalignment(search.picks, device)
         return sum(points for _, points in parts), tuple(parts)
 
     def _fragmentation(self, search: Search, candidate: Candidate) -> tuple[int, int]:
@@ -143,17 +144,18 @@ class BestFit:
         spent = takes.get(name, 0) + sum(share.get(name, 0) for share in used)
         return max(0, int(SMALL * (total - spent) / total))
 
-    def _misalignment(self, search: Search, device: Device) -> list[tuple[str, int]]:
-        own = self._values[device]
-        parts = []
-        for place, (name, _, points) in enumerate(ALIGNMENT):
-            if not own[place]:
-                continue
-            taken = [self._values[pick.candidate.device][place] for pick in search.picks if not pick.alternative.admin]
-            known = [group for group in taken if group]
-            if known and all(own[place].isdisjoint(group) for group in known):
-                parts.append((name, points))
-        return parts
+    def _misalignment(self, picks: Sequence[Pick], device: Device) -> list[tuple[str, int]]:
+        if self._grouped is not picks[-1]:  # picks are a stack: below the same pick lie the same others
+            taken = [self._values[pick.candidate.device] for pick in picks if not pick.alternative.admin]
+            self._grouped, self._groups = (
+                picks[-1],
+                tuple(frozenset().union(*place) for place in zip(*taken, strict=True)),
+            )
+        return [
+            (name, points)
+            for (name, _, points), own, known in zip(ALIGNMENT, self._values[device], self._groups, strict=False)
+            if own and known and own.isdisjoint(known)
+        ]
 
 
 def _alignment(device: Device) -> tuple[Values, ...]:
