@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from capstan.api.quantity import whole
@@ -157,6 +157,13 @@ def test_no_device_is_given_out_twice(nodes: int, gpus: int, wanted: Jobs) -> No
     st.sampled_from([-1.0, 0.0, 1.0, 2.0]),
     st.sampled_from([-1.0, 0.0, 1.0]),
     jobs(),
+)
+@example(
+    # A pod that consolidation leaves on its node with another device has to end, too.
+    [["A100", "H100"], ["H100"]],
+    0.0,
+    -1.0,
+    [("whole", "b", "train", 2), ("half", "b", "train", 1), ("claim", "c", "train", 2)],
 )
 def test_devices_are_charged_by_their_own_product(
     products: list[list[str]], h100: float, a100: float, wanted: Jobs

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from capstan.api.resource import AllocationResult
 from capstan.scheduling import verdicts
 from capstan.scheduling.filters import dynamic_reason, needs_company
 from capstan.scheduling.gangs import next_unit
@@ -50,6 +51,8 @@ class Solver:
         self._kept: set[int] = set()
         """Victims (by id) of the simulation that have their place again, because they come before the winner."""
         self._was: dict[str, tuple[Status, Node | None, tuple[str, ...], Zones, Amounts]] = {}
+        self._had: dict[str, list[AllocationResult | None]] = {}
+        """What victims held by claims, where all of them are placed anew."""
 
     def solve(self, victims: Iterable[Victim]) -> bool:
         """Try; on success the World holds the outcome, on failure it is as before."""
@@ -126,6 +129,8 @@ class Solver:
         for victim in self.taken[:count]:
             for task in victim.tasks:
                 self._was[task.uid] = (task.status, task.node, task.devices, task.zones, task.charge)
+                if self.every:
+                    self._had[task.uid] = self._held(task)
                 self._evict(task)
         if self.every:
             return self._rearrange(count)
@@ -192,11 +197,18 @@ class Solver:
             if not unit or session.over(gang, unit) is not None or not session.place(gang, unit, later=True):
                 return False
             for task in unit:
-                if task.leaving is not None and task.leaving == (task.node, task.devices):
+                stays = task.leaving is not None and task.leaving == (task.node, task.devices)
+                # Whoever gets other devices of its node by its claims has to end for that.
+                if stays and self._held(task) == self._had[task.uid]:
                     self._put_back(task)
             unplaced = gang is not self.gang and any(t.gang is gang and t.node is None for t in victims)
             order.done(gang if unplaced else None)
         return all(task.node is not None for task in victims)
+
+    def _held(self, task: Task) -> list[AllocationResult | None]:
+        world = self.session.world
+        inventory = world.inventory
+        return [] if inventory is None else [inventory.allocation(key) for key in world.claims_held(task)]
 
     def _put_back(self, task: Task) -> None:
         status, node, devices, zones, charge = self._was[task.uid]
