@@ -274,6 +274,40 @@ SLICE_ERRORS: list[tuple[Object, str, str]] = [
         "allowMultipleAllocations must be true",
     ),
     (
+        resource_slice({"name": "a", "attributes": {f"l{i}": {"ints": list(range(25))} for i in range(2)}}),
+        "spec.devices[0].attributes",
+        "must not exceed 48",
+    ),
+    *(
+        (
+            resource_slice(
+                {
+                    "name": "a",
+                    "allowMultipleAllocations": True,
+                    "capacity": {"m": {"value": "10", "requestPolicy": policy}},
+                }
+            ),
+            f"spec.devices[0].capacity[m].requestPolicy.{field}",
+            words,
+        )
+        for policy, field, words in (
+            ({"default": "11"}, "default", "must not exceed the capacity"),
+            ({"default": "1", "validValues": ["2", "1"]}, "validValues", "ascending order"),
+            ({"default": "3", "validValues": ["1", "2"]}, "default", "one of `validValues`"),
+            ({"default": "1", "validValues": ["1", "11"]}, "validValues", "must not exceed the capacity"),
+            ({"default": "1", "validRange": {"max": "2"}}, "validRange.min", ""),
+            (
+                {"default": "2", "validRange": {"min": "2", "max": "11"}},
+                "validRange.max",
+                "must not exceed the capacity",
+            ),
+            ({"default": "5", "validRange": {"min": "5", "max": "4"}}, "validRange.min", "must not exceed `max`"),
+            ({"default": "9", "validRange": {"min": "1", "max": "8"}}, "default", "between `min` and `max`"),
+            ({"default": "2", "validRange": {"min": "1", "max": "9", "step": "2"}}, "default", "whole number of steps"),
+            ({"default": "1", "validRange": {"min": "1", "max": "4", "step": "2"}}, "validRange.max", "whole number"),
+        )
+    ),
+    (
         resource_slice(pool={"name": "n1", "generation": 1, "resourceSliceCount": 0}),
         "spec.pool.resourceSliceCount",
         "1",

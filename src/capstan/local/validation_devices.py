@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ from capstan.local.validation_pods import node_selector
 _DOMAIN_LENGTH = 63
 _ID_LENGTH = 32
 _ATTRIBUTES_AND_CAPACITIES = 32
+_ATTRIBUTE_VALUES = 48
 _RICH_DEVICES = 64
 _DEVICES = 128
 _PARAMETERS = 10 * 1024
@@ -304,6 +306,10 @@ def _device(device: Object, path: str, causes: Causes, *, placed: bool) -> None:
     if len(attributes) + len(capacity) > _ATTRIBUTES_AND_CAPACITIES:
         detail = f"the total number of attributes and capacities must not exceed {_ATTRIBUTES_AND_CAPACITIES}"
         causes.append(invalid(path, len(attributes) + len(capacity), detail))
+    values = sum(len(one) if isinstance(one, list) else 1 for value in attributes.values() for one in value.values())
+    if values > _ATTRIBUTE_VALUES:
+        detail = f"the total number of attribute values must not exceed {_ATTRIBUTE_VALUES}"
+        causes.append(invalid(f"{path}.attributes", values, detail))
     for name, value in attributes.items():
         _qualified(name, f"{path}.attributes", causes)
         _attribute(value, f"{path}.attributes[{name}]", causes)
@@ -314,7 +320,7 @@ def _device(device: Object, path: str, causes: Causes, *, placed: bool) -> None:
             if not device.get("allowMultipleAllocations"):
                 detail = "allowMultipleAllocations must be true"
                 causes.append(invalid(f"{path}.capacity[{name}].requestPolicy", policy, detail))
-            _request_policy(policy, f"{path}.capacity[{name}].requestPolicy", causes)
+            _request_policy(policy, entry["value"], f"{path}.capacity[{name}].requestPolicy", causes)
     consumptions = device.get("consumesCounters") or ()
     if len(consumptions) > _CONSUMPTIONS:
         causes.append(too_many(f"{path}.consumesCounters", len(consumptions), _CONSUMPTIONS))
@@ -351,7 +357,8 @@ def _attribute(value: Object, path: str, causes: Causes) -> None:
             causes.append(invalid(f"{path}.version", version, "must be a string compatible with semver.org spec 2.0.0"))
 
 
-def _request_policy(policy: Object, path: str, causes: Causes) -> None:
+def _request_policy(policy: Object, capacity: Any, path: str, causes: Causes) -> None:
+    found = len(causes)
     values, between = policy.get("validValues"), policy.get("validRange")
     if values and between:
         causes.append(forbidden(f"{path}.validRange", "only one of `validValues` and `validRange` may be set"))
@@ -363,6 +370,47 @@ def _request_policy(policy: Object, path: str, causes: Causes) -> None:
         _amount(value, f"{path}.validValues[{index}]", causes)
     for key, value in (between or {}).items():
         _amount(value, f"{path}.validRange.{key}", causes)
+    if between and between.get("min") is None:
+        causes.append(required(f"{path}.validRange.min"))
+    if len(causes) == found:
+        _policy_values(policy, capacity, path, causes)
+
+
+def _policy_values(policy: Object, capacity: Any, path: str, causes: Causes) -> None:
+    """How the amounts of a policy fit together, and into the capacity; each of them is known to be readable."""
+    try:
+        whole = quantity.parse(capacity)
+    except quantity.InvalidQuantity:
+        return  # reported where it stands
+    default = None if policy.get("default") is None else quantity.parse(policy["default"])
+    if default is not None and default > whole:
+        causes.append(invalid(f"{path}.default", policy["default"], "must not exceed the capacity"))
+    if given := policy.get("validValues"):
+        values = list(map(quantity.parse, given))
+        if any(left >= right for left, right in pairwise(values)):
+            causes.append(invalid(f"{path}.validValues", given, "must be in ascending order, each value once"))
+        if max(values) > whole:
+            causes.append(invalid(f"{path}.validValues", given, "must not exceed the capacity"))
+        if default not in values:
+            causes.append(invalid(f"{path}.default", policy["default"], "must be one of `validValues`"))
+    if between := policy.get("validRange"):
+        least, step = quantity.parse(between["min"]), quantity.parse(between.get("step") or 0)
+        most = whole if between.get("max") is None else quantity.parse(between["max"])
+        if most > whole:
+            causes.append(invalid(f"{path}.validRange.max", between["max"], "must not exceed the capacity"))
+        if least > most:
+            causes.append(invalid(f"{path}.validRange.min", between["min"], "must not exceed `max` or the capacity"))
+        if "step" in between and step == 0:
+            causes.append(invalid(f"{path}.validRange.step", between["step"], "must be greater than 0"))
+        if least + step > whole:
+            causes.append(
+                invalid(f"{path}.validRange.step", between.get("step"), "`min` + `step` exceeds the capacity")
+            )
+        for name, value in (("default", default), ("validRange.max", most if "max" in between else None)):
+            if value is not None and not least <= value <= most:
+                causes.append(invalid(f"{path}.{name}", str(value), "must be between `min` and `max`"))
+            elif value is not None and step and (value - least) % step:
+                causes.append(invalid(f"{path}.{name}", str(value), "must be a whole number of steps above `min`"))
 
 
 def validate_claim_status(new: Object, old: Object) -> Causes:
