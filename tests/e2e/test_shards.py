@@ -48,7 +48,7 @@ def test_past_use_is_shown_by_status_and_explain(pair):
     pair.kubectl("apply", "-f", str(EXAMPLE))
     pair.until(lambda: bound(pair, "trainer"), "the pod runs")
     saved = ("get", "configmap", "capstan-usage-default", "-n", SYSTEM, "-o", "name")
-    time.sleep(2)
+    time.sleep(3)  # the pod is seen within one, and holds its GPU for the rest
     pair.stop()  # saves
     pair.start()
     assert "capstan-usage-default" in pair.kubectl(*saved)

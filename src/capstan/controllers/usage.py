@@ -88,6 +88,7 @@ class UsageKeeper:
                     saved = now
                     await self._save()
         finally:
+            self._look()
             self._world.usage = {}
             try:
                 await self._patch()
