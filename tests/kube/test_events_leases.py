@@ -175,6 +175,26 @@ async def test_writes_pass_the_fence_only_while_the_lease_is_surely_held(
     await stop(task)
 
 
+async def test_work_that_is_told_to_stop_may_write_its_last_words(wire: Any, client: kube.Client, until: Any) -> None:
+    leader = elector(client, "one")
+    fenced = leader.fenced(client)
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await fenced.create(resources.LEASES, {"metadata": {"name": "last-words", "namespace": "default"}})
+
+    task = asyncio.create_task(leader.run(work))
+    await until(lambda: leader.is_leader)
+    await asyncio.sleep(0.05)
+    await stop(task)
+    assert ("leases", "default", "last-words") in wire.objects
+    assert wire.objects["leases", "default", "scheduler"]["spec"].get("holderIdentity") is None
+    with pytest.raises(kube.Unavailable, match="does not lead"):
+        await fenced.delete(resources.LEASES, "last-words", "default")
+
+
 async def test_the_result_of_the_work_ends_the_campaign(wire: Any, client: kube.Client) -> None:
     async def work() -> None:
         raise ValueError("done for")

@@ -50,8 +50,11 @@ class LeaderElector:
 
     @property
     def may_write(self) -> bool:
-        """Whether the lease is held and was renewed within `renew_seconds`; then nobody else can hold it."""
-        return self.is_leader and time.monotonic() <= self._until
+        """Whether the lease is held and was renewed within `renew_seconds`; then nobody else can hold it.
+
+        Work that is told to stop may write last words: the lease is released only after it has ended.
+        """
+        return self._holder == self.identity and time.monotonic() <= self._until
 
     def fenced(self, client: Client) -> Client:
         """A client for the work: its writes fail with Unavailable as soon as the lease is not surely ours."""
@@ -145,6 +148,7 @@ class LeaderElector:
 
     async def _release(self) -> None:
         """Lets the next one start at once instead of after the lease has run out."""
+        self._until = 0.0
         try:
             lease = await self._client.get(LEASES, self._name, self._namespace)
             if lease.spec.holder_identity == self.identity:
