@@ -9,8 +9,8 @@ import msgspec
 
 from capstan.allocation import Inventory
 from capstan.api.core import Node, Pod, PodStatus
-from capstan.api.resource import DeviceClass, ResourceClaim, ResourceSlice
-from capstan.scheduling import Policy, World, cycle
+from capstan.api.resource import DeviceClass, ResourceClaim, ResourceClaimStatus, ResourceSlice
+from capstan.scheduling import DefragmentWindow, Policy, World, cycle
 from capstan.scheduling.model import Status
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -241,6 +241,49 @@ def test_reclaim_takes_devices_back_from_running_claims() -> None:
     made.delete("Pod", "default", "old-0")
     made.delete("ResourceClaim", *bind.implied.claim.key)  # type: ignore[union-attr]
     assert [b.pod for b in cycle(made, Policy(), START + 2).binds] == ["new-0"]
+
+
+def scattered() -> World:
+    """Two nodes of four GPUs, one of each in use by a claim."""
+    made = platform()
+    for rank, (name, gpus) in enumerate((("large", 3), ("left", 1), ("right", 1))):
+        made.upsert(gang(name, "a", rank=rank))
+        made.upsert(pod(f"{name}-0", name, gpus=gpus, rank=rank))
+        (bind,) = cycle(made, Policy(), START).binds
+        confirm(made, bind.uid, bind.node)
+        assert bind.implied is not None
+        if name == "large":
+            large = bind.implied.claim.key
+        else:
+            status = ResourceClaimStatus(allocation=bind.implied.allocation)
+            made.upsert(msgspec.structs.replace(bind.implied.claim, status=status))
+    made.delete("Pod", "default", "large-0")
+    made.delete("ResourceClaim", *large)
+    assert made.inventory is not None
+    assert [made.inventory.free(f"n{i}", "gpu.nvidia.com") for i in range(2)] == [3, 3]
+    return made
+
+
+def test_consolidation_moves_a_pod_to_devices_of_another_node() -> None:
+    made = scattered()
+    made.upsert(gang("whole", "a", rank=5))
+    made.upsert(pod("whole-0", "whole", gpus=4, rank=5))
+    plan = cycle(made, Policy(), START + 1)
+    (eviction,) = plan.evictions
+    assert (eviction.action, eviction.pod in ("left-0", "right-0")) == ("consolidate", True)
+    places = {promise.pod: promise.node for promise in plan.promises}
+    assert places["whole-0"] == eviction.node != places[eviction.pod]
+    assert made.inventory is not None
+    assert [made.inventory.free(f"n{i}", "gpu.nvidia.com") for i in range(2)] == [3, 3], "nothing is gone yet"
+
+
+def test_defragmentation_moves_a_pod_to_devices_of_another_node() -> None:
+    made = scattered()
+    window = DefragmentWindow("* * * * *", 60)
+    plan = cycle(made, Policy(defragment_windows=(window,), defragment_cooldown=0.0), START + 1)
+    (eviction,), (promise,) = plan.evictions, plan.promises
+    assert (eviction.action, eviction.pod) == ("defragment", promise.pod)
+    assert eviction.node != promise.node
 
 
 def confirm(made: World, uid: str, node: str) -> None:

@@ -102,12 +102,13 @@ def _fresh(session: Session, gang: Gang, task: Task) -> bool:
 
 
 def _move(session: Session, units: Sequence[Sequence[Task]]) -> bool:
-    """Place the units anew, in queue order and as if none had a place; those that come to where they were stay."""
+    """Place the units anew, in queue order and as if none had a place; those that come to where they were, with the
+    devices they had, stay."""
     world = session.world
     was = {}
     for unit in units:
         for task in unit:
-            was[task.uid] = (task.status, task.node, task.devices, task.zones, task.charge)
+            was[task.uid] = (task.status, task.node, task.devices, task.zones, task.charge, world.allocations(task))
             assert task.node is not None
             world.move(task, Status.PENDING, None, leaving=(task.node, task.devices))
     moving = set(was)
@@ -119,8 +120,8 @@ def _move(session: Session, units: Sequence[Sequence[Task]]) -> bool:
         if not session.place(gang, unit, later=True):
             return False
         for task in unit:
-            if task.leaving == (task.node, task.devices):
-                status, node, devices, zones, charge = was[task.uid]
+            status, node, devices, zones, charge, had = was[task.uid]
+            if task.leaving == (task.node, task.devices) and world.allocations(task) == had:
                 world.move(task, status, node, devices, zones=zones, charge=charge)
         waiting = any(world.tasks[uid].gang is gang and world.tasks[uid].node is None for uid in moving)
         order.done(gang if waiting else None)

@@ -282,12 +282,15 @@ def allocate(world: World, policy: Policy, task: Task, node: Node, *, later: boo
     """Allocate what the task's claims still lack, on this node, in the inventory, or say why that is impossible.
 
     With `later`, or when there is no other way, the claims of terminating pods on the node are released first; from
-    then on the inventory shows the node's future and everything placed there by claims waits. `skip` leaves out so many
-    preferred alternatives.
+    then on the inventory shows the node's future and everything placed there by claims waits. The claims of a pod that
+    is to move end with it, so that they are allocated anew, wherever it goes. `skip` leaves out so many preferred
+    alternatives.
     """
     inventory = world.inventory
     if inventory is None:
         return Refused("claims cannot be allocated here")
+    if task.leaving is not None and not world.is_drained(task.leaving[0]):
+        world.drain(task.leaving[0])
     view = NodeView(node.name, node.labels)
     open_claims = []
     for claim in claims_of(world, task, node, skip):

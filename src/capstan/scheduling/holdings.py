@@ -99,6 +99,11 @@ class Holdings(Layout):
             keys.append(task.implied.key)
         return keys
 
+    def allocations(self, task: Task) -> list[AllocationResult | None]:
+        """What each of the claims that the task uses holds."""
+        inventory = self.inventory
+        return [] if inventory is None else [inventory.allocation(key) for key in self.claims_held(task)]
+
     def release_claims(self, task: Task) -> None:
         """Give up the allocations this engine assumed for a task."""
         if self.inventory is not None:

@@ -130,7 +130,7 @@ class Solver:
             for task in victim.tasks:
                 self._was[task.uid] = (task.status, task.node, task.devices, task.zones, task.charge)
                 if self.every:
-                    self._had[task.uid] = self._held(task)
+                    self._had[task.uid] = self.session.world.allocations(task)
                 self._evict(task)
         if self.every:
             return self._rearrange(count)
@@ -199,16 +199,11 @@ class Solver:
             for task in unit:
                 stays = task.leaving is not None and task.leaving == (task.node, task.devices)
                 # Whoever gets other devices of its node by its claims has to end for that.
-                if stays and self._held(task) == self._had[task.uid]:
+                if stays and world.allocations(task) == self._had[task.uid]:
                     self._put_back(task)
             unplaced = gang is not self.gang and any(t.gang is gang and t.node is None for t in victims)
             order.done(gang if unplaced else None)
         return all(task.node is not None for task in victims)
-
-    def _held(self, task: Task) -> list[AllocationResult | None]:
-        world = self.session.world
-        inventory = world.inventory
-        return [] if inventory is None else [inventory.allocation(key) for key in world.claims_held(task)]
 
     def _put_back(self, task: Task) -> None:
         status, node, devices, zones, charge = self._was[task.uid]
