@@ -9,7 +9,7 @@ import pytest
 
 from capstan import kube, scheduling
 from capstan.api import resources
-from capstan.controllers import usage
+from capstan.controllers import unserved, usage
 from capstan.controllers.shards import CONFIG_RULES, Shards, follow_config
 from capstan.embedded import accounts
 from capstan.embedded.platform import install
@@ -93,6 +93,29 @@ async def test_a_pool_without_a_shard_waits_until_one_comes(house, shards):
     assert await house.bound("red") == ""
     await install(house.client, [shard("red", "red")])
     assert await house.until(lambda: house.bound("red"), "its shard binds it") == "r1"
+
+
+async def test_a_gang_of_a_pool_that_no_shard_serves_is_told_so_until_one_does(house, shards, monkeypatch):
+    monkeypatch.setattr(unserved, "EVERY_SECONDS", 0.05)
+    await install(house.client, [shard("default")])
+    await house.until(lambda: ready(house, "default"), "a shard runs")
+    await house.group("pg-lost", 1)
+    await label(house, resources.POD_GROUPS, "pg-lost", "rde", "default")
+    await house.pod("lost", group="pg-lost")
+
+    async def told():
+        group = await house.client.get(resources.POD_GROUPS, "pg-lost", "default")
+        return next(iter(group.status.scheduling_conditions), None)
+
+    said = await house.until(told, "the PodGroup says so")
+    assert said.reason == unserved.REASON and "'rde'" in said.message
+    await install(house.client, [shard("red", "rde")])
+
+    async def taken_back():
+        found = await told()
+        return found is None or found.reason != unserved.REASON
+
+    await house.until(taken_back, "the new shard speaks for it now")
 
 
 async def ready(house, name):

@@ -68,6 +68,9 @@ class WaitingGang(msgspec.Struct, rename="camel"):
 
 
 class PlatformStatus(msgspec.Struct, rename="camel"):
+    """`problems` of the scheduler's settings."""
+
+    problems: list[str]
     nodes: list[NodeStatus]
     queues: list[QueueStatus]
     waiting: list[WaitingGang]
@@ -108,6 +111,7 @@ async def status(output: str, kubeconfig: Path | None, context: str | None) -> N
         ),
         *(hanging(f"[red]queue {q.name}[/]: {escape(q.problem)}") for q in found.queues if q.problem),
         *(hanging(f"[yellow]queue {q.name}[/]: {escape(q.warning)}") for q in found.queues if q.warning),
+        *(hanging(f"[yellow]{escape(problem)}[/]") for problem in found.problems),
         "",
     )
     if not found.waiting:
@@ -136,6 +140,7 @@ async def _read(client: kube.Client) -> PlatformStatus:
             running[pod.spec.node_name] += 1
     gpus, used = _gpus(slices, claims)
     return PlatformStatus(
+        problems=await _problems(client),
         nodes=[_node(node, gpus, used, running) for node in sorted(nodes, key=lambda node: node.metadata.name)],
         queues=[
             _queue(queue, usage.get(queue.metadata.name, []))
@@ -143,6 +148,24 @@ async def _read(client: kube.Client) -> PlatformStatus:
         ],
         waiting=[entry for entry in waiting if entry is not None],
     )
+
+
+async def _problems(client: kube.Client) -> list[str]:
+    """What is wrong with the settings of the scheduler, as it says itself on their objects."""
+    try:
+        shards = (await client.list(resources.SCHEDULING_SHARDS)).items
+        configs = (await client.list(resources.CONFIGS)).items
+    except kube.NotFound:
+        return ["KAI's definitions are not installed, so nothing is scheduled by Capstan"]
+    if not shards:
+        return ["there is no SchedulingShard, so nothing is scheduled; kubectl get schedulingshards"]
+    return [
+        f"{kind} {obj.metadata.name}: {condition.message}"
+        for kind, objects in (("SchedulingShard", shards), ("Config", configs))
+        for obj in objects
+        for condition in obj.status.conditions
+        if condition.type in ("Valid", "Ready") and condition.status == "False"
+    ]
 
 
 def _used(usage: list[QueueUsage]) -> str:

@@ -18,6 +18,7 @@ from capstan import kube, scheduling
 from capstan.allocation import Inventory
 from capstan.api import resource, resources
 from capstan.api.base import ObjectReference
+from capstan.api.core import Pod
 from capstan.api.rbac import PolicyRule
 from capstan.api.scheduling import PodGroup, Queue
 from capstan.controllers.metrics import SchedulerMetrics, Stopwatch
@@ -126,6 +127,8 @@ class Scheduler:
         self._client = kube.Client(TimedTransport(client.transport, self.metrics.written), client.field_manager)
         self._events = kube.EventRecorder(self._client, "capstan-scheduler")
         self._groups: kube.Cache[PodGroup] = self._caches[OBSERVED.index(resources.POD_GROUPS)]
+        self.pod_groups: Mapping[kube.Key, PodGroup] = self._groups.objects
+        self.pods: Mapping[kube.Key, Pod] = self._caches[OBSERVED.index(resources.PODS)].objects
         # What pods wait for goes before what people read about it.
         self._scheduled = kube.EventRecorder(
             self._client, "capstan-scheduler", rate=SCHEDULED_EVENTS_PER_SECOND, calm=self._all_written.wait

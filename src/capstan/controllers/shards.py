@@ -21,6 +21,7 @@ from capstan.api.rbac import PolicyRule
 from capstan.api.scheduling import Queue
 from capstan.controllers.queue_status import QueueStatus
 from capstan.controllers.scheduler import Scheduler
+from capstan.controllers.unserved import Unserved
 from capstan.controllers.usage import UsageKeeper
 
 log = logging.getLogger(__name__)
@@ -158,11 +159,13 @@ class Shards:
         return next((scheduler.queues for scheduler in self.schedulers.values()), {})
 
     async def run(self) -> None:
+        label = self._installation.node_pool_label
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._shards.run())
                 group.create_task(self._configs.run())
                 group.create_task(QueueStatus(self._client, self.worlds, self.queues).run())
+                group.create_task(Unserved(self._client, lambda: self.schedulers.values(), label).run())
                 await self._shards.synced()
                 await self._configs.synced()
                 while True:
