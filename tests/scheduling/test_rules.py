@@ -226,7 +226,7 @@ def test_an_unknown_resource_is_named() -> None:
     container = {"name": "main", "resources": {"requests": {"example.com/tpu": 1}}}
     made = world(node("n0"), queue("a"), gang("g", "a"), pod("p", "g", containers=[container]))
     _, message = verdict(made)
-    assert message == "no node has room for pod p (1 node: has fewer example.com/tpu than one pod asks for)"
+    assert message == "no node has room (1 node: has fewer example.com/tpu than one pod asks for)"
 
 
 # -- nodes
@@ -454,6 +454,22 @@ def test_a_contradictory_topology_stops_only_its_own_gang(constraint: dict[str, 
     plan = cycle(made, POLICY, START)
     assert [bind.pod for bind in plan.binds] == ["r"]
     assert (plan.verdicts[0].reason, words in plan.verdicts[0].message) == ("InvalidTopology", True)
+
+
+@pytest.mark.parametrize("level", ["rack", "example.com/rack"])
+def test_a_level_of_a_topology_is_named_by_its_label_or_its_alias(level: str) -> None:
+    levels = {"levels": [{"nodeLabel": "example.com/rack", "alias": "rack"}, {"nodeLabel": "kubernetes.io/hostname"}]}
+    racks = {"n0": "a", "n1": "b", "n2": "b"}
+    made = world(
+        *(node(name, gpus=1, labels={"example.com/rack": rack}) for name, rack in racks.items()),
+        queue("top"),
+        queue("q", "top"),
+        gang("g", "q", minimum=2, topologyConstraint={"topology": "t", "requiredTopologyLevel": level}),
+        pod("p0", "g", gpus=1),
+        pod("p1", "g", gpus=1),
+    )
+    made.upsert(msgspec.convert({"metadata": {"name": "t"}, "spec": levels}, Topology))
+    assert set(places(made).values()) == {"n1", "n2"}
 
 
 def test_a_gang_that_names_an_unknown_queue_says_so_and_starts_when_the_queue_comes() -> None:

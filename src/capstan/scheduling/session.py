@@ -316,7 +316,7 @@ class Session:
             self.held.add(gang.key)
             return Refusal("ReservedForOthers", verdicts.would_delay(self._bars.hit))
         task = self._stuck or unit[0]
-        text = verdicts.no_room(gang, unit, self._placed)
+        text = verdicts.no_room(unit, self._placed)
         said = self.placer.said.get(task.uid)
         return Refusal("PodSchedulingErrors", f"{text}; {said}" if said else text, {}, task)
 

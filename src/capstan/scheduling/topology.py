@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from capstan.api.scheduling import TopologyLevel
 from capstan.scheduling.filters import node_reason
 from capstan.scheduling.model import GPU, GPU_COLUMN, PODS_COLUMN, Levels, Node, Shape, Task
 from capstan.scheduling.world import World
@@ -32,12 +33,18 @@ def contradiction(world: World, levels: Levels) -> str:
     known = world.topologies.get(levels.topology)
     if known is None:
         return f"topology {levels.topology} does not exist"
-    for level in (levels.required, levels.preferred):
-        if level and level not in known:
-            return f"topology {levels.topology} has no level {level}; its levels are {', '.join(known)}"
-    if levels.required and levels.preferred and known.index(levels.preferred) < known.index(levels.required):
+    for name in (levels.required, levels.preferred):
+        if name and _position(known, name) < 0:
+            names = ", ".join(level.alias or level.node_label for level in known)
+            return f"topology {levels.topology} has no level {name}; its levels are {names}"
+    if levels.required and levels.preferred and _position(known, levels.preferred) < _position(known, levels.required):
         return f"the preferred level {levels.preferred} lies above the required level {levels.required}"
     return ""
+
+
+def _position(levels: Sequence[TopologyLevel], name: str) -> int:
+    """Where the level with that node label or alias stands, counted from the top; -1 for none."""
+    return next((i for i, level in enumerate(levels) if name and name in (level.node_label, level.alias)), -1)
 
 
 def scopes(
@@ -48,18 +55,19 @@ def scopes(
     Without a required level the last scope is everything that carries the topology's labels. Nodes that lack one are
     outside (KAI). Tasks that are already placed (`active`) pin the required domain.
     """
-    labels = world.topologies.get(levels.topology)
-    if labels is None or contradiction(world, levels):
+    if contradiction(world, levels):
         return
+    known = world.topologies[levels.topology]
+    labels = [level.node_label for level in known]
     pool = world.nodes.values() if within.nodes is None else within.nodes
     placed = {task.node.name for task in active if task.node is not None}
     nodes = [node for node in pool if all(label in node.labels for label in labels)]
-    required = labels.index(levels.required) if levels.required else -1
+    required = _position(known, levels.required)
     if placed and required >= 0:
         pinned = {_domain(world.nodes[name], labels, required) for name in placed if name in world.nodes}
         if len(pinned) == 1:
             nodes = [node for node in nodes if _domain(node, labels, required) in pinned]
-    lowest = labels.index(levels.preferred) if levels.preferred else required
+    lowest = _position(known, levels.preferred) if levels.preferred else required
     room = _Room(tasks, nodes)
     tree = _Tree(nodes, labels, room)
     for level in range(lowest, max(required, 0) - 1, -1):

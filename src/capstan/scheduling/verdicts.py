@@ -113,9 +113,10 @@ def gated(tasks: Sequence[Task]) -> str:
     return f"{count(len(tasks), 'pod')} held back, {first.name} by: {first.blocked}"
 
 
-def no_room(gang: Gang, unit: Sequence[Task], placed: int) -> str:
+def no_room(unit: Sequence[Task], placed: int) -> str:
+    """Names no pod: gangs that are alike are told the same."""
     if len(unit) == 1:
-        return f"no node has room for pod {unit[0].name}"
+        return "no node has room"
     return f"needs {len(unit)} pods at once, room was found for {placed}"
 
 

@@ -15,7 +15,15 @@ from capstan.api.core import Namespace, PersistentVolume, PersistentVolumeClaim,
 from capstan.api.core import Node as ApiNode
 from capstan.api.policy import PodDisruptionBudget
 from capstan.api.resource import DeviceClass, DeviceTaintRule, ResourceClaim, ResourceClaimTemplate, ResourceSlice
-from capstan.api.scheduling import PRIORITY_CLASSES, BindRequest, PodGroup, PriorityClass, RuntimeClass, Topology
+from capstan.api.scheduling import (
+    PRIORITY_CLASSES,
+    BindRequest,
+    PodGroup,
+    PriorityClass,
+    RuntimeClass,
+    Topology,
+    TopologyLevel,
+)
 from capstan.api.scheduling import Queue as ApiQueue
 from capstan.api.storage import StorageClass
 from capstan.scheduling.budgets import Budgets
@@ -64,7 +72,7 @@ class World(Population):
         self.budgets = Budgets()
         self.memo: object = None
         """Indexes that the placement keeps from cycle to cycle."""
-        self.topologies: dict[str, tuple[str, ...]] = {}
+        self.topologies: dict[str, list[TopologyLevel]] = {}
         self.volumes: dict[str, PersistentVolume] = {}
         self.volume_claims: dict[Key, PersistentVolumeClaim] = {}
         self.storage_classes: dict[str, StorageClass] = {}
@@ -105,7 +113,7 @@ class World(Population):
                 self.priorities[obj.metadata.name] = obj.value
                 self._regroup(lambda gang: gang.priority_class == obj.metadata.name)
             case Topology():
-                self.topologies[obj.metadata.name] = tuple(level.node_label for level in obj.spec.levels)
+                self.topologies[obj.metadata.name] = obj.spec.levels
             case RuntimeClass():
                 self.runtime_classes[obj.metadata.name] = obj
                 self._reshape(obj.metadata.name)
