@@ -333,7 +333,7 @@ class Simulation:
         levels = group.levels
         if levels is None or not own:
             return [nodes]
-        labels = self.world.topologies[levels.topology]
+        labels = [level.node_label for level in self.world.topologies[levels.topology]]
         inside = [node for node in nodes if all(label in node.labels for label in labels)]
 
         def name(node: Node, depth: int) -> str:
