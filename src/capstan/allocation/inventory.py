@@ -1,24 +1,23 @@
 """What the cluster offers and what of it is taken: an index that follows the cluster object by object.
 
 Facts (slices, classes, claims, taint rules, nodes) come in through `upsert` and `delete`. Decisions that the API
-server does not know yet come in through `assume` and `release`; they are journaled, so that a simulation can be
-rolled back. Allocation truth is what claims say, never what slices say (KEP-4381).
+server does not know yet come in through `assume` and `release`, and can be rolled back (holdings.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from capstan.allocation.model import ClaimKey, NodeView, Number, Problem, StaleMark
+from capstan.allocation.holdings import Holdings
+from capstan.allocation.model import ClaimKey, NodeView, Number, Problem
 from capstan.allocation.pools import Device, Errors, Pool, PoolKey, Scope, Shared
 from capstan.allocation.selectors import Expressions, InvalidSelector, Selectors
 from capstan.allocation.tables import Tables, memory
-from capstan.allocation.uses import Use, blocked, charge, charges, counted, groups, most, rooms, takes_another
+from capstan.allocation.uses import Use, blocked, most, rooms, takes_another
 from capstan.api.core import Node, Toleration
 from capstan.api.resource import (
     AllocationResult,
     DeviceClass,
-    DeviceRequestAllocationResult,
     DeviceSelector,
     DeviceTaintRule,
     ResourceClaim,
@@ -85,16 +84,11 @@ class Inventory:
         """Pools with slices that several nodes may see."""
         self._rules: dict[str, DeviceTaintRule] = {}
         self._labels: dict[str, dict[str, str]] = {}
-        self._observed: dict[ClaimKey, AllocationResult] = {}
-        self._assumed: dict[ClaimKey, AllocationResult | None] = {}
-        self._uses: dict[PoolKey, dict[str, Use]] = {}
-        self._left: dict[PoolKey, dict[str, dict[str, Number]]] = {}
+        self._holdings = Holdings(self._ready_pool, self._use_changed)
         self._nodes: dict[str, NodeDevices] = {}
         self._free: dict[str, dict[str, int]] = {}
         self._totals: dict[str, dict[str, int]] = {}
         self._extended: dict[str, str] | None = None
-        self._journal: list[tuple[PoolKey, str, Use | None] | tuple[ClaimKey, AllocationResult | None, bool]] = []
-        self._epoch = 0
         self._freed: list[str] = []
         """Nodes on which something may have become free, oldest first; `_ANY_NODE` stands for all of them."""
         self._freed_before = 0
@@ -103,9 +97,10 @@ class Inventory:
 
     def upsert(self, fact: Fact) -> None:
         """Takes in a created or changed object. Marks taken before it become stale."""
-        self._settle()
+        self._holdings.settle()
         if isinstance(fact, ResourceClaim):
-            self._upsert_claim(fact)
+            self._holdings.observe(fact.key, fact.status.allocation)
+            self._holdings.settle()
         elif isinstance(fact, ResourceSlice):
             known = self._slices.get(fact.metadata.name)
             version = fact.metadata.resource_version
@@ -126,11 +121,9 @@ class Inventory:
 
     def delete(self, kind: str, namespace: str, name: str) -> None:
         """Takes in the deletion of an object; unknown objects are ignored. Marks taken before it become stale."""
-        self._settle()
+        self._holdings.settle()
         if kind == "ResourceClaim":
-            self._hold((namespace, name), None)
-            self._observed.pop((namespace, name), None)
-            self._assumed.pop((namespace, name), None)
+            self._holdings.forget((namespace, name))
         elif kind == "ResourceSlice":
             self._remove_slice(name)
         elif kind == "DeviceClass":
@@ -143,19 +136,7 @@ class Inventory:
         elif kind == "Node":
             self._labels.pop(name, None)
             self._forget_node(name)
-        self._settle()
-
-    def _upsert_claim(self, claim: ResourceClaim) -> None:
-        key, allocation = claim.key, claim.status.allocation
-        if allocation is None and self._assumed.get(key) is not None:
-            return
-        self._hold(key, allocation)
-        self._assumed.pop(key, None)
-        if allocation is None:
-            self._observed.pop(key, None)
-        else:
-            self._observed[key] = allocation
-        self._settle()
+        self._holdings.settle()
 
     def _add_slice(self, entry: ResourceSlice) -> None:
         self._slices[entry.metadata.name] = entry
@@ -185,7 +166,7 @@ class Inventory:
             del seen_by[key]
         if not pool.slices:
             del self._pools[key]
-            self._left.pop(key, None)
+            self._holdings.drop(key)
 
     def _pool_changed(self, pool: Pool, node: str | None) -> None:
         if not node or pool.key in self._wide:
@@ -226,107 +207,28 @@ class Inventory:
 
     def assume(self, key: ClaimKey, allocation: AllocationResult) -> None:
         """Counts an allocation that is decided but not yet in the API server. Replaces what the claim held."""
-        self._decide(key, allocation)
+        self._holdings.assume(key, allocation)
 
     def release(self, key: ClaimKey) -> None:
         """Forgets what the claim holds: takes back an assumption, or assumes that an observed allocation ends."""
-        if key in self._assumed and self._assumed[key] is not None and key not in self._observed:
-            self._decide(key, None, forget=True)
-        elif self.allocation(key) is not None:
-            self._decide(key, None)
+        self._holdings.release(key)
 
     def mark(self) -> int:
         """A point to roll back to, valid until the next fact."""
-        return self._epoch + len(self._journal)
+        return self._holdings.mark()
 
     def rollback(self, mark: int) -> None:
         """Undoes every assume and release since `mark`. Raises StaleMark if facts arrived since."""
-        position = mark - self._epoch
-        if not 0 <= position <= len(self._journal):
-            raise StaleMark(mark)
-        while len(self._journal) > position:
-            self._undo(self._journal.pop())
+        self._holdings.rollback(mark)
 
     def allocation(self, key: ClaimKey) -> AllocationResult | None:
         """What the claim holds, as far as this inventory knows."""
-        return self._assumed[key] if key in self._assumed else self._observed.get(key)
+        return self._holdings.allocation(key)
 
-    def _decide(self, key: ClaimKey, allocation: AllocationResult | None, *, forget: bool = False) -> None:
-        before, known = self._assumed.get(key), key in self._assumed
-        self._hold(key, allocation)
-        if forget:
-            del self._assumed[key]
-        else:
-            self._assumed[key] = allocation
-        self._journal.append((key, before, known))
-
-    def _undo(self, entry: tuple[PoolKey, str, Use | None] | tuple[ClaimKey, AllocationResult | None, bool]) -> None:
-        key, second, third = entry
-        if isinstance(second, str):
-            self._set_use(key, second, third)  # type: ignore[arg-type]
-        elif third:
-            self._assumed[key] = second
-        else:
-            self._assumed.pop(key, None)
-
-    def _settle(self) -> None:
-        """Facts cannot be rolled back: what was journaled before one stays."""
-        self._epoch += len(self._journal) + 1
-        self._journal.clear()
-
-    # Uses
-
-    def _hold(self, key: ClaimKey, allocation: AllocationResult | None) -> None:
-        before = self.allocation(key)
-        if before is not None:
-            for result in before.devices.results:
-                self._give_back(result)
-        if allocation is not None:
-            for result in allocation.devices.results:
-                self._take(result)
-
-    def _take(self, result: DeviceRequestAllocationResult) -> None:
-        if result.admin_access:
-            return
-        pool_key = (result.driver, result.pool)
-        pool = self._ready_pool(pool_key)
-        device = pool.devices.get(result.device) if pool else None
-        use = self._uses.get(pool_key, {}).get(result.device) or Use(
-            0, 0, {}, device.consumption if device else (), groups(device) if device else ()
-        )
-        use = counted(use, result, 1)
-        self._change_use(pool_key, result.device, use._replace(consumption=charges(device, use)))
-
-    def _give_back(self, result: DeviceRequestAllocationResult) -> None:
-        if result.admin_access:
-            return
-        pool_key = (result.driver, result.pool)
-        pool = self._ready_pool(pool_key)
-        device = pool.devices.get(result.device) if pool else None
-        use = counted(self._uses[pool_key][result.device], result, -1)
-        use = use._replace(consumption=charges(device, use))
-        self._change_use(pool_key, result.device, use if use.whole or use.shares else None)
-
-    def _change_use(self, key: PoolKey, device: str, use: Use | None) -> None:
-        self._journal.append((key, device, self._uses.get(key, {}).get(device)))
-        self._set_use(key, device, use)
-
-    def _set_use(self, key: PoolKey, device: str, use: Use | None) -> None:
-        uses = self._uses.setdefault(key, {})
-        before = uses.pop(device, None)
-        left = self._left.get(key)
-        if before is not None and left is not None:
-            charge(left, before.consumption, -1)
-        if use is not None:
-            uses[device] = use
-            if left is not None:
-                charge(left, use.consumption, 1)
-        if not uses:
-            del self._uses[key]
+    def _use_changed(self, key: PoolKey, freed: bool) -> None:
         pool = self._pools.get(key)
         if pool is None:
             return
-        freed = before is not None and (use is None or use.whole + use.shares <= before.whole + before.shares)
         if key in self._wide:
             self._free.clear()
             if freed:
@@ -348,7 +250,7 @@ class Inventory:
         pool = self._pools.get(key)
         if pool is not None and pool.assemble(self._shared):
             self._taint(pool)
-            self._recount(pool)
+            self._holdings.recount(pool)
         return pool
 
     def _taint(self, pool: Pool) -> None:
@@ -359,20 +261,6 @@ class Inventory:
             for device in pool.devices.values():
                 if selector.device in (None, device.name):
                     device.taints = [*device.taints, rule.spec.taint]
-
-    def _recount(self, pool: Pool) -> None:
-        """Counters that remain after a pool changed. A device still there takes what it says now, a vanished one what
-        it took; allocations that say what they took are believed."""
-        left = {name: dict(counters) for name, counters in pool.counters.items()}
-        uses = self._uses.get(pool.key, {})
-        for name, use in uses.items():
-            device = pool.devices.get(name)
-            taken = charges(device, use)
-            if taken != use.consumption:
-                kept = use.groups if device is None else groups(device)
-                use = uses[name] = use._replace(consumption=taken, groups=kept)
-            charge(left, use.consumption, 1)
-        self._left[pool.key] = left
 
     # Questions
 
@@ -403,12 +291,11 @@ class Inventory:
         return known
 
     def use(self, device: Device) -> Use | None:
-        uses = self._uses.get(device.pool)
-        return uses.get(device.name) if uses else None
+        return self._holdings.use(device)
 
     def uses(self, pool: PoolKey) -> dict[str, Use]:
         """The uses of the pool's devices by name, vanished ones included."""
-        return self._uses.get(pool, {})
+        return self._holdings.uses.get(pool, {})
 
     def device(self, driver: str, pool: str, name: str) -> Device | None:
         """The published device; None if it is not published, or not in a usable pool."""
@@ -421,7 +308,7 @@ class Inventory:
 
     def left(self, pool: PoolKey) -> dict[str, dict[str, Number]]:
         """Remaining counters of each set; below zero if a driver shrank a set that is in use."""
-        return self._left[pool]
+        return self._holdings.left(pool)
 
     def problems(self) -> list[Problem]:
         """Pools that contradict themselves, in order; their drivers should be told."""
@@ -505,7 +392,7 @@ class Inventory:
             return 0
         total = 0
         partitions: dict[tuple[PoolKey, str], list[Device]] = {}
-        uses = self._uses if in_use else {}
+        uses = self._holdings.uses if in_use else {}
         for device in devices:
             if (device.taints and blocked(device.taints, tolerations)) or (errors and device in errors):
                 continue
@@ -517,7 +404,7 @@ class Inventory:
             else:
                 partitions.setdefault((device.pool, device.consumption[0][0]), []).append(device)
         for (key, name), members in partitions.items():
-            left = self._left[key] if in_use else self._pools[key].counters
+            left = self._holdings.left(key) if in_use else self._pools[key].counters
             fitting = [
                 device
                 for device in members
@@ -552,14 +439,7 @@ class Inventory:
         """Everything that decisions change, in canonical order: equal dumps mean equal states."""
         for key in self._pools:
             self._ready_pool(key)
-        return {
-            "assumed": sorted(self._assumed.items(), key=lambda item: item[0]),
-            "observed": sorted(self._observed.items()),
-            "uses": sorted((key, sorted(uses.items())) for key, uses in self._uses.items()),
-            "left": sorted(
-                (key, sorted((n, sorted(c.items())) for n, c in left.items())) for key, left in self._left.items()
-            ),
-        }
+        return self._holdings.dump()
 
 
 def _seen(pool: Pool, node: NodeView) -> bool:
