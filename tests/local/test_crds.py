@@ -458,12 +458,17 @@ def test_a_topology_cannot_change_its_levels() -> None:
     assert [cause.field for cause in item.validate(topology("a", "b"), topology("a", "c"))] == ["spec.levels"]
 
 
-def queue_causes(resources: Object) -> list[str]:
-    (item,) = (from_crd(crd)[0] for crd in crds.load() if crd["spec"]["names"]["kind"] == "Queue")
+def spec_causes(kind: str, version: str, spec: Object) -> list[str]:
+    """What is said against an object of one of KAI's kinds with that spec."""
+    (item,) = (from_crd(crd)[0] for crd in crds.load() if crd["spec"]["names"]["kind"] == kind)
     assert isinstance(item, CustomType)
-    meta = {"name": "q"}
-    obj = {"apiVersion": "scheduling.run.ai/v2", "kind": "Queue", "metadata": meta, "spec": {"resources": resources}}
+    meta = {"name": "q"} | ({"namespace": "default"} if item.namespaced else {})
+    obj = {"apiVersion": f"scheduling.run.ai/{version}", "kind": kind, "metadata": meta, "spec": spec}
     return causes(item, item.prepare_create(obj))
+
+
+def queue_causes(resources: Object) -> list[str]:
+    return spec_causes("Queue", "v2", {"resources": resources})
 
 
 @pytest.mark.parametrize(
@@ -474,6 +479,8 @@ def queue_causes(resources: Object) -> list[str]:
         ({"memory": {"overQuotaWeight": -1}}, "spec.resources.memory.overQuotaWeight", "greater than or equal to 0"),
         ({"gpu": {"quota": 4, "lendingLimit": -3}}, "spec.resources.gpu.lendingLimit", "write a number of at least 0"),
         ({"gpu": {"quota": -1, "lendingLimit": 3}}, "spec.resources.gpu", "give a quota, or leave it out"),
+        ({"gpu": {"lendingLimit": 3}}, "spec.resources.gpu", "give a quota, or leave it out"),
+        ({"gpuTypes": {"H100": {"lendingLimit": 3}}}, "spec.resources.gpuTypes", "give a quota, or leave it out"),
         ({"gpuTypes": {"H100": {"limit": -7}}}, "spec.resources.gpuTypes[H100].limit", "write a number of at least 0"),
         ({"gpuTypes": {"H100": {"quota": -1, "lendingLimit": 0}}}, "spec.resources.gpuTypes", "give a quota"),
         ({"gpuTypes": {"NVIDIA H100": {"quota": 1}}}, "spec.resources.gpuTypes", "name products as the node label"),
@@ -489,3 +496,21 @@ def test_right_bounds_of_queues_pass() -> None:
     full = {"quota": 4, "limit": -1, "overQuotaWeight": 0.5, "lendingLimit": -1}
     product = {"NVIDIA-H100-80GB-HBM3": {"quota": 4.5, "lendingLimit": 1}}
     assert queue_causes({"gpu": full, "cpu": {"quota": -1}, "memory": {}, "gpuTypes": product}) == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        ({"minMember": 2, "minSubGroup": 1}, "spec"),
+        ({"minSubGroup": 1, "subGroups": [{"name": "a", "minMember": 1, "minSubGroup": 1}]}, "spec.subGroups"),
+    ],
+)
+def test_a_pod_group_with_two_kinds_of_minimum_is_refused(spec: Object, field: str) -> None:
+    (only,) = spec_causes("PodGroup", "v2alpha2", spec)
+    assert only.startswith(f"{field}: ")
+    assert "keep one of them" in only
+
+
+def test_a_pod_group_may_count_pods_or_subgroups() -> None:
+    for spec in ({"minMember": 2}, {"minSubGroup": 1, "subGroups": [{"name": "a", "minMember": 1}]}, {}):
+        assert spec_causes("PodGroup", "v2alpha2", spec) == []

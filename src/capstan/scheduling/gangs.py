@@ -96,6 +96,11 @@ def _tree(gang: Gang, obj: PodGroup) -> Iterator[str]:
     """Build the subgroup tree; yields what is wrong with it."""
     spec = obj.spec
     root = gang.root
+    minima = [("the pod group", spec.min_member, spec.min_sub_group)]
+    minima += [(f"subgroup {sub.name}", sub.min_member, sub.min_sub_group) for sub in spec.sub_groups]
+    for where, pods, subgroups in minima:
+        if pods is not None and subgroups is not None:
+            yield f"{where} has minMember and minSubGroup, which exclude each other; keep one"
     if not spec.sub_groups:
         root.minimum = 1 if spec.min_member is None else max(0, spec.min_member)
         gang.groups[""] = root
@@ -122,11 +127,13 @@ def _tree(gang: Gang, obj: PodGroup) -> Iterator[str]:
     for sub in spec.sub_groups:
         node = nodes[sub.name]
         if node.children:
-            if sub.min_member is not None:
+            if sub.min_member is not None and sub.min_sub_group is None:
                 yield f"subgroup {sub.name} has children and minMember; only leaves count pods"
             node.minimum = len(node.children) if sub.min_sub_group is None else sub.min_sub_group
             yield from _reachable(node)
         else:
+            if sub.min_sub_group and sub.min_member is None:
+                yield f"subgroup {sub.name} needs {sub.min_sub_group} subgroups and has none; give it minMember"
             node.minimum = 1 if sub.min_member is None else max(0, sub.min_member)
             gang.groups[sub.name] = node
     root.minimum = len(root.children) if spec.min_sub_group is None else spec.min_sub_group

@@ -39,6 +39,8 @@ class Population(Tenancy):
     def __init__(self, inventory: Inventory | None, policy: Policy) -> None:
         super().__init__(inventory, policy)
         self.gated: dict[str, Task] = {}
+        self.strays: dict[str, Task] = {}
+        """Tasks that wait and belong to no subgroup of their gang."""
         self.history = History()
         self.runtime_classes: dict[str, RuntimeClass] = {}
         self.binds: dict[str, Bind] = {}
@@ -205,6 +207,8 @@ class Population(Tenancy):
             devices = bind.gpu_groups if bind is not None else shared_devices(pod, task.shape.share.devices)
         if status == Status.GATED and task.gang is not None:
             self.gated[uid] = task
+        if status == Status.PENDING and task.gang is not None and task.group is None:
+            self.strays[uid] = task
         task.status = Status.FAILED  # counted nowhere: the move below is the first
         zones = bind.zones if bind is not None and status == Status.BINDING else numa_zones(pod)
         self.move(task, status, node, devices, charge=self.charge(task, node), zones=zones)
@@ -272,6 +276,7 @@ class Population(Tenancy):
         self.guards.pop(uid, None)
         self.volume_users.pop(uid, None)
         self.gated.pop(uid, None)
+        self.strays.pop(uid, None)
         self._terminating.pop(uid, None)
         self._memory_shares.discard(uid)
         if task.implied is not None:

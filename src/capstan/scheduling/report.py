@@ -117,7 +117,7 @@ def _node_reasons(world: World, task: Task) -> dict[str, str]:
 def standings(world: World) -> dict[tuple[str, str], tuple[int, ...]]:
     """Of every gang with a PodGroup, what changes whenever `resources_of` it does."""
     return {
-        key: (gang.active, gang.pending, len(gang.tasks), gang.preemptible)
+        key: (gang.active, gang.pending, len(gang.tasks), gang.preemptible, *(gang.core_charge if gang.semi else ()))
         for key, gang in world.gangs.items()
         if not gang.implicit and gang.uid
     }
@@ -132,8 +132,9 @@ def resources_of(gang: Gang) -> dict[str, dict[str, str]]:
         for i, amount in enumerate(task.charge):
             held[i] += amount if ACTIVE[task.status] else 0
             asked[i] += amount if ACTIVE[task.status] or task.status == Status.PENDING else 0
+    fixed = [0] * len(held) if gang.preemptible else gang.core_charge if gang.semi else held
     return {
         "allocated": quantities(queue, held),
-        "allocatedNonPreemptible": quantities(queue, [0] * len(held) if gang.preemptible else held),
+        "allocatedNonPreemptible": quantities(queue, fixed),
         "requested": quantities(queue, asked),
     }

@@ -114,7 +114,7 @@ class Session:
         if bound is None:
             return None
         queue = bound.queue
-        alike = (queue.name, gang.preemptible, demand, tuple(queue.allocated), tuple(queue.requested))
+        alike = (queue.name, gang.bound_by_quota, demand, tuple(queue.allocated), tuple(queue.requested))
         details = self._details.get(alike)
         if details is None:
             details = self._details[alike] = verdicts.bound_details(bound, gang, demand)
@@ -332,12 +332,18 @@ class Session:
         found = []
         counted: dict[int, dict[str, int]] = {}
         waiting = {gang.key: gang for queue in self._queues() for _, gang in queue.pending}
-        for task in self.world.gated.values():
+        strays: dict[Gang, list[Task]] = {}
+        for task in self.world.strays.values():
             if task.gang is not None:
-                waiting[task.gang.key] = task.gang
+                strays.setdefault(task.gang, []).append(task)
+        for gang in (*strays, *(task.gang for task in self.world.gated.values())):
+            if gang is not None:
+                waiting[gang.key] = gang
         for key in sorted(waiting):
             gang = waiting[key]
             refusal = self.refusals.get(key)
+            if gang in strays and (refusal is None or refusal.reason == "NotReady"):
+                refusal = Refusal(*_astray(gang, strays[gang]))
             if refusal is None:
                 gated = [task for task in gang.tasks.values() if task.status == Status.GATED]
                 if not gated:
@@ -381,6 +387,10 @@ class Session:
         if not reason and node.product in closed:
             reason = verdicts.over_bound(closed[node.product])
         return reason or dynamic_reason(self.world, task, node, later=False) or verdicts.ROOM
+
+
+def _astray(gang: Gang, tasks: Sequence[Task]) -> tuple[str, str]:
+    return ("InvalidPodGroup", gang.error) if gang.error else ("InvalidRequest", verdicts.astray(gang, tasks))
 
 
 def _ends(world: World, policy: Policy, now: float, assumed: float | None = None) -> Ends:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from capstan.api import clock
+from capstan.api.scheduling import SUBGROUP_LABEL
 from capstan.scheduling.model import (
     CPU_COLUMN,
     GPU,
@@ -31,6 +32,7 @@ from capstan.scheduling.world import World
 _NAMES = {"cpu": ("CPU core", "CPU cores"), "memory": ("GB of memory", "GB of memory"), "gpu": ("GPU", "GPUs")}
 _NAMED = 3
 """So many gangs are listed by name."""
+_NAMED_SUBGROUPS = 10
 _SCALE = {"cpu": 1000, "memory": 10**9, "gpu": GPU}
 
 
@@ -87,7 +89,7 @@ def bound_details(bound: Exceeded, gang: Gang, demand: Sequence[int]) -> dict[st
         "queueAllocatedResources": queue.allocated,
         "queueAllocatedNonPreemptibleResources": queue.fixed,
         "podGroupRequestedResources": demand,
-        "podGroupRequestedNonPreemptibleResources": [0] * len(demand) if gang.preemptible else demand,
+        "podGroupRequestedNonPreemptibleResources": demand if gang.bound_by_quota else [0] * len(demand),
     }
     return {"queueDetails": {"name": queue.name} | {name: quantities(queue, has) for name, has in bounded.items()}}
 
@@ -111,6 +113,19 @@ def _lacking(group: Group) -> str:
 def gated(tasks: Sequence[Task]) -> str:
     first = min(tasks, key=lambda task: task.order)
     return f"{count(len(tasks), 'pod')} held back, {first.name} by: {first.blocked}"
+
+
+def astray(gang: Gang, tasks: Sequence[Task]) -> str:
+    """`2 pods are in no subgroup: pod a-0 has no label kai.scheduler/subgroup-name; the subgroups are x and y`."""
+    first = min(tasks, key=lambda task: task.order)
+    label = first.labels.get(SUBGROUP_LABEL, "")
+    says = f"says {SUBGROUP_LABEL}={label}" if label else f"has no label {SUBGROUP_LABEL}"
+    are = "is" if len(tasks) == 1 else "are"
+    names = ", ".join(sorted(gang.groups)[:_NAMED_SUBGROUPS])
+    names += f" and {len(gang.groups) - _NAMED_SUBGROUPS} more" if len(gang.groups) > _NAMED_SUBGROUPS else ""
+    return (
+        f"{count(len(tasks), 'pod')} {are} in no subgroup: pod {first.name} {says}; the subgroups with pods are {names}"
+    )
 
 
 def no_room(unit: Sequence[Task], placed: int) -> str:
