@@ -321,7 +321,7 @@ class Simulation:
                 score += 10
             if fits(shape, node, later=False):
                 score += 1000
-            if shape.share is not None and strategy == "binpack" and devices.joins(shape.share, node):
+            if shape.share is not None and strategy == "binpack" and devices.joins(shape.share, node, None):
                 score += 10_000
             score += 100_000 * boosts.get(node.name, 0)
             scores[node.name] = score

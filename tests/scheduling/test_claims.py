@@ -98,6 +98,20 @@ def test_whole_gpus_become_an_allocated_claim_with_the_bind() -> None:
     assert bind.reserve == (bind.implied.claim.key,)
 
 
+def test_a_share_joins_a_shared_device_elsewhere_rather_than_opening_one_on_a_full_node() -> None:
+    made = platform(gpus=4, nodes=2)
+    for name, ask in (("whole", {"gpus": 3}), ("first", {"fraction": "0.5"}), ("second", {"fraction": "0.5"})):
+        made.upsert(gang(name, "a"))
+        made.upsert(pod(name, name, nodeSelector={"kubernetes.io/hostname": "n1" if name == "first" else "n0"}, **ask))
+        if name != "second":
+            cycle(made, Policy(), START)
+    made.upsert(pod("second", "second", fraction="0.5"))
+    plan = cycle(made, Policy(), START)
+    assert [(bind.pod, bind.node) for bind in plan.binds] == [("second", "n1")]
+    (result,) = plan.binds[0].implied.allocation.devices.results  # type: ignore[union-attr]
+    assert result.device == "gpu-0"
+
+
 def test_a_gang_that_does_not_fit_on_the_devices_starts_nothing() -> None:
     made = platform(gpus=4, nodes=2)
     made.upsert(gang("job", "a", minimum=3))

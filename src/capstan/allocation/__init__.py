@@ -19,7 +19,7 @@ from capstan.allocation.model import (
 )
 from capstan.allocation.node_resources import node_resources
 from capstan.allocation.pods import claim_for_pod, request_mappings, resolved
-from capstan.allocation.pools import Device
+from capstan.allocation.pools import Device, PoolKey
 
 __all__ = [
     "BUDGET",
@@ -36,6 +36,7 @@ __all__ = [
     "Inventory",
     "NodeView",
     "Policy",
+    "PoolKey",
     "Problem",
     "Refusal",
     "StaleMark",

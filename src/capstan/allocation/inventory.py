@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from capstan.allocation.holdings import Holdings
-from capstan.allocation.model import ClaimKey, NodeView, Number, Problem
+from capstan.allocation.model import ClaimKey, NodeView, Number, Problem, number
 from capstan.allocation.pools import Device, Errors, Pool, PoolKey, Scope, Shared
 from capstan.allocation.selectors import Expressions, InvalidSelector, Selectors
 from capstan.allocation.tables import Tables, memory
@@ -293,6 +293,17 @@ class Inventory:
     def use(self, device: Device) -> Use | None:
         return self._holdings.use(device)
 
+    def shares(self, node_name: str, name: str, part: int, whole: int) -> bool:
+        """Whether a shared device that the node may use has so large a part of the capacity `name` left."""
+        for device in self.published(node_name):
+            use = self.use(device)
+            capacity = device.spec.capacity.get(name)
+            if use is not None and use.shares and not use.whole and capacity is not None:
+                size = number(capacity.value)
+                if (size - use.consumed.get(name, 0)) * whole >= part * size:
+                    return True
+        return False
+
     def uses(self, pool: PoolKey) -> dict[str, Use]:
         """The uses of the pool's devices by name, vanished ones included."""
         return self._holdings.uses.get(pool, {})
@@ -328,6 +339,25 @@ class Inventory:
         node = self.on_node(NodeView(node_name, self._labels.get(node_name, _NO_LABELS)))
         try:
             found, errors = node.matches(self.expressions(class_name, selectors))
+        except InvalidSelector:
+            return []
+        return [device for device in found if device not in errors]
+
+    def published(self, node_name: str) -> list[Device]:
+        """All devices that the node may use, in allocation order. Not to be changed."""
+        return self.on_node(NodeView(node_name, self._labels.get(node_name, _NO_LABELS))).matches(())[0]
+
+    def pools(self, driver: str) -> list[PoolKey]:
+        """The pools of a driver that anything is published in."""
+        return [key for key in self._pools if key[0] == driver]
+
+    def selected(self, key: PoolKey, class_name: str, selectors: Sequence[DeviceSelector] = ()) -> list[Device]:
+        """As `devices`, but those of a pool, whichever nodes see them."""
+        pool = self._ready_pool(key)
+        if pool is None or class_name not in self.classes:
+            return []
+        try:
+            found, errors = self.selectors.matches(pool, self.expressions(class_name, selectors))
         except InvalidSelector:
             return []
         return [device for device in found if device not in errors]

@@ -16,6 +16,7 @@ from capstan.scheduling.queues import too_many_of_a_product
 from capstan.scheduling.world import World
 
 _UNKNOWN = 1 << 40
+_MEMORY = "memory"
 _REGRANT_BUDGET = 2_000
 """Steps of a search over the claims of all pods of a gang on one node; most need a few dozen."""
 
@@ -71,9 +72,11 @@ def open_now(task: Task, node: Node) -> bool:
     return fresh <= node.idle[GPU_COLUMN] and all(d is None or d.used_now + portion <= GPU for d in found)
 
 
-def joins(share: Share, node: Node) -> bool:
+def joins(share: Share, node: Node, inventory: Inventory | None) -> bool:
     """Whether the share fits on a device that is already shared."""
     portion = share.on(node.gpu_memory)
+    if node.by_claims:
+        return bool(node.lent_later) and inventory is not None and inventory.shares(node.name, _MEMORY, portion, GPU)
     fitting = sum(d.used_later + portion <= GPU for d in node.devices.values() if d.users_now or d.users_later)
     return fitting > 0
 

@@ -11,6 +11,7 @@ from capstan.scheduling.filters import node_reason
 from capstan.scheduling.layout import Layout
 from capstan.scheduling.model import ACTIVE, FIRST_PRODUCT, GPU, Amounts, Node, Shape, Status, Task
 from capstan.scheduling.policy import Policy
+from capstan.scheduling.portions import Portions, part, percent
 from capstan.scheduling.products import held, product_of
 
 Key = tuple[str, str]
@@ -22,16 +23,12 @@ _MOST_CERTAIN = 20_000
 """Products kept by what pods may run on; beyond that all are found anew."""
 
 
-def _percent(portion: int) -> int:
-    """Shares in MiB count in quotas by whole percents of a device, rounded up."""
-    return -(-portion * 100 // GPU) * GPU // 100
-
-
 class Holdings(Layout):
     """Tasks and ResourceClaims, on top of the nodes."""
 
     def __init__(self, inventory: Inventory | None, policy: Policy) -> None:
         super().__init__(inventory, policy)
+        self.portions = Portions(inventory, policy.gpu_drivers) if inventory is not None else None
         self.tasks: dict[str, Task] = {}
         self.claims: dict[Key, ResourceClaim] = {}
         self.claim_users: dict[Key, list[str]] = {}
@@ -120,9 +117,9 @@ class Holdings(Layout):
         cpu, memory, gpu = quota
         if share is not None and by_memory:
             memory_size = node.gpu_memory if node is not None else self.min_gpu_memory()
-            gpu += _percent(share.on(memory_size)) * share.devices
+            gpu += percent(share.on(memory_size)) * share.devices
         claims = list(self._charged_claims(task))
-        amounts = [cpu, memory, gpu + GPU * sum(map(self.claims_gpus, claims)), *self.nothing[FIRST_PRODUCT:]]
+        amounts = [cpu, memory, gpu + sum(map(self.claims_gpus, claims)), *self.nothing[FIRST_PRODUCT:]]
         if self.products:
             for product, amount in self._by_product(task, node, gpu, claims):
                 if product in self.products:
@@ -144,7 +141,7 @@ class Holdings(Layout):
         for task in unit:
             share = task.shape.share
             if share is not None and share.memory and task.node is None:
-                largest, smallest = _percent(share.on(self.max_gpu_memory())), _percent(share.on(self.min_gpu_memory()))
+                largest, smallest = percent(share.on(self.max_gpu_memory())), percent(share.on(self.min_gpu_memory()))
                 for place in (2, *range(FIRST_PRODUCT, len(amounts))):
                     amounts[place] -= (smallest - largest) * share.devices if task.charge[place] else 0
         return tuple(amounts)
@@ -158,21 +155,29 @@ class Holdings(Layout):
                 yield claim
 
     def claims_gpus(self, claim: ResourceClaim) -> int:
-        """GPUs that a claim holds, or asks for while it is not allocated."""
+        """Millionths of GPUs that a claim holds, or asks for while it is not allocated."""
         allocation = claim.status.allocation
         if allocation is not None:
-            results = allocation.devices.results
-            return sum(r.driver in self.policy.gpu_drivers and not r.admin_access for r in results)
-        return sum(count for count, _ in self._gpus_asked(claim))
+            return sum(map(self.portions.held, allocation.devices.results)) if self.portions is not None else 0
+        return sum(amount for amount, _ in self._gpus_asked(claim))
 
     def _gpus_asked(self, claim: ResourceClaim) -> Iterator[tuple[int, Wanted]]:
-        """For every request of GPUs: how many, and of which class and selectors."""
+        """For every request of GPUs: how many millionths, and of which class and selectors. A request of which nothing
+        is published yet asks for whole GPUs if its class is known to offer some."""
         for request in claim.spec.devices.requests:
             exact = request.exactly or (request.first_available[0] if request.first_available else None)
-            if exact is not None and exact.device_class_name in self.gpu_classes():
+            if exact is None or self.portions is None or (request.exactly and request.exactly.admin_access):
+                continue
+            size = self.portions.asked(exact.device_class_name, exact.selectors)
+            if not size and exact.device_class_name in self.gpu_classes():
+                size = GPU
+            memory = exact.capacity.requests.get("memory") if exact.capacity is not None else None
+            if memory is not None:
+                size = min(size, part(memory, self.min_gpu_memory() << 20))
+            if size:
                 options = [request.exactly] if request.exactly is not None else request.first_available
                 wanted = tuple((option.device_class_name, tuple(option.selectors)) for option in options)
-                yield (exact.count if exact.allocation_mode == "ExactCount" else 1), wanted
+                yield size * (exact.count if exact.allocation_mode == "ExactCount" else 1), wanted
 
     # -- products ------------------------------------------------------------------------------------------------------
 
@@ -190,16 +195,16 @@ class Holdings(Layout):
         for claim in claims:
             devices = self._devices_held(claim.key, home)
             if devices is not None:
-                yield from ((product, count * GPU) for product, count in devices.items())
+                yield from devices.items()
                 continue
-            for count, wanted in self._gpus_asked(claim):
-                yield self._only_product(task.shape, wanted), count * GPU
+            for amount, wanted in self._gpus_asked(claim):
+                yield self._only_product(task.shape, wanted), amount
 
     def _devices_held(self, key: Key, otherwise: str) -> Counter[str] | None:
         allocation = self.inventory.allocation(key) if self.inventory is not None else None
-        if allocation is None or self.inventory is None:
+        if allocation is None or self.inventory is None or self.portions is None:
             return None
-        return held(self.inventory, allocation, self.policy.gpu_drivers, otherwise)
+        return held(self.inventory, allocation, self.portions, otherwise)
 
     def _only_product(self, shape: Shape, wanted: Wanted) -> str:
         """The product of every GPU that pods of the shape may get; empty when there are several.

@@ -147,7 +147,7 @@ class Layout(Ledger):
 
     def _survey(self, node: Node) -> None:
         """See what GPUs a node has and count them in the cluster's total."""
-        counts = counted(node, self.inventory, self._known_gpu_classes()) if self.products else Counter[str]()
+        counts = counted(node, self.inventory, self.policy.gpu_drivers)
         product = node.product
         if not counts:
             node.product = node.labels.get(GPU_PRODUCT_LABEL, "")
@@ -169,7 +169,7 @@ class Layout(Ledger):
     def _quota_capacity(self, node: Node, counts: Counter[str]) -> Amounts:
         if not node.node_class.ready:
             return self.nothing
-        gpu = (node.capacity[GPU_COLUMN] or self._claimable_gpus(node)) * GPU
+        gpu = (node.capacity[GPU_COLUMN] or counts.total()) * GPU
         for resource, column in self.shapes.columns.items():
             if column > GPU_COLUMN and column < len(node.capacity):
                 gpu += mig_slices(resource) * node.capacity[column] * GPU
@@ -181,11 +181,6 @@ class Layout(Ledger):
                 amounts[self.products[product]] = counts[product] * GPU
         return tuple(amounts)
 
-    def _known_gpu_classes(self) -> list[str]:
-        if self.inventory is None:
-            return []
-        return sorted(name for name in self.gpu_classes() if name in self.inventory.classes)
-
     def divide_by(self, resources: tuple[str, ...]) -> None:
         """Take GPU products into all amounts, or out of them; what tasks cost is for the caller to charge anew."""
         self.resources = resources
@@ -196,12 +191,6 @@ class Layout(Ledger):
         for node in self.nodes.values():
             node.offers = (*node.offers[:FIRST_PRODUCT], *products)
             self._survey(node)
-
-    def _claimable_gpus(self, node: Node) -> int:
-        """Devices that only claims can reach."""
-        if self.inventory is None:
-            return 0
-        return max((self.inventory.capacity(node.name, name) for name in self._known_gpu_classes()), default=0)
 
     def _refresh_claim_columns(self, only: str | None = None) -> None:
         concerned = self.nodes.values() if only is None else [self.nodes[only]] if only in self.nodes else []
@@ -227,5 +216,5 @@ class Layout(Ledger):
             for columns in (node.capacity, node.idle, node.later):
                 columns[column] += difference
         node.by_claims = GPU_COLUMN in node.claim_columns
-        if node.by_claims and not node.labels.get(GPU_MEMORY_LABEL):
+        if (node.by_claims or not node.capacity[GPU_COLUMN]) and not node.labels.get(GPU_MEMORY_LABEL):
             node.gpu_memory = self._slice_memory.get(node.name, 0)

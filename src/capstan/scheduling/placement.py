@@ -85,7 +85,8 @@ class ShapeIndex:
                 density = float(free)
             else:
                 density = -free / node.capacity[GPU_COLUMN]
-            if shape.share is not None and policy.gpu_placement == "binpack" and devices.joins(shape.share, node):
+            joining = shape.share if policy.gpu_placement == "binpack" else None
+            if joining is not None and devices.joins(joining, node, self.world.inventory):
                 sharing = -1
         else:
             kind = 1 if node.offers[2] else 0  # whole GPUs, MIG instances, or GPUs that claims reach

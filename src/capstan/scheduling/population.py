@@ -412,6 +412,15 @@ class Population(Tenancy):
             self.reprice(self.tasks[uid])
         self.settle()
 
+    def _recharge_parts(self) -> None:
+        """Charge anew whoever asks for memory of GPUs, or uses claims: those may be other parts of GPUs now."""
+        self._recharge({*self._memory_shares, *(uid for users in self.claim_users.values() for uid in users)})
+
+    def _portion_anew(self) -> None:
+        if self.portions is not None:
+            self.portions.forget()
+            self._recharge_parts()
+
     def _recharge_products(self) -> None:
         """Charge tasks anew whose GPU product may be another one since nodes, slices or classes changed."""
         concerned = {*self.gated, *self._awaited, *self._implied.values()}
@@ -449,7 +458,7 @@ class Population(Tenancy):
         before = self.min_gpu_memory()
         node = self.put_node(obj)
         if before != self.min_gpu_memory():
-            self._recharge(self._memory_shares)
+            self._recharge_parts()
         self._settle_on(node, tasks)
 
     def _remove_node(self, name: str) -> None:

@@ -7,11 +7,12 @@ discovery makes one: with dashes for spaces. Products are compared as a whole; n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from capstan.allocation import Device, Inventory
 from capstan.api.resource import AllocationResult
 from capstan.scheduling.model import GPU_COLUMN, GPU_PRODUCT_LABEL, Node
+from capstan.scheduling.portions import Portions
 
 _ATTRIBUTE = "productName"
 
@@ -22,26 +23,26 @@ def product_of(device: Device) -> str:
     return (attribute.string or "").replace(" ", "-") if attribute is not None else ""
 
 
-def counted(node: Node, inventory: Inventory | None, classes: Iterable[str]) -> Counter[str]:
-    """How many GPUs of which product a node has. `classes`: the device classes that offer GPUs."""
+def counted(node: Node, inventory: Inventory | None, drivers: Collection[str]) -> Counter[str]:
+    """How many GPUs of which product a node has. `drivers`: those whose devices are GPUs."""
     label = node.labels.get(GPU_PRODUCT_LABEL, "")
     plugged = 0 if node.by_claims else node.capacity[GPU_COLUMN]
     if inventory is None or plugged:
         return Counter({label: plugged}) if plugged else Counter()
     physical: dict[tuple[object, str], str] = {}
-    for name in classes:
-        for device in inventory.devices(node.name, name):
+    for device in inventory.published(node.name):
+        if device.driver in drivers:
             # Partitions of one GPU draw from one counter set; its name stands for the GPU.
             gpu = device.consumption[0][0] if device.consumption else device.name
             physical[device.pool, gpu] = product_of(device) or label
     return Counter(physical.values())
 
 
-def held(inventory: Inventory, allocation: AllocationResult, drivers: Iterable[str], otherwise: str) -> Counter[str]:
-    """How many devices of which product an allocation holds; `otherwise` is the product of those nobody publishes."""
+def held(inventory: Inventory, allocation: AllocationResult, portions: Portions, otherwise: str) -> Counter[str]:
+    """Millionths of GPUs of which product an allocation holds; `otherwise` is the product of those nobody publishes."""
     found: Counter[str] = Counter()
     for result in allocation.devices.results:
-        if result.driver in drivers and not result.admin_access:
+        if amount := portions.held(result):
             device = inventory.device(result.driver, result.pool, result.device)
-            found[(product_of(device) if device is not None else "") or otherwise] += 1
+            found[(product_of(device) if device is not None else "") or otherwise] += amount
     return found

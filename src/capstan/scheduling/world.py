@@ -190,20 +190,26 @@ class World(Population):
                 if self.inventory is not None:
                     self.inventory.delete(kind, namespace, name)
                     self.slices_changed()
+                    self._portion_anew()
                     if kind == "DeviceClass":
                         self._claim_anew()
 
     def _inventory_upsert(self, obj: ResourceClaim | ResourceSlice | DeviceClass | DeviceTaintRule) -> None:
-        if self.inventory is None:
+        if self.inventory is None or self.portions is None:
             return
+        pool = (obj.spec.driver, obj.spec.pool.name) if isinstance(obj, ResourceSlice) else ("", "")
+        sizes = self.portions.sizes(pool)
         self.inventory.upsert(obj)
+        if self.portions.changed(pool, sizes):
+            self._recharge_parts()
         if not isinstance(obj, ResourceClaim):
             before = self.min_gpu_memory()
             self.slices_changed(obj if isinstance(obj, ResourceSlice) else None)
             if isinstance(obj, DeviceClass):
+                self._portion_anew()
                 self._claim_anew()
             if before != self.min_gpu_memory():
-                self._recharge(self._memory_shares)
+                self._recharge_parts()
 
     def shift_clock(self, by: float) -> None:
         """The wall clock was set `by` seconds forward: what was measured with it moves along, so that nothing elapses
