@@ -613,8 +613,9 @@ class Search:
                     return None
                 placed = True
                 continue
-            more = [task for task in tasks_to_place(gang.root) if task.uid in was]
-            if not more or not simulation.place_job(gang, more, nodes, later=True):
+            more = tasks_to_place(gang.root)
+            complete = more and all(task.uid in was for task in more)  # what waited before is not part of the trial
+            if not complete or not simulation.place_job(gang, more, nodes, later=True):
                 continue
             for task in more:
                 status, node, names, zones = was[task.uid]
@@ -635,12 +636,13 @@ class Search:
             if gone and tasks[0].gang is not None:
                 lost.append((tasks[0].gang, gone))
             if touched:
-                disturbed.append(touched)
+                disturbed.append(tasks)
         if not self.judge(lost):
             return None
         for tasks in disturbed:
             for task in tasks:
-                session.evicted[task.uid] = (task, self.action, f"{self.gang.namespace}/{self.gang.name}", "")
+                if task.status == Status.RELEASING or task.leaving is not None:
+                    session.evicted[task.uid] = (task, self.action, f"{self.gang.namespace}/{self.gang.name}", "")
         return disturbed
 
 
@@ -684,8 +686,7 @@ def _reclaim(session: Session, gang: Gang) -> bool:
         if other is queue or other is None or not victim.preemptible:
             return False
         protected = runtime(victim, session.now) < reclaim_min_runtime(other, queue, session.policy)
-        elastic = sum(len(leaf.active) for leaf in victim.root.leaves()) > _smallest(victim.root)
-        if protected and not elastic:
+        if protected and not _elastic(victim):
             return False
         ours, theirs = levelled(queue, other)
         if not _within(ours.allocated, asked, ours.quota):
@@ -742,6 +743,11 @@ def _reclaim(session: Session, gang: Gang) -> bool:
     return Search(session, gang, "reclaim", candidate, judge).solve()
 
 
+def _elastic(gang: Gang) -> bool:
+    """Whether more pods exist than are needed, running or not."""
+    return any(sum(task.group is leaf for task in gang.tasks.values()) > leaf.minimum for leaf in gang.root.leaves())
+
+
 def _smallest(group: Group) -> int:
     if not group.children:
         return group.minimum
@@ -762,8 +768,7 @@ def _preempt(session: Session, gang: Gang) -> bool:
     def candidate(victim: Gang) -> bool:
         if victim.queue is not queue or not victim.preemptible or victim.priority >= gang.priority:
             return False
-        elastic = sum(len(leaf.active) for leaf in victim.root.leaves()) > _smallest(victim.root)
-        return elastic or not preempt_protection(victim, session.policy, session.now)
+        return _elastic(victim) or not preempt_protection(victim, session.policy, session.now)
 
     def judge(lost: list[tuple[Gang, list[Task]]]) -> bool:
         return not any(

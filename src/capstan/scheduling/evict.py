@@ -180,7 +180,12 @@ def _gpus_held(gang: Gang) -> int:
 
 def _anyone(leaves: Iterable[Queue], allowed: Callable[[Gang], Allowed]) -> bool:
     """Whether there is a gang to take from, be it one that was itself placed in this cycle."""
-    return any(allowed(gang) != "none" for leaf in leaves for _, gang in leaf.active)
+    return any(
+        answer == "all" or (answer == "surplus" and gang.key in leaf.elastic)
+        for leaf in leaves
+        for _, gang in leaf.active
+        for answer in (allowed(gang),)
+    )
 
 
 def _leaves(queues: Iterable[Queue]) -> Iterator[Queue]:
@@ -217,6 +222,10 @@ def _consolidate_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refu
         return Refusal("", "")
     if demand_of(unit)[2] > session.free_gpus():
         return Refusal("", "")
+    others = _leaves(session.world.queues.values())
+    movable = _anyone(others, lambda victim: "none" if victim is gang else gives(victim))
+    if movable and Solver(session, gang, unit, "consolidate", replace=True, every=True).fits_as_it_is():
+        return None
     kept = ""
     for chosen in _movable(session, gang, unit):
         solver = Solver(session, gang, unit, "consolidate", replace=True, every=True)

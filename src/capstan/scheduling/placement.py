@@ -8,6 +8,7 @@ existing shared device, free now rather than later, CPU pods on nodes without GP
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
@@ -80,7 +81,7 @@ class ShapeIndex:
         if shape.on_gpu:
             free = node.later[GPU_COLUMN] * GPU - node.lent_later  # whole devices: a shared one counts as taken
             if not node.capacity[GPU_COLUMN]:
-                density = 0.0
+                density = math.inf
             elif policy.gpu_placement == "binpack":
                 density = float(free)
             else:

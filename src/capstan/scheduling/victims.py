@@ -33,6 +33,8 @@ class Victim:
     tasks: list[Task]
     part: Part
     amounts: Amounts
+    whole: Amounts
+    """What its gang has left, this unit included."""
 
 
 Listed = tuple[tuple[int, float, str], Gang]
@@ -85,22 +87,53 @@ def _units(gangs: Sequence[Listed], queue: Queue, allowed: Callable[[Gang], Allo
     """The units of some of a queue's gangs, which are given in their order."""
     elastic = [gang for _, gang in gangs if gang.key in queue.elastic] if queue.elastic else []
     rest: dict[tuple[str, str], list[Victim]] = {}
+    broken: list[Gang] = []
+    """Those below their minimum come last of their priority: while they wait for the rest, they come first."""
     for _, gang in reversed(gangs):
+        if broken and broken[0].priority != gang.priority:
+            for each in broken:
+                yield from _cores(each, rest, queue, allowed)
+            broken.clear()
         while elastic and elastic[-1].priority <= gang.priority:
             growing = elastic.pop()
             if _settled(growing) and (verdict := allowed(growing)) != "none":
-                units = [Victim(growing, tasks, part, demand_of(tasks)) for tasks, part in shrink(growing)]
+                units = _shrinking(growing)
                 rest[growing.key] = [unit for unit in units if unit.part == "core"] if verdict == "all" else []
                 core = {task.uid for task in growing.core()} if growing.semi else set()
                 for unit in units:
                     if unit.part != "core" and not any(task.uid in core for task in unit.tasks):
                         yield unit
-        if gang.key in rest:
-            for unit in rest[gang.key]:
-                yield unit
-        elif gang.key not in queue.elastic and _settled(gang) and allowed(gang) == "all":
-            tasks = [task for _, task in gang.root.active]
-            yield Victim(gang, tasks, "core", demand_of(tasks))
+        if gang.root.satisfied:
+            yield from _cores(gang, rest, queue, allowed)
+        else:
+            broken.append(gang)
+    for each in broken:
+        yield from _cores(each, rest, queue, allowed)
+
+
+def _cores(
+    gang: Gang, rest: Mapping[tuple[str, str], list[Victim]], queue: Queue, allowed: Callable[[Gang], Allowed]
+) -> Victims:
+    """What is left of a gang when its surplus is gone: of growing gangs that is in `rest`."""
+    units = rest.get(gang.key)
+    if units is None:
+        if gang.key in queue.elastic or not _settled(gang) or allowed(gang) != "all":
+            return
+        tasks = [task for _, task in gang.root.active]
+        amounts = demand_of(tasks)
+        units = [Victim(gang, tasks, "core", amounts, amounts)]
+    for unit in units:  # noqa: UP028 - a list cannot be sent what became of its victims
+        yield unit
+
+
+def _shrinking(gang: Gang) -> list[Victim]:
+    """All units of a gang, in the order in which it gives them up."""
+    units: list[Victim] = []
+    for tasks, part in reversed(list(shrink(gang))):
+        amounts = demand_of(tasks)
+        whole = tuple(map(add, amounts, units[-1].whole)) if units else amounts
+        units.append(Victim(gang, tasks, part, amounts, whole))
+    return units[::-1]
 
 
 def _settled(gang: Gang) -> bool:
@@ -113,7 +146,11 @@ def _settled(gang: Gang) -> bool:
 
 
 class VictimOrder:
-    """Merges the victims of many leaf queues: always from the queue that comes last in scheduling order."""
+    """Merges the victims of many leaf queues: always from the queue that comes last in scheduling order.
+
+    A queue is compared by what its best leaf would have left without the gangs that gave something up so far and
+    without the next one. They count as a whole each time, as KAI has it: a queue that began to shrink goes on to.
+    """
 
     def __init__(
         self,
@@ -124,7 +161,8 @@ class VictimOrder:
     ) -> None:
         self._total, self._nothing = world.total, world.nothing
         self._admit = admit
-        self._removed: dict[str, list[int]] = {}
+        self._popped: dict[str, Amounts] = {}
+        """Leaf -> what the gangs held that gave something up, or would have had it been admitted."""
         self._next: dict[str, Victim] = {}
         self._streams: dict[str, Victims] = {}
         self._below: dict[str, list[tuple[Reversed | None, int, Queue]]] = {}
@@ -145,16 +183,15 @@ class VictimOrder:
     def _hang(self, queue: Queue | None) -> None:
         while queue is not None and queue.name not in self._queues:
             self._queues[queue.name] = queue
-            self._removed[queue.name] = list(self._nothing)
             queue = queue.parent
 
     def _key(self, queue: Queue) -> Reversed:
-        removed = tuple(self._removed[queue.name])
         leaf = queue
         while self._below.get(leaf.name):
             leaf = self._below[leaf.name][0][2]
+        removed = self._popped.get(leaf.name, self._nothing)
         if leaf.name in self._next:
-            removed = tuple(map(add, removed, self._next[leaf.name].amounts))
+            removed = tuple(map(add, removed, self._next[leaf.name].whole))
         return Reversed(queue_key(queue, self._nothing, removed, self._total))
 
     def __iter__(self) -> Iterator[Victim]:
@@ -170,15 +207,14 @@ class VictimOrder:
                 del self._next[leaf.name]
             else:
                 self._next[leaf.name] = following
-            self._advance(leaf, victim.amounts if answer == "take" else self._nothing)
+            self._popped[leaf.name] = tuple(map(add, self._popped.get(leaf.name, self._nothing), victim.whole))
+            self._advance(leaf)
             if answer == "take":
                 yield victim
 
-    def _advance(self, leaf: Queue, amounts: Amounts) -> None:
+    def _advance(self, leaf: Queue) -> None:
         queue: Queue | None = leaf
         while queue is not None:
-            removed = self._removed[queue.name]
-            removed[:] = map(add, removed, amounts)
             siblings = self._below[_parent(queue)]
             _, rank, top = heappop(siblings)
             assert top is queue

@@ -27,6 +27,7 @@ from capstan.api.scheduling import (
     Topology,
 )
 from capstan.scheduling import Plan, World, cycle, durations
+from capstan.scheduling.gangs import LAST_START, STALE_SINCE
 from capstan.scheduling.model import Task
 from capstan.simulate.scenario import (
     PLACED,
@@ -121,9 +122,11 @@ class Stage:
     def _pod_group(self, rank: int, job: JobSetup, created: str) -> Document:
         notes = _runtimes(job.max_runtime, job.expected_runtime, job.requeue_delay)
         if job.running_for is not None:
-            notes["kai.scheduler/last-start-timestamp"] = clock.render(START - durations.seconds(job.running_for))
+            notes[LAST_START] = clock.render(START - durations.seconds(job.running_for))
+        elif not notes and any(task.state == "Running" for task in job.tasks):
+            notes[LAST_START] = clock.render(START - _SETTLED_AGE)  # it did start, nobody says when
         if job.stale_since is not None:
-            notes["kai.scheduler/stale-podgroup-timestamp"] = clock.render(START - durations.seconds(job.stale_since))
+            notes[STALE_SINCE] = clock.render(START - durations.seconds(job.stale_since))
         spec: Document = {"queue": job.queue, "priorityClassName": f"p{job.priority}"}
         if job.preemptible is not None:
             spec["preemptibility"] = _PREEMPTIBILITY[job.preemptible]
