@@ -226,7 +226,7 @@ def test_an_unknown_resource_is_named() -> None:
     container = {"name": "main", "resources": {"requests": {"example.com/tpu": 1}}}
     made = world(node("n0"), queue("a"), gang("g", "a"), pod("p", "g", containers=[container]))
     _, message = verdict(made)
-    assert message == "no node has room (1 node: has fewer example.com/tpu than one pod asks for)"
+    assert message == "no node offers example.com/tpu (1 node: offers no example.com/tpu)"
 
 
 # -- nodes
@@ -423,7 +423,7 @@ def test_explain_tells_the_tree_and_every_node() -> None:
     told = explain(made, "default", "g-0", tuple(plan.verdicts))
     assert told is not None
     assert told.queue_path == ("top", "a")
-    assert told.nodes == {"n0": "has fewer GPUs (nvidia.com/gpu) than one pod asks for"}
+    assert told.nodes == {"n0": "has less than 2 GPUs"}
     assert told.verdict == plan.verdicts[0]
     assert explain(made, "default", "nobody") is None
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from capstan.allocation import Inventory
+from capstan.api.core import Pod
+from capstan.api.resource import DeviceClass
 from capstan.api.scheduling import PodGroup
 from capstan.scheduling import Policy, World, cycle, resources_of, standings
 
@@ -71,6 +75,98 @@ def test_the_rest_of_the_gang_starts_without_the_pods_that_are_in_no_subgroup() 
     assert "has no label kai.scheduler/subgroup-name" in plan.verdicts[0].message
     made.delete("Pod", "default", "stray")
     assert cycle(made, POLICY, START + 1).verdicts == []
+
+
+# -- the bound that decides
+
+
+def test_what_exceeds_the_largest_node_is_said_with_both_numbers_and_nothing_else() -> None:
+    made = world(node("n0"), node("n1", gpus=2), queue("a"), gang("g", "a"), pod("g-0", "g", gpus=5))
+    made.upsert(gang("other", "a", rank=1))
+    made.upsert(pod("other-0", "other", gpus=1, on="n0"))
+    assert verdict(made) == (
+        "PodSchedulingErrors",
+        "a pod needs 5 GPUs, the largest node has 4 GPUs (2 nodes: has less than 5 GPUs)",
+    )
+
+
+def test_nobody_is_evicted_for_what_no_node_could_take() -> None:
+    made = world(node("n0"), queue("a"), gang("g", "a", priority="build", minimum=2))
+    made.upsert(gang("train", "a", rank=1))
+    made.upsert(pod("train-0", "train", gpus=4, on="n0"))
+    made.upsert(pod("g-0", "g", gpus=4))
+    made.upsert(pod("g-1", "g", gpus=5))
+    plan = cycle(made, POLICY, START)
+    assert plan.evictions == []
+    assert plan.verdicts[0].message.startswith("needs 2 pods at once, a pod needs 5 GPUs, the largest node has 4 GPUs")
+
+
+def test_without_any_node_that_is_all_there_is_to_say() -> None:
+    parts = (queue("a"), gang("g", "a"), pod("g-0", "g", gpus=1))
+    assert verdict(world(*parts)) == ("PodSchedulingErrors", "there are no nodes")
+    made = World(policy=Policy(node_pool="red"))
+    for part in (queue("a"), node("n0")):
+        made.upsert(part)
+    parts[1].metadata.labels["kai.scheduler/node-pool"] = "red"
+    for part in parts[1:]:
+        made.upsert(part)
+    (told,) = cycle(made, made.policy, START).verdicts
+    assert told.message == "there are no nodes in the node pool red"
+
+
+def test_a_cluster_without_gpus_has_no_share_of_them_to_speak_of() -> None:
+    made = world(node("n0", gpus=0), queue("a", quota=0), gang("g", "a"), pod("g-0", "g", gpus=1))
+    assert verdict(made)[1] == "a pod needs 1 GPU, the largest node has 0 GPUs (1 node: has less than 1 GPU)"
+
+
+def test_a_single_pod_is_no_plural() -> None:
+    made = world(node("n0"), queue("a"), gang("g", "a", subgroups=TWO), pod("x-0", "g", subgroup="x"))
+    assert verdict(made) == ("NotReady", "subgroup y needs 1 pod, 0 exist")
+
+
+# -- resources that nothing offers
+
+
+def tpu(name: str, resource: str = "example.com/tpu", **rest: object) -> Pod:
+    return pod(name, name, containers=[{"name": "main", "resources": {"requests": {resource: 1}}}], **rest)
+
+
+def test_names_that_tenants_invent_make_no_node_wider() -> None:
+    made = world(node("n0"), queue("a"))
+    width = len(made.nodes["n0"].capacity)
+    for i in range(100):
+        made.upsert(gang(f"g{i}", "a", rank=i))
+        made.upsert(tpu(f"g{i}", f"example.com/invented-{i}"))
+    plan = cycle(made, POLICY, START)
+    assert len(made.nodes["n0"].capacity) == len(made.shapes.columns) == width
+    told = {said.group: said.message for said in plan.verdicts}
+    assert told["g7"] == "no node offers example.com/invented-7 (1 node: offers no example.com/invented-7)"
+
+
+def test_a_node_that_brings_the_resource_takes_the_pod() -> None:
+    made = world(node("n0"), queue("a"), gang("g", "a"), tpu("g"))
+    assert verdict(made)[1] == "no node offers example.com/tpu (1 node: offers no example.com/tpu)"
+    made.upsert(node("n1", **{"example.com/tpu": 1}))
+    assert [bind.node for bind in cycle(made, POLICY, START + 1).binds] == ["n1"]
+
+
+def test_what_ran_before_its_node_was_known_counts_there() -> None:
+    made = world(queue("a"), gang("old", "a"), tpu("old", on="n1"), gang("g", "a", rank=1), tpu("g"))
+    made.upsert(node("n1", **{"example.com/tpu": 1}))
+    assert verdict(made)[1] == "no node has room (1 node: insufficient example.com/tpu)"
+    made.delete("Pod", "default", "old")
+    assert [bind.pod for bind in cycle(made, POLICY, START + 1).binds] == ["g"]
+
+
+def test_a_device_class_brings_its_resource() -> None:
+    inventory = Inventory()
+    made = World(inventory)
+    for part in (node("n0"), queue("a"), gang("g", "a"), tpu("g")):
+        made.upsert(part)
+    assert verdict(made)[1].startswith("no node offers example.com/tpu")
+    spec = {"extendedResourceName": "example.com/tpu"}
+    made.upsert(msgspec.convert({"metadata": {"name": "tpu"}, "spec": spec}, DeviceClass))
+    assert "the largest node has 0 example.com/tpu" in verdict(made)[1]
 
 
 # -- what gangs hold

@@ -164,4 +164,5 @@ class StaleMark(AllocationError):
 
 
 class InvalidPodRequest(AllocationError):
-    """{message}: what a pod's annotations or extended resources ask for cannot be expressed as a claim."""
+    """{message}: what a pod's annotations or extended resources ask for cannot be expressed as a claim. Whose pod it
+    is says who catches it."""

@@ -120,9 +120,7 @@ def _requests(pod: Pod, inventory: Inventory) -> Iterator[tuple[Container, str, 
             if name is None or not count:
                 continue
             if shared is not None and name == GPU_CLASS:
-                raise InvalidPodRequest(
-                    f"pod {_name(pod)} asks for {resource} and for a share of a GPU; remove one of them"
-                )
+                raise InvalidPodRequest(f"it asks for {resource} and for a share of a GPU; remove one of them")
             exactly = ExactDeviceRequest(device_class_name=name, count=count)
             yield container, resource, DeviceRequest(name=f"container-{position}-request-{number}", exactly=exactly)
             number += 1
@@ -139,21 +137,17 @@ def _share(pod: Pod) -> tuple[Container, ExactDeviceRequest] | None:
     if FRACTION not in annotations and MEMORY_MIB not in annotations:
         return None
     if FRACTION in annotations and MEMORY_MIB in annotations:
-        raise InvalidPodRequest(f"pod {_name(pod)} has both {FRACTION} and {MEMORY_MIB}; remove one of them")
+        raise InvalidPodRequest(f"it has the annotations {FRACTION} and {MEMORY_MIB}; remove one of them")
     wanted = annotations.get(CONTAINER, "")
     containers = [*pod.spec.init_containers, *pod.spec.containers] if wanted else pod.spec.containers
     container = next((c for c in containers if not wanted or c.name == wanted), None)
     if container is None:
-        raise InvalidPodRequest(
-            f"pod {_name(pod)}: the annotation {CONTAINER} names {wanted!r}, which is no container of the pod"
-        )
-    exactly = ExactDeviceRequest(
-        device_class_name=GPU_CLASS, count=_positive(DEVICES, annotations.get(DEVICES, "1"), pod)
-    )
+        raise InvalidPodRequest(f"the annotation {CONTAINER} names {wanted!r}, which is no container of the pod")
+    exactly = ExactDeviceRequest(device_class_name=GPU_CLASS, count=_positive(DEVICES, annotations.get(DEVICES, "1")))
     if FRACTION in annotations:
         _fraction(annotations[FRACTION])
     else:
-        memory = _positive(MEMORY_MIB, annotations[MEMORY_MIB], pod) * MEBIBYTE
+        memory = _positive(MEMORY_MIB, annotations[MEMORY_MIB]) * MEBIBYTE
         exactly.capacity = CapacityRequirements(requests={MEMORY: quantity.render(memory)})
     return container, exactly
 
@@ -166,13 +160,7 @@ def _fraction(text: str) -> Fraction:
     return value
 
 
-def _positive(annotation: str, text: str, pod: Pod) -> int:
+def _positive(annotation: str, text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 9 or int(text) == 0:
-        raise InvalidPodRequest(
-            f"pod {_name(pod)}: the annotation {annotation} is {text!r}; write a whole number above 0"
-        )
+        raise InvalidPodRequest(f"the annotation {annotation} is {text!r}; write a whole number above 0")
     return int(text)
-
-
-def _name(pod: Pod) -> str:
-    return f"{pod.metadata.namespace}/{pod.metadata.name}"

@@ -218,7 +218,7 @@ def _groups(asked: list[Any], inventory: allocation.Inventory) -> list[Group]:
         try:
             implied = allocation.claim_for_pod(pod, inventory)
         except allocation.InvalidPodRequest as error:
-            raise Unreadable(str(error)) from error
+            raise Unreadable(f"pod {group.name}: {error}") from error
         if implied is not None:
             group.claims.append(implied)
         groups.append(group)

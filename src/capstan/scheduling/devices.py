@@ -316,7 +316,7 @@ def allocate(world: World, policy: Policy, task: Task, node: Node, *, later: boo
             world.grant(task, result.results)
             return Granted(later or drained)
         # A bound of the queue on products may have been in the way of exchanging devices, and be gone next time.
-        refused = Refused(result.message, lasts=result.lasts and not world.products)
+        refused = Refused(_unnamed(task, result.message), lasts=result.lasts and not world.products)
         if not result.is_error and _regrant(world, policy, task, node, open_claims, later=later or drained):
             return Granted(later or drained)
     mark = world.mark()
@@ -325,6 +325,15 @@ def allocate(world: World, policy: Policy, task: Task, node: Node, *, later: boo
         if isinstance(result, Allocation):
             world.grant(task, result.results)
             return Granted(True)
-        refused = Refused(result.message, lasts=result.lasts)
+        refused = Refused(_unnamed(task, result.message), lasts=result.lasts)
     world.rollback(mark)
     return refused
+
+
+def _unnamed(task: Task, message: str) -> str:
+    """Without the name of the claim that was made for the task: nobody sees it, and the likes of the task are told the
+    same."""
+    if task.implied is None:
+        return message
+    name = "/".join(task.implied.key)
+    return message.replace(f"claim {name}: ", "").replace(f"{name} ", "")

@@ -63,7 +63,7 @@ def _each(session: Session, action: str, attempt: Callable[[Session, Gang, Seque
     order = JobOrder(session.world, list(session.candidates()), session.policy.queue_depth.get(action))
     failed: dict[object, Refusal] = {}
     while (gang := order.pop()) is not None:
-        unit = next_unit(gang) if gang.key not in session.held else []
+        unit = next_unit(gang) if gang.key not in session.held and gang.key not in session.hopeless else []
         refusal = _too_early(session, gang) if unit else None
         if not unit or refusal is not None:
             if refusal is not None:
@@ -119,6 +119,8 @@ def _reclaim_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal 
         i = fairness.beyond_share()
         if i is None:
             return Refusal("", "")
+        if not world.total[i]:
+            return Refusal("", "")  # there is none of it at all, which has been said
         resource, held, share = queue.resources[i], queue.allocated[i], queue.entitled[i]
         needs, holds = verdicts.amount(demand[i], resource), verdicts.bare(held, resource)
         text = f"needs {needs}, which with {holds} already held is over the fair share"

@@ -5,7 +5,7 @@ Every refusal is a short reason in words; verdicts count nodes by reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from capstan.api.core import PodAffinityTerm, Taint, TopologySpreadConstraint, tolerates
@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 MIG_STRATEGY = "nvidia.com/mig.strategy"
 _MOST_REASONS = 20_000
 """Kept by a node class; beyond that all are found anew."""
+_MOST_NAMED = 3
 _UNSCHEDULABLE = Taint(key="node.kubernetes.io/unschedulable", effect="NoSchedule")
+
+
+def named(resources: Sequence[str]) -> str:
+    """Resources by name; tenants may ask for any number of them."""
+    return ", ".join(resources[:_MOST_NAMED]) + (" ..." if len(resources) > _MOST_NAMED else "")
 
 
 def class_reason(shape: Shape, node_class: NodeClass) -> str:
@@ -32,6 +38,8 @@ def class_reason(shape: Shape, node_class: NodeClass) -> str:
 
 
 def _class_reason(shape: Shape, node_class: NodeClass) -> str:
+    if shape.lacks:
+        return f"offers no {named(shape.lacks)}"
     if not node_class.ready:
         return "node is not ready"
     if node_class.unschedulable and not tolerates(shape.tolerations, _UNSCHEDULABLE):

@@ -39,7 +39,7 @@ class Layout(Ledger):
     def __init__(self, inventory: Inventory | None, policy: Policy) -> None:
         super().__init__()
         self.inventory, self.policy = inventory, policy
-        self.shapes = Shapes()
+        self.shapes = Shapes(self._backed)
         self.nodes: dict[str, Node] = {}
         self.node_classes: dict[object, NodeClass] = {}
         self.resources: tuple[str, ...] = RESOURCES
@@ -94,6 +94,9 @@ class Layout(Ledger):
         self._size_claim_columns(node)
         self._survey(node)
         return node
+
+    def _backed(self, resource: str) -> bool:
+        return self.inventory is not None and self.inventory.class_for_extended_resource(resource) is not None
 
     def take_node(self, name: str) -> Node | None:
         """Remove a node; its tasks still point to it."""

@@ -124,6 +124,8 @@ class Shape:
     """Its node rules name single nodes, so that the verdict for a node class does not hold for its members."""
     error: str = ""
     """Set when the request itself is wrong; such a pod never starts."""
+    lacks: tuple[str, ...] = ()
+    """Resources it asks for that nothing in the cluster offers: they have no column, and no node suits the shape."""
     numa: tuple[tuple[str, int], ...] = ()
     """What NUMA alignment concerns: devices always, CPU and memory only of Guaranteed pods."""
 

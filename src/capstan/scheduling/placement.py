@@ -283,6 +283,8 @@ class Placer:
         self._lasts = True
         """Whether the node tried last would refuse equal tasks as well, until it or its devices change."""
         self._kept: dict[object, ShapeIndex | Sum | Histogram] = {}
+        self._largest: tuple[int, list[int]] = (-1, [])
+        """By column: the most that one node has, as of a layout."""
 
     @classmethod
     def of(cls, world: World, policy: Policy) -> Placer:
@@ -324,6 +326,14 @@ class Placer:
             return min(room, devices.slots(inventory, asked, node)) if room else 0
 
         return name, self._keep(("claims", *name), lambda: Bound(world, inventory, most)).total()
+
+    def largest(self) -> list[int]:
+        """By column: the most that one node has when it is empty."""
+        layout = self.world.layout
+        if self._largest[0] != layout:
+            capacities = [node.capacity for node in self.world.nodes.values()]
+            self._largest = (layout, [max(column) for column in zip(*capacities, strict=True)])
+        return self._largest[1]
 
     @property
     def free_gpus(self) -> Sum:

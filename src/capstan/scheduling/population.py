@@ -402,6 +402,11 @@ class Population(Tenancy):
         for pod in [self._pods[task.uid] for task in self.tasks.values() if task.node is None]:
             self._upsert_pod(pod)
 
+    def _ask_anew(self) -> None:
+        """What pods ask for, and nothing offered so far, may have a column now."""
+        for pod in [self._pods[task.uid] for task in self.tasks.values() if task.shape.lacks]:
+            self._upsert_pod(pod)
+
     def _users(self, claim: Key) -> list[str]:
         implied = self._implied.get(claim)
         return [*self.claim_users.get(claim, ()), *([implied] if implied is not None else [])]
@@ -456,10 +461,13 @@ class Population(Tenancy):
         tasks = self._lift(name)
         self._sources[("Node", name)] = source
         before = self.min_gpu_memory()
+        width = len(self.shapes.columns)
         node = self.put_node(obj)
         if before != self.min_gpu_memory():
             self._recharge_parts()
         self._settle_on(node, tasks)
+        if len(self.shapes.columns) > width:
+            self._ask_anew()
 
     def _remove_node(self, name: str) -> None:
         self._sources.pop(("Node", name), None)

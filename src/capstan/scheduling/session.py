@@ -62,6 +62,8 @@ class Session:
         """How many ends backfill has gone through."""
         self.held: set[tuple[str, str]] = set()
         """Gangs that found room which they may not have."""
+        self.hopeless: set[tuple[str, str]] = set()
+        """Gangs that no node could take even if it were empty: nobody is evicted for them."""
         self._bars: Bars | None = None
         self.won: list[Gang] = []
         """Gangs that wait for room which was, or is being, cleared for them."""
@@ -315,6 +317,12 @@ class Session:
         if self._bars is not None and self._bars.hit is not None and self._would_fit(gang, unit):
             self.held.add(gang.key)
             return Refusal("ReservedForOthers", verdicts.would_delay(self._bars.hit))
+        largest = self.placer.largest()
+        for task in {task.shape.number: task for task in unit}.values():
+            never = verdicts.never(self.world, task.shape, largest)
+            if never:
+                self.hopeless.add(gang.key)
+                return Refusal("PodSchedulingErrors", verdicts.no_room(unit, self._placed, never), {}, task)
         task = self._stuck or unit[0]
         text = verdicts.no_room(unit, self._placed)
         said = self.placer.said.get(task.uid)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from decimal import Decimal
 from itertools import count
@@ -163,13 +163,17 @@ class _Recent(Generic[K]):
 
 
 class Shapes:
-    """Interns shapes. `columns` maps resource names to node columns and grows as resources appear.
+    """Interns shapes. `columns` maps resource names to node columns and grows as nodes offer resources.
+
+    What a pod asks for and nothing offers gets no column, for tenants may invent names; `backed` says of a resource
+    that no node names whether devices of some class stand behind it.
 
     Numbers are never given twice. A shape that was forgotten gets another number when it comes back: it is then judged
     once more, with the same outcome.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, backed: Callable[[str], bool] = lambda resource: False) -> None:
+        self._backed = backed
         self.columns: dict[str, int] = {
             "cpu": CPU_COLUMN,
             "memory": MEMORY_COLUMN,
@@ -186,6 +190,9 @@ class Shapes:
 
     def column(self, resource: str) -> int:
         return self.columns.setdefault(resource, len(self.columns))
+
+    def offered(self, resource: str) -> bool:
+        return resource in self.columns or self._backed(resource)
 
     def resource(self, column: int) -> str:
         return next(name for name, number in self.columns.items() if number == column)
@@ -214,7 +221,7 @@ class Shapes:
             )
         )
         shape = self._parsed.get(raw)
-        if shape is None:
+        if shape is None or any(map(self.offered, shape.lacks)):
             shape = self._parse(pod, raw)
             self._parsed.put(raw, shape)
         return shape
@@ -230,9 +237,9 @@ class Shapes:
             share = gpu_share(pod.metadata.annotations, requests.get(GPU_RESOURCE, Decimal(0)))
         except (quantity.InvalidQuantity, InvalidShare) as refused:
             requests, error = {}, str(refused)
-        columns = sorted(
-            (self.column(name), self.amount(name, amount)) for name, amount in requests.items() if amount > 0
-        )
+        wanted = {name: self.amount(name, amount) for name, amount in requests.items() if amount > 0}
+        lacks = tuple(sorted(name for name in wanted if not self.offered(name)))
+        columns = [(self.column(name), amount) for name, amount in wanted.items() if name not in lacks]
         columns = sorted([*columns, (PODS_COLUMN, 1)])
         amounts = dict(columns)
         gpu = amounts.get(GPU_COLUMN, 0) * GPU
@@ -242,7 +249,7 @@ class Shapes:
         affinity = spec.affinity
         node_affinity = affinity.node_affinity if affinity else None
         required = node_affinity.required_during_scheduling_ignored_during_execution if node_affinity else None
-        aligned = [name for name in requests if self.column(name) >= GPU_COLUMN]
+        aligned = [name for name in requests if name not in ("cpu", "memory", "pods")]
         if not error and guaranteed(pod):
             aligned = ["cpu", "memory", *aligned]
         shape = Shape(
@@ -269,12 +276,14 @@ class Shapes:
             volumes=any(v.persistent_volume_claim or v.ephemeral for v in spec.volumes),
             by_name=_HOST_LABEL in spec.node_selector or _names_nodes(required),
             error=error,
+            lacks=lacks,
             numa=tuple((name, self.amount(name, requests[name])) for name in aligned if requests.get(name)),
         )
         rest = raw if shape.dynamic or shape.preferred_nodes or error else b""
         key = (
             shape.requests,
             share,
+            lacks,
             shape.node_selector,
             _encoder.encode((required, spec.tolerations)),
             shape.numa,

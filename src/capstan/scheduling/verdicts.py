@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from capstan.api import clock
 from capstan.api.scheduling import SUBGROUP_LABEL
+from capstan.scheduling.filters import named
 from capstan.scheduling.model import (
     CPU_COLUMN,
     GPU,
@@ -105,8 +106,9 @@ def _lacking(group: Group) -> str:
         if have >= group.minimum:
             return ""
         where = f"subgroup {group.name} needs" if group.name else "needs"
-        gated = f", {group.gated} more are gated" if group.gated else ""
-        return f"{where} {group.minimum} pods, {have} exist{gated}"
+        exist = f"{have} exist{'s' if have == 1 else ''}"
+        gated = f", {group.gated} more {'is' if group.gated == 1 else 'are'} gated" if group.gated else ""
+        return f"{where} {count(group.minimum, 'pod')}, {exist}{gated}"
     return next((text for child in group.children if (text := _lacking(child))), "")
 
 
@@ -128,11 +130,25 @@ def astray(gang: Gang, tasks: Sequence[Task]) -> str:
     )
 
 
-def no_room(unit: Sequence[Task], placed: int) -> str:
-    """Names no pod: gangs that are alike are told the same."""
+def never(world: World, shape: Shape, largest: Sequence[int]) -> str:
+    """Why no node takes a pod of the shape even when it is empty; `largest` is the most that one has, by column."""
+    if not world.nodes:
+        pool = world.policy.node_pool
+        return f"there are no nodes in the node pool {pool}" if pool else "there are no nodes"
+    if shape.lacks:
+        return f"no node offers {named(shape.lacks)}"
+    for column, wanted in reversed(shape.requests):
+        if wanted > largest[column]:
+            has = _of_column(world, column, largest[column])
+            return f"a pod needs {_of_column(world, column, wanted)}, the largest node has {has}"
+    return ""
+
+
+def no_room(unit: Sequence[Task], placed: int, never: str = "") -> str:
+    """Names no pod: gangs that are alike are told the same. `never`: what no node could ever do."""
     if len(unit) == 1:
-        return "no node has room"
-    return f"needs {len(unit)} pods at once, room was found for {placed}"
+        return never or "no node has room"
+    return f"needs {len(unit)} pods at once, " + (never or f"room was found for {placed}")
 
 
 def reserved(made: Reservation) -> str:
@@ -167,7 +183,7 @@ def short_of(world: World, shape: Shape, node: Node) -> str:
     """The first resource of which a node has too little for the shape."""
     for column, wanted in sorted(shape.requests, key=lambda pair: -pair[0]):
         if node.capacity[column] < wanted:
-            return f"has fewer {_column(world, column)} than one pod asks for"
+            return f"has less than {_of_column(world, column, wanted)}"
         if min(node.idle[column], node.later[column]) < wanted:
             return f"insufficient {_column(world, column)}"
     if shape.share is not None and not node.by_claims:
@@ -188,6 +204,17 @@ def _column(world: World, column: int) -> str:
     return {CPU_COLUMN: "CPU", MEMORY_COLUMN: "memory", PODS_COLUMN: "pod slots"}.get(column) or world.shapes.resource(
         column
     )
+
+
+def _of_column(world: World, column: int, value: int) -> str:
+    """`9 GPUs`, `1.5 CPU cores`, `3 example.com/tpu`."""
+    if column == GPU_COLUMN:
+        return amount(value * GPU, "gpu")
+    if column in (CPU_COLUMN, MEMORY_COLUMN):
+        return amount(value, RESOURCES[column])
+    if column == PODS_COLUMN:
+        return count(value, "pod slot")
+    return f"{value} {world.shapes.resource(column)}"
 
 
 ROOM = "no set of nodes or devices fits all of it together"
