@@ -6,11 +6,18 @@ import sys
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from capstan.allocation import Inventory
 from capstan.api.core import Node, Pod, PodStatus
-from capstan.api.resource import DeviceClass, ResourceClaim, ResourceClaimStatus, ResourceSlice
-from capstan.scheduling import DefragmentWindow, Policy, World, cycle
+from capstan.api.resource import (
+    ConsumerReference,
+    DeviceClass,
+    ResourceClaim,
+    ResourceClaimStatus,
+    ResourceSlice,
+)
+from capstan.scheduling import DefragmentWindow, Plan, Policy, World, cycle
 from capstan.scheduling.model import Status
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -122,6 +129,44 @@ def test_a_gang_that_does_not_fit_on_the_devices_starts_nothing() -> None:
     assert "needs 3 pods at once, room was found for 2" in plan.verdicts[0].message
     assert made.inventory is not None
     assert made.inventory.free("n0", "gpu.nvidia.com") == 4
+
+
+def carry_out(made: World, plan: Plan) -> None:
+    """The pods run, with their claims, as the plan has it."""
+    for bind in plan.binds:
+        assert bind.implied is not None
+        user = ConsumerReference(resource="pods", name=bind.pod, uid=bind.uid)
+        status = ResourceClaimStatus(allocation=bind.implied.allocation, reserved_for=[user])
+        made.upsert(msgspec.structs.replace(bind.implied.claim, status=status))
+        confirm(made, bind.uid, bind.node)
+
+
+@pytest.mark.parametrize("end", ["deleted", "Succeeded", "Failed"])
+def test_nobody_else_is_evicted_while_the_claim_of_a_pod_that_has_ended_is_released(end: str) -> None:
+    made = platform(gpus=2, nodes=1)
+    made.upsert(queue("a", "top", quota=0))
+    made.upsert(queue("b", "top", quota=2))
+    for name in ("v0", "v1"):
+        made.upsert(gang(name, "a"))
+        made.upsert(pod(name, name, gpus=1))
+    carry_out(made, cycle(made, Policy(), START))
+    task = made.task_of("default", "v0")
+    assert task is not None
+    assert task.implied is not None
+    held = made.claims[task.implied.key]
+    if end == "deleted":
+        made.delete("Pod", "default", "v0")
+    else:
+        made.upsert(msgspec.structs.replace(made.pod(task.uid), status=PodStatus(phase=end)))
+    # The claim's controller has taken the pod from it, and will delete it next.
+    made.upsert(msgspec.structs.replace(held, status=msgspec.structs.replace(held.status, reserved_for=[])))
+    made.upsert(gang("starved", "b"))
+    made.upsert(pod("starved", "starved", gpus=1))
+    plan = cycle(made, Policy(), START + 1)
+    assert plan.evictions == []
+    assert [promise.pod for promise in plan.promises] == ["starved"]
+    made.delete("ResourceClaim", *held.key)
+    assert [bind.pod for bind in cycle(made, Policy(), START + 2).binds] == ["starved"]
 
 
 def test_a_gang_that_claims_more_devices_than_there_are_is_refused_by_count() -> None:

@@ -203,13 +203,13 @@ def counted(world: World, task: Task) -> list[tuple[ExactDeviceRequest, int]]:
     return _counted(world.claims[(task.namespace, name or "")] for _, name in task.claims) or []
 
 
-def slots(inventory: Inventory, asked: Iterable[tuple[ExactDeviceRequest, int]], node: Node) -> int:
-    """How many times what is asked for (`counted`) the node has at most, once terminating pods are gone."""
-    leaving = node.idle != node.later
+def slots(inventory: Inventory, asked: Iterable[tuple[ExactDeviceRequest, int]], node: Node, *, vacating: bool) -> int:
+    """How many times what is asked for (`counted`) the node has at most; with `vacating`, once claims there have been
+    released."""
     most = _UNKNOWN
     for exact, count in asked:
         name = exact.device_class_name
-        free = inventory.rooms(node.name, name, exact.selectors, exact.tolerations, in_use=leaving)
+        free = inventory.rooms(node.name, name, exact.selectors, exact.tolerations, in_use=vacating)
         if free is not None:
             most = min(most, free // count)
     return most

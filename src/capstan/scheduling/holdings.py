@@ -36,6 +36,8 @@ class Holdings(Layout):
         self._grants: list[tuple[Task | Node, tuple[Key, ...]]] = []
         """Journal of what tasks held before a grant, and of drained nodes."""
         self._drained: set[str] = set()
+        self._vacated: dict[str, dict[Key, None]] = {}
+        """Node -> claims there whose user has ended, until the cluster releases them."""
         self.certain: dict[object, str] = {}
         """What pods may run on -> the GPU product of all of that; empty when there are several."""
 
@@ -72,15 +74,35 @@ class Holdings(Layout):
         """Whether the inventory shows the node without the claims of its terminating pods."""
         return node.name in self._drained
 
+    def vacate(self, task: Task, node: Node) -> None:
+        """A pod has ended on the node; its claims will be released without anybody's doing."""
+        if keys := self.claims_held(task):
+            self._vacated.setdefault(node.name, {}).update(dict.fromkeys(keys))
+
+    def vacating(self, node: Node) -> bool:
+        """Whether claims on the node will be released: pods terminate, or have ended a moment ago."""
+        return node.idle != node.later or node.name in self._vacated
+
+    def forget_vacated(self) -> None:
+        """Claims that have been released meanwhile are like any other."""
+        for name, keys in list(self._vacated.items()):
+            for key in list(keys):
+                claim = self.claims.get(key)
+                if claim is None or claim.status.allocation is None:
+                    del keys[key]
+            if not keys:
+                del self._vacated[name]
+
     def drain(self, node: Node) -> bool:
-        """Release the claims that only terminating pods of the node use; False when there are none."""
+        """Release the claims that only terminating pods of the node use, or pods that have ended there; False when
+        there are none."""
         leaving = [t for t in node.tasks.values() if t.status == Status.RELEASING or t.leaving is not None]
+        ending = [key for task in leaving for key in self.claims_held(task)]
         keys = []
-        for task in leaving:
-            for key in self.claims_held(task):
-                users = (self.tasks[uid] for uid in self.claim_users.get(key, ()))
-                if not any(ACTIVE[user.status] and user.leaving is None for user in users):
-                    keys.append(key)
+        for key in (*ending, *self._vacated.get(node.name, ())):
+            users = (self.tasks[uid] for uid in self.claim_users.get(key, ()))
+            if not any(ACTIVE[user.status] and user.leaving is None for user in users):
+                keys.append(key)
         if not keys or self.inventory is None:
             return False
         self._grants.append((node, ()))

@@ -323,7 +323,9 @@ class Placer:
 
         def most(node: Node) -> int:
             room = slots(shape, node)
-            return min(room, devices.slots(inventory, asked, node)) if room else 0
+            if not room:
+                return 0
+            return min(room, devices.slots(inventory, asked, node, vacating=world.vacating(node)))
 
         return name, self._keep(("claims", *name), lambda: Bound(world, inventory, most)).total()
 

@@ -77,7 +77,9 @@ class Population(Tenancy):
         known = self._uids.get(pod.key)
         if known is not None and known != uid:
             self._remove_task(known)
+        home = None
         if uid in self.tasks:
+            home = self.tasks[uid].node
             self._detach(self.tasks[uid], keep_gang=True)
         self._uids[pod.key] = uid
         self._pods[uid] = pod
@@ -91,6 +93,8 @@ class Population(Tenancy):
                 self._drop_from_gang(before)
         self.tasks[uid] = task
         self._attach(task, pod)
+        if home is not None and task.phase in (Status.SUCCEEDED, Status.FAILED):
+            self.vacate(task, home)
         if task.phase == Status.SUCCEEDED and before is not None and before.phase == Status.RUNNING and task.gang:
             self._learn(task.gang, pod)
 
@@ -315,6 +319,8 @@ class Population(Tenancy):
         task = self.tasks.get(uid)
         if task is None:
             return
+        if task.node is not None:
+            self.vacate(task, task.node)
         self._detach(task, keep_gang=False)
         self.release_claims(task)
         del self.tasks[uid]

@@ -271,6 +271,7 @@ class World(Population):
             if task is not None:
                 self._break_promise(task)
         self._promised.clear()
+        self.forget_vacated()
         self.refresh(now)
         if len(self.touched) > 100_000:
             self.touched.clear()
