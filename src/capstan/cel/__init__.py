@@ -5,7 +5,7 @@
 
 from capstan.cel import device, environments
 from capstan.cel.environments import Environment
-from capstan.cel.errors import CelError, CompileError, CostExceeded, EvaluationError
+from capstan.cel.errors import CelError, CompileError, CostExceeded, EvaluationError, UnknownValue
 from capstan.cel.kubernetes import Semver
 from capstan.cel.program import Program, compile
 from capstan.cel.values import Duration, Optional, Timestamp, Uint
@@ -22,6 +22,7 @@ __all__ = [
     "Semver",
     "Timestamp",
     "Uint",
+    "UnknownValue",
     "compile",
     "device",
     "environments",

@@ -63,6 +63,13 @@ _PATTERN_FUNCTIONS = frozenset(("matches", "find", "findAll"))
 _ENTRY_KEYS = frozenset(("bool", "int", "uint", "string"))
 
 
+def _value_type(denoted: Type) -> str:
+    """The name of the type that values of a static type have."""
+    if denoted.name == "wrapper":
+        return denoted.params[0].name
+    return "null_type" if denoted.name == "null" else denoted.name
+
+
 def check(source: str, root: Node, environment: Environment) -> Type:
     """The type of the expression, every node annotated. Raises CompileError with all issues found."""
     checker = _Checker(environment)
@@ -167,10 +174,11 @@ class _Checker:
     def unwrapped(self, node: Node) -> Type:
         """The type inside an optional entry of a literal."""
         found = self.check(node)
-        inner = self.bindings.fresh()
-        if not self.bindings.assignable(found, optional_of(inner)):
-            return self.report(node, f"expected type 'optional_type' but found '{self.shown(found)}'")
-        return DYN if found.is_dynamic else self.bindings.resolve(inner)
+        if found.name == "optional_type":
+            return self.bindings.resolve(found.params[0])
+        if found.is_dynamic:
+            return DYN
+        return self.report(node, f"expected type 'optional_type' but found '{self.shown(found)}'")
 
     # names
 
@@ -199,7 +207,7 @@ class _Checker:
         for candidate in self.candidates(name):
             declared = self.environment.variables.get(candidate)
             if declared is not None:
-                node.name = candidate
+                node.name, node.declared = candidate, True
                 return declared
             if candidate in self.environment.constants:
                 node.constant = self.environment.constants[candidate]
@@ -207,7 +215,7 @@ class _Checker:
             denoted = self.environment.type_named(candidate)
             if denoted is not None:
                 node.name = candidate
-                node.constant = TypeValue(denoted.name if denoted.name != "null" else "null_type")
+                node.constant = TypeValue(_value_type(denoted))
                 return type_of(denoted)
         return None
 
@@ -254,6 +262,8 @@ class _Checker:
     def index(self, node: Index) -> Type:
         operand, key = self.check(node.operand), self.check(node.index)
         optional = node.optional
+        if optional and operand.name == "dyn":
+            return DYN  # of a list, a map, or an optional of one: overloads whose results differ
         if operand.name == "optional_type":
             operand, optional = self.bindings.resolve(operand.params[0]), True
         found = self.resolve(node, "_[_]", [operand, key], member=False)
@@ -322,7 +332,7 @@ class _Checker:
         keys, values = [], []
         for entry in node.entries:
             key = self.check(entry.key)
-            if not key.is_dynamic and key.name not in _ENTRY_KEYS:
+            if not key.is_dynamic and _value_type(key) not in _ENTRY_KEYS:
                 self.report(entry.key, f"unsupported key type '{self.shown(key)}' in map literal")
             keys.append(key)
             values.append(self.unwrapped(entry.value) if entry.optional else self.check(entry.value))

@@ -225,7 +225,7 @@ class _Generator:
         return "" if node.type.is_dynamic or node.type.name in ("wrapper", "null") else node.type.name
 
     def ident(self, node: Ident) -> str:
-        if node.name in self.scope:
+        if not node.declared and node.name in self.scope:
             return self.scope[node.name]
         if node.constant is not None:
             return self.constant(node.constant)

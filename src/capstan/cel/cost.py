@@ -348,7 +348,8 @@ class _Estimator:
                 size = float(length(value))
                 return ZERO, Size(Range(size, size))
             case Ident():
-                return ONE, self.locals.get(node.name) or self.environment.bounds.get(node.name) or self.declared(node)
+                bound = None if node.declared else self.locals.get(node.name)
+                return ONE, bound or self.environment.bounds.get(node.name) or self.declared(node)
             case Select(resolved=resolved) if resolved is not None:
                 return ONE, self.declared(node)
             case Select() | Has():

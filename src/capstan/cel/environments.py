@@ -108,7 +108,9 @@ class Environment:
         """The type a name denotes in expressions such as `type(x) == int`."""
         if name in _TYPE_NAMES:
             return _TYPE_NAMES[name]
-        return Type(name) if name in WELL_KNOWN or name in self.objects else None
+        if name in WELL_KNOWN:
+            return WELL_KNOWN[name].type
+        return Type(name) if name in self.objects else None
 
     def message_named(self, name: str) -> MessageType | None:
         """The message type a literal `name{...}` builds."""
@@ -126,6 +128,7 @@ def standard(variables: tuple[tuple[str, str], ...] = (), container: str = "") -
         name="standard",
         variables={name: parse_type(type_) for name, type_ in variables},
         libraries=(*_CORE, *_KUBERNETES, LISTS, SEMVERS, MATH, ENCODERS, REGEX_EXTENSION),
+        objects={"net.IP": {}, "net.CIDR": {}},
         constants={"google.protobuf.NullValue.NULL_VALUE": 0},
         container=container,
         homogeneous=False,

@@ -3,7 +3,8 @@
 CelError
 ├── CompileError       the text is no valid expression of its environment; carries line and column
 └── EvaluationError    the expression failed on these values (a CEL error: `&&`, `||`, `all`, `exists` may absorb it)
-    └── CostExceeded   the evaluation used up its budget; never absorbed
+    ├── CostExceeded   the evaluation used up its budget; never absorbed
+    └── UnknownValue   an input is not known; where it meets an error in `&&` or `||`, it is what remains
 """
 
 from __future__ import annotations
@@ -47,6 +48,10 @@ class CostExceeded(EvaluationError):
     def __init__(self, limit: int) -> None:
         super().__init__(f"operation cancelled: actual cost limit exceeded ({limit} units)")
         self.limit = limit
+
+
+class UnknownValue(EvaluationError):
+    """The value depends on an input that is not known: bindings raise it where a name of theirs is looked up."""
 
 
 def locate(source: str, position: int) -> tuple[int, int]:

@@ -11,15 +11,21 @@ from functools import cmp_to_key, partial
 from operator import itemgetter
 from typing import Any
 
-from capstan.cel.errors import CostExceeded, EvaluationError
+from capstan.cel.errors import CostExceeded, EvaluationError, UnknownValue
 from capstan.cel.values import ORDERED, as_bool, build_map, elements, greater, less, pairs
 
 Thunk = Callable[[], Any]
 Body = Callable[..., Any]
 
 
+def _remaining(failed: Exception | None, error: Exception) -> Exception:
+    """Of several failures the first counts, but what is unknown might have decided the matter."""
+    return error if failed is None or isinstance(error, UnknownValue) else failed
+
+
 def decide(outcomes: Iterable[Thunk], decisive: bool) -> bool:
-    """The first outcome equal to `decisive` wins; else the first error is raised; else the opposite of `decisive`."""
+    """The first outcome equal to `decisive` wins; else an unknown or the first error is raised; else it is the opposite
+    of `decisive`."""
     failed: Exception | None = None
     for outcome in outcomes:
         try:
@@ -28,7 +34,7 @@ def decide(outcomes: Iterable[Thunk], decisive: bool) -> bool:
         except CostExceeded:
             raise
         except Exception as error:
-            failed = failed or error
+            failed = _remaining(failed, error)
     if failed is not None:
         raise failed
     return not decisive
@@ -54,7 +60,7 @@ def all_elements(container: Any, body: Body) -> bool:
         except CostExceeded:
             raise
         except Exception as error:
-            failed = failed or error
+            failed = _remaining(failed, error)
     if failed is not None:
         raise failed
     return True
@@ -72,7 +78,7 @@ def any_element(container: Any, body: Body) -> bool:
         except CostExceeded:
             raise
         except Exception as error:
-            failed = failed or error
+            failed = _remaining(failed, error)
     if failed is not None:
         raise failed
     return False

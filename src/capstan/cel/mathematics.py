@@ -21,6 +21,7 @@ def _extreme(name: str) -> list[str]:
     """One list, one number, or two: the same type in and out, dyn for mixtures."""
     pairs = [(left, right) for left in _KINDS for right in _KINDS]
     return [
+        *(f"math.{name}(list({kind})) -> {kind}" for kind in _KINDS),
         *(f"math.{name}({kind}) -> {kind}" for kind in _KINDS),
         *(f"math.{name}({left}, {right}) -> {left if left == right else 'dyn'}" for left, right in pairs),
     ]
@@ -33,13 +34,13 @@ def _numbers(name: str, args: tuple[Any, ...]) -> list[Any]:
     return numbers
 
 
-@MATH.declare("math.greatest(list(A)) -> A", *_extreme("greatest"))
+@MATH.declare(*_extreme("greatest"))
 def greatest(*args: Any) -> Any:
     """The first of the largest numbers, of its own type."""
     return max(_numbers("math.greatest", args))
 
 
-@MATH.declare("math.least(list(A)) -> A", *_extreme("least"))
+@MATH.declare(*_extreme("least"))
 def least(*args: Any) -> Any:
     return min(_numbers("math.least", args))
 

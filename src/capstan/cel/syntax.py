@@ -24,9 +24,11 @@ class Literal(Node):
 
 @dataclass(slots=True, eq=False)
 class Ident(Node):
-    """A name; `constant` is set by the checker when it denotes a type or an enum value, `name` is then qualified."""
+    """A name. The checker qualifies it where it is one of the environment's, a variable (`declared`) or a type or an
+    enum value (`constant`), and not one that the expression binds."""
 
     name: str
+    declared: bool = field(default=False, init=False)
     constant: object = field(default=None, init=False)
 
 

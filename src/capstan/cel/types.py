@@ -68,8 +68,12 @@ WRAPPERS = {
     "StringValue": STRING,
     "BytesValue": BYTES,
 }
-_NULLABLE = {"wrapper", TIMESTAMP.name, DURATION.name, "null", "optional_type"}
 _NOT_NULLABLE = {"bool", "int", "uint", "double", "string", "bytes", "list", "map", "type"}
+
+
+def _is_nullable(type_: Type) -> bool:
+    """Whether null may stand for a value: of a wrapper, a timestamp or a duration, an object or an abstract type."""
+    return type_.name not in _NOT_NULLABLE
 
 
 def list_of(element: Type) -> Type:
@@ -207,8 +211,7 @@ class Bindings:
         if source.is_dynamic or target.is_dynamic:
             return True
         if source.name != target.name and "null" in (source.name, target.name):
-            other = target if source.name == "null" else source
-            return other.name in _NULLABLE or other.name not in _NOT_NULLABLE
+            return _is_nullable(target if source.name == "null" else source)
         if source.name == "wrapper" and target.name != "wrapper":
             return self._assign(source.params[0], target)
         if target.name == "wrapper" and source.name != "wrapper":
@@ -253,7 +256,7 @@ class Bindings:
         if right.is_dynamic:
             return False
         if right.name == "null":
-            return left.name in _NULLABLE
+            return _is_nullable(left)
         if left.name == "wrapper" and right.name != "wrapper":
             return left.params[0] == right
         if left.name != right.name or len(left.params) != len(right.params):
