@@ -110,7 +110,7 @@ class _Checker:
             case Select():
                 return self.select(node)
             case Has():
-                self.field(node, self.check(node.operand), node.field)
+                self.field(node, node.operand, node.field, optional=False)
                 return BOOL
             case Index():
                 return self.index(node)
@@ -237,21 +237,21 @@ class _Checker:
                 node.resolved = resolved
                 resolved.type = found
                 return found
-        operand = self.check(node.operand)
-        found = self.field(node, operand, node.field)
-        if node.optional and found.name != "optional_type":
-            return optional_of(found)
-        return found
+        return self.field(node, node.operand, node.field, optional=node.optional)
 
-    def field(self, node: Node, operand: Type, name: str) -> Type:
-        operand = self.bindings.resolve(operand)
+    def field(self, node: Node, of: Node, name: str, *, optional: bool) -> Type:
+        """The type of a field; an optional one where it is selected so, or from an optional value."""
+        operand = self.bindings.resolve(self.check(of))
+        if operand.name == "optional_type":
+            operand, optional = operand.params[0], True
+        found = self.plain_field(node, operand, name)
+        return optional_of(found) if optional and found.name != "error" else found
+
+    def plain_field(self, node: Node, operand: Type, name: str) -> Type:
         if operand.is_dynamic:
             return ERROR if operand.name == "error" else DYN
         if operand.name == "map":
             return operand.params[1]
-        if operand.name == "optional_type":
-            found = self.field(node, operand.params[0], name)
-            return found if found.name == "optional_type" else optional_of(found)
         fields = self.environment.objects.get(operand.name)
         if fields is None:
             return self.report(node, f"type '{self.shown(operand)}' does not support field selection")
@@ -422,6 +422,9 @@ class _Checker:
             self.locals = outer
         if node.kind == "optMap":
             return optional_of(body)
-        if node.kind == "optFlatMap" and body.name != "optional_type" and not body.is_dynamic:
-            return self.report(node.body, f"expected type 'optional_type' but found '{self.shown(body)}'")
+        if node.kind == "optFlatMap":
+            result = optional_of(self.bindings.fresh())
+            if not self.bindings.assignable(body, result):
+                return self.report(node.body, f"expected type 'optional_type' but found '{self.shown(body)}'")
+            return body if body.name == "dyn" else result
         return body
