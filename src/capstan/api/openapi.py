@@ -18,8 +18,9 @@ an object of any shape, `any` any value.
 
 Flags: `set`, `atomic`, `map(key,...)` are the list type, `structatomic` the map type; `merge`, `merge(key)`, `replace`
 and `retainKeys` the strategic merge patch strategy; `>=n >n <=n minitems(n) maxitems(n) minlen(n) maxlen(n)
-maxprops(n)` are bounds, `re(pattern)` a pattern; `short`, `long` mean a DNS label, a DNS subdomain. After `=` stands
-the default, after `:=` one that also replaces zero; the default of a string always replaces the empty string.
+maxprops(n)` are bounds, `re(pattern)` a pattern; `short`, `long` mean a DNS label, a DNS subdomain; `gate(NAME)` is the
+feature gate without which the field is dropped (`capstan.api.feature_gates`). After `=` stands the default, after `:=`
+one that also replaces zero; the default of a string always replaces the empty string.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ import msgspec
 JsonSchema = dict[str, Any]
 
 REF = "#/components/schemas/"
+FEATURE_GATE = "x-capstan-feature-gate"
+PRIVATE = ("x-capstan-default-zero", "x-capstan-as-written", FEATURE_GATE)
+"""Keywords that only built-in types have and nobody is shown."""
 
 _SCALARS: dict[str, JsonSchema] = {
     "str": {"type": "string"},
@@ -81,7 +85,7 @@ class BuiltinResource(msgspec.Struct, frozen=True, kw_only=True):
     `short=a,b` and `categories=a,b` are for kubectl, `sub=a,b` lists subresources, `verbs=a,b` replaces the usual
     eight,
     `generation` means that metadata.generation counts changes of the desired state, `storage=group/plural` names the
-    resource that holds the objects when it is another one.
+    resource that holds the objects when it is another one, `gate=NAME` the feature gate without which it is not served.
     """
 
     group: str
@@ -97,6 +101,7 @@ class BuiltinResource(msgspec.Struct, frozen=True, kw_only=True):
     subresources: tuple[str, ...] = ()
     verbs: tuple[str, ...] = ALL_VERBS
     storage: str = ""
+    gate: str = ""
 
 
 class SchemaFile(msgspec.Struct):
@@ -322,6 +327,8 @@ def _apply_flag(schema: JsonSchema, flag: str) -> None:
         schema["minimum"] = int(word[2:])
     elif word.startswith("<="):
         schema["maximum"] = int(word[2:])
+    elif word == "gate":
+        schema[FEATURE_GATE] = argument
     elif word in _FORMATS:
         schema["format"] = _FORMATS[word]
     else:

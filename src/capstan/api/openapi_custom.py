@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from capstan.api.openapi import REF, BuiltinResource, JsonSchema, definitions, parse_file, type_schema
+from capstan.api.openapi import PRIVATE, REF, BuiltinResource, JsonSchema, definitions, parse_file, type_schema
 
 
 class CustomResource(msgspec.Struct, frozen=True):
@@ -38,8 +38,7 @@ _NOT_STRUCTURAL = (
     "x-kubernetes-patch-strategy",
     "x-kubernetes-patch-merge-key",
     "x-kubernetes-group-version-kind",
-    "x-capstan-default-zero",
-    "x-capstan-as-written",
+    *PRIVATE,
 )
 
 

@@ -165,9 +165,11 @@ def _is_device(node: Node) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def compile_selector(expression: str, version: tuple[int, int] = (1, 36)) -> DeviceSelectorProgram:
+def compile_selector(
+    expression: str, version: tuple[int, int] = (1, 36), *, list_attributes: bool = True
+) -> DeviceSelectorProgram:
     """Compile a selector for a Kubernetes version. Raises CompileError with line and column of what is wrong."""
-    return DeviceSelectorProgram(compile(expression, device_selector(version)))
+    return DeviceSelectorProgram(compile(expression, device_selector(version, list_attributes=list_attributes)))
 
 
 @lru_cache(maxsize=1024)

@@ -146,10 +146,11 @@ def kubernetes_libraries(version: Version) -> tuple[Library, ...]:
 
 
 @lru_cache(maxsize=16)
-def device_selector(version: Version = (1, 36)) -> Environment:
+def device_selector(version: Version = (1, 36), *, list_attributes: bool = True) -> Environment:
     """Selectors of device classes and claims: one variable, `device`; the result is a bool (resource.k8s.io/v1).
 
-    Since 1.34 devices have `allowMultipleAllocations` (KEP-5075), since 1.36 `includes()` (KEP-5491).
+    Since 1.34 devices have `allowMultipleAllocations` (KEP-5075), since 1.36 attributes that may be lists `includes()`
+    (KEP-5491).
     """
     device = {
         "driver": STRING,
@@ -163,7 +164,7 @@ def device_selector(version: Version = (1, 36)) -> Environment:
         name=f"device selector {version[0]}.{version[1]}",
         variables={"device": DEVICE},
         objects={DEVICE.name: device},
-        libraries=(*libraries, INCLUDES) if version >= (1, 36) else libraries,
+        libraries=(*libraries, INCLUDES) if list_attributes and version >= (1, 36) else libraries,
         sizes={"string": 64, "list": 48, "map": 32, "dyn": 64},
         estimate_limit=CALL_LIMIT,
         max_bytes=10 * 1024,

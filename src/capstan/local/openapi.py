@@ -12,11 +12,10 @@ from typing import Any
 
 import msgspec
 
-from capstan.api.openapi import REF
+from capstan.api.openapi import PRIVATE, REF
 from capstan.local.types_base import Object, ResourceType
 
 _INFO = {"title": "Kubernetes", "version": "v1.36.0"}
-_PRIVATE = ("x-capstan-default-zero", "x-capstan-as-written")
 _STRATEGIC = "application/strategic-merge-patch+json"
 _PATCHES = ("application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml")
 
@@ -280,7 +279,7 @@ def _below(schema: Object, change: Callable[[Object], Object]) -> Object:
 
 def _published(schema: Object) -> Object:
     """Without our own marks; quantities and int-or-string by the names clients know."""
-    made = {key: value for key, value in _below(schema, _published).items() if key not in _PRIVATE}
+    made = {key: value for key, value in _below(schema, _published).items() if key not in PRIVATE}
     if made.get("x-kubernetes-int-or-string") and (name := _SCALAR_NAMES.get(made.get("format", ""))):
         kept = {key: value for key, value in made.items() if key not in ("format", "x-kubernetes-int-or-string")}
         reference = {"$ref": f"{REF}{name}"}

@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from capstan.api.feature_gates import FeatureGates
 from capstan.local import bootstrap, credentials, status
 from capstan.local.admission import Chain
 from capstan.local.auth import Authenticator
@@ -52,18 +53,25 @@ _PROBES = frozenset({"/healthz", "/livez", "/readyz"})
 
 
 class Server:
-    """`data_dir` None keeps the state in memory. `now` gives POSIX seconds.
+    """`data_dir` None keeps the state in memory. `now` gives POSIX seconds. `gates` say which features of Kubernetes
+    are on.
 
     `logs` maps a node's name to what reads the logs of its pods; node agents register themselves there. `pages` maps a
     path outside of the API, such as `/metrics`, to what answers it; components register theirs, and callers need the
     right to `get` that path (`nonResourceURLs`).
     """
 
-    def __init__(self, data_dir: Path | None = None, *, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        data_dir: Path | None = None,
+        *,
+        now: Callable[[], float] = time.time,
+        gates: FeatureGates = FeatureGates(),  # noqa: B008  # immutable
+    ) -> None:
         self.data_dir = data_dir
         self.now = now
         self.store = Store(data_dir / "state.db" if data_dir is not None else None)
-        self.registry = Registry(builtin_types())
+        self.registry = Registry(builtin_types(gates))
         self.admission = Chain(self.store)
         self.authorizer = Authorizer(self.store)
         self.admission.mutating.append(Policies(self.store, self.registry, "Mutating").admit)

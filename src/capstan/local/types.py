@@ -6,15 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from capstan.api.feature_gates import FeatureGates
 from capstan.local import crds, types_builtin
 from capstan.local.types_base import Column, Object, ResourceType, SelectableField, Undecodable
 
 __all__ = ["Column", "Object", "ResourceType", "SelectableField", "Undecodable", "builtin_types", "by_path", "from_crd"]
 
 
-def builtin_types() -> list[ResourceType]:
-    """The types the server has without any CRD: a fresh list of shared instances."""
-    return list(types_builtin.all_types())
+def builtin_types(gates: FeatureGates = FeatureGates()) -> list[ResourceType]:  # noqa: B008  # immutable
+    """The types the server has without any CRD: a fresh list of instances shared between equal gates."""
+    return list(types_builtin.all_types(gates))
 
 
 def from_crd(crd: Object) -> list[ResourceType]:

@@ -7,6 +7,7 @@ from functools import cache
 
 from capstan.api import openapi
 from capstan.api.base import StatusCause
+from capstan.api.feature_gates import FeatureGates, GatedFields
 from capstan.api.openapi import BuiltinResource
 from capstan.local import tables, validation
 from capstan.local.tables import Printer
@@ -24,9 +25,9 @@ def _selectable(field: str) -> SelectableField:
 
 
 class BuiltinType(ResourceType):
-    """A type the server itself knows."""
+    """A type the server itself knows, as it is under the feature gates."""
 
-    def __init__(self, resource: BuiltinResource) -> None:
+    def __init__(self, resource: BuiltinResource, gates: FeatureGates) -> None:
         self.rules: Rules = RULES.get((resource.group, resource.kind), Rules())
         definitions = openapi.definitions()
         super().__init__(
@@ -50,13 +51,18 @@ class BuiltinType(ResourceType):
         self._convert = CONVERSIONS.get((self.api_version, self.kind))
         self.counts_generation = resource.generation
         self.has_status = "status" in resource.subresources
+        self._gates = gates
+        self._gated = GatedFields(self.schema, definitions).without(gates)
 
     @property
     def printer(self) -> Printer:
         return PRINTERS.get((self.group, self.kind), tables.PLAIN)
 
-    def _decode(self, obj: Object) -> None:
-        """Prune and default. The strict schema accepts nearly every object; the rest is looked at field by field."""
+    def _decode(self, obj: Object, old: Object | None) -> None:
+        """Prune, default, and drop what belongs to features that are off and `old` does not use.
+
+        The strict schema accepts nearly every object; the rest is looked at field by field.
+        """
         structural = self.structural
         if not structural.valid(obj):
             structural.drop_nulls(obj)
@@ -71,9 +77,10 @@ class BuiltinType(ResourceType):
         structural.default(obj)
         if self.rules.default is not None:
             self.rules.default(obj)
+        self._gated.drop(obj, old)
 
     def prepare_create(self, obj: Object) -> Object:
-        self._decode(obj)
+        self._decode(obj, None)
         rules = self.rules
         if self.has_status and not rules.creates_with_status:
             obj["status"] = dict(rules.initial_status)
@@ -84,7 +91,7 @@ class BuiltinType(ResourceType):
         return obj
 
     def prepare_update(self, new: Object, old: Object) -> Object:
-        self._decode(new)
+        self._decode(new, old)
         if self.has_status:
             _take(new, old, "status")
         if self.rules.update is not None:
@@ -95,7 +102,7 @@ class BuiltinType(ResourceType):
         return new
 
     def prepare_status_update(self, new: Object, old: Object) -> Object:
-        self._decode(new)
+        self._decode(new, old)
         meta = dict(old["metadata"])
         for key in ("managedFields", "resourceVersion", *self.rules.status_metadata):
             _take(meta, new["metadata"], key)
@@ -117,6 +124,9 @@ class BuiltinType(ResourceType):
                 return causes  # the rules of the kind rely on a well-formed object
         if rules.validate is not None:
             causes += rules.validate(self._stored_shape(new), None if old is None else self._stored_shape(old))
+        if rules.validate_gated is not None:
+            before = None if old is None else self._stored_shape(old)
+            causes += rules.validate_gated(self._stored_shape(new), before, self._gates)
         return causes
 
     def validate_status(self, new: Object, old: Object) -> list[StatusCause]:
@@ -156,5 +166,7 @@ def _take(target: Object, source: Object, key: str) -> None:
 
 
 @cache
-def all_types() -> tuple[ResourceType, ...]:
-    return tuple(BuiltinType(resource) for resource in openapi.builtin_resources())
+def all_types(gates: FeatureGates) -> tuple[ResourceType, ...]:
+    """The types that are served under the gates."""
+    resources = openapi.builtin_resources()
+    return tuple(BuiltinType(resource, gates) for resource in resources if not resource.gate or resource.gate in gates)

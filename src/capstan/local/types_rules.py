@@ -8,10 +8,12 @@ from collections.abc import Callable
 import msgspec
 
 from capstan.api.base import StatusCause
+from capstan.api.feature_gates import FeatureGates
+from capstan.local import validation_claims as claims
 from capstan.local import validation_crds as crds
-from capstan.local import validation_devices as devices
 from capstan.local import validation_pods as pods
 from capstan.local import validation_policies as policies
+from capstan.local import validation_slices as slices
 from capstan.local import validation_workloads as workloads
 from capstan.local.structural_errors import forbidden, invalid, required
 from capstan.local.validation import Causes, Object, immutable, label_selector
@@ -34,6 +36,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     initial_status: Object = {}
     creates_with_status: bool = False
     validate: Callable[[Object, Object | None], list[StatusCause]] | None = None
+    validate_gated: Callable[[Object, Object | None, FeatureGates], list[StatusCause]] | None = None
+    """as `validate`, where what is valid depends on feature gates"""
     validate_status: Callable[[Object, Object], list[StatusCause]] | None = None
     selectable: tuple[str, ...] = ()
     """field labels, each with `=path` where the value stands elsewhere and `?text` for an absent one"""
@@ -332,19 +336,26 @@ RULES: dict[tuple[str, str], Rules] = {
     (_RBAC, "RoleBinding"): Rules(
         name_rule="path-segment", default=policies.default_subjects, validate=policies.validate_role_binding
     ),
-    (_DEVICES, "DeviceClass"): Rules(validate=devices.validate_class),
+    (_DEVICES, "DeviceClass"): Rules(validate_gated=claims.validate_class),
     (_DEVICES, "ResourceClaim"): Rules(
-        default=devices.default_claim,
-        validate=devices.validate_claim,
-        validate_status=devices.validate_claim_status,
+        default=claims.default_claim,
+        validate_gated=claims.validate_claim,
+        validate_status=claims.validate_claim_status,
     ),
-    (_DEVICES, "ResourceClaimTemplate"): Rules(default=devices.default_template, validate=devices.validate_template),
+    (_DEVICES, "ResourceClaimTemplate"): Rules(
+        default=claims.default_template, validate_gated=claims.validate_template
+    ),
     (_DEVICES, "ResourceSlice"): Rules(
-        default=devices.default_slice,
-        validate=devices.validate_slice,
+        default=slices.default_slice,
+        validate_gated=slices.validate_slice,
         selectable=("spec.nodeName", "spec.driver", "spec.pool.name"),
     ),
-    (_DEVICES, "DeviceTaintRule"): Rules(default=devices.default_taint_rule, validate=devices.validate_taint_rule),
+    (_DEVICES, "DeviceTaintRule"): Rules(
+        default=slices.default_taint_rule,
+        update=slices.update_taint_rule,
+        validate=slices.validate_taint_rule,
+        validate_status=slices.validate_taint_rule_status,
+    ),
     (_ADMISSION, "ValidatingAdmissionPolicy"): Rules(validate=policies.validate_policy),
     (_ADMISSION, "ValidatingAdmissionPolicyBinding"): Rules(validate=policies.validate_policy_binding),
     (_ADMISSION, "MutatingAdmissionPolicy"): Rules(validate=policies.validate_policy),
