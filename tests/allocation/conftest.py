@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 import pytest
 
-from capstan.allocation import Allocation, Inventory, Refusal
+from capstan.allocation import Allocation, Features, Inventory, Refusal
 from capstan.api.resource import DeviceClass, DeviceTaintRule, ResourceClaim, ResourceSlice
 
 DRIVER = "gpu.nvidia.com"
@@ -112,9 +112,9 @@ class Make:
         return decode({"metadata": {"name": name}, "spec": spec}, DeviceTaintRule)
 
     @staticmethod
-    def inventory(*facts: Any) -> Inventory:
+    def inventory(*facts: Any, features: Features | None = None) -> Inventory:
         """An inventory with the class gpu.nvidia.com (every device of the driver) and the facts."""
-        inventory = Inventory()
+        inventory = Inventory(features)
         for fact in (Make.device_class(), *facts):
             inventory.upsert(fact)
         return inventory

@@ -163,6 +163,8 @@ def partition(name: str, profile: str | None, slots: int) -> dict[str, Any]:
 )
 def test_partitions_of_one_type_cost_the_same(make: Any, devices: Any, problem: str | None) -> None:
     spec = {"partitionTypeAttribute": f"{make.DRIVER}/profile"}
-    inv = make.inventory(make.slice(devices, counters={"gpu": {"slots": 2}}, **spec))
+    typed = make.slice(devices, counters={"gpu": {"slots": 2}}, **spec)
+    assert make.inventory(typed).problems() == [], "the gate is off"
+    inv = make.inventory(typed, features=Features(partition_types=True))
     found = [each.reason for each in inv.problems()]
     assert found == [] if problem is None else problem in found[0]

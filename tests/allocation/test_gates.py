@@ -141,10 +141,13 @@ def test_devices_bring_their_share_of_the_node_with_them(make: Any) -> None:
         "memory": {"mapping": {"capacityKey": "memory", "capacityMultiplier": "0.5"}, "overhead": {"perPod": "1Gi"}},
         "cpu": {"mapping": {"deviceMultiplier": "2"}, "overhead": {"perContainer": "100m"}},
     }
-    inv = make.inventory(make.slice([make.shared("a", "8Gi") | {"nodeAllocatableResources": resources}, make.gpu("b")]))
+    on = Features(node_allocatable_resources=True)
+    devices = make.slice([make.shared("a", "8Gi") | {"nodeAllocatableResources": resources}, make.gpu("b")])
+    inv = make.inventory(devices, features=on)
     half = make.claim("c", make.request(capacity={"requests": {"memory": "4Gi"}}))
     answer = allocate(inv, [half], N1)
     assert make.devices(answer) == ["a"]
     taken = node_resources(inv, answer.results["ns", "c"], containers=3)  # type: ignore[union-attr]
     assert taken["memory"] == 3 << 30
     assert float(taken["cpu"]) == pytest.approx(2.3)
+    assert node_resources(make.inventory(devices), answer.results["ns", "c"]) == {}, "the gate is off"  # type: ignore[union-attr]

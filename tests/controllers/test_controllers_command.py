@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from capstan.api import resources
+from capstan.api.feature_gates import FeatureGates
 from capstan.cli import main
 from capstan.cli.controllers import NAMES, run
 from capstan.controllers.listener import Listener
@@ -21,7 +22,7 @@ async def test_they_group_schedule_and_serve_pages(house):
     await house.node("n1", gpus=1)
     pages = {}
     listener = Listener(house.client, pages, port=0)
-    working = asyncio.create_task(run(house.client, NAMES, pages, listener))
+    working = asyncio.create_task(run(house.client, NAMES, FeatureGates(), pages, listener))
     try:
         await house.pod("p", gpus=1)
         await house.until(lambda: house.bound("p"), "the pod is grouped and bound")

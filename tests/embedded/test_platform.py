@@ -68,7 +68,7 @@ async def test_a_component_that_fails_is_started_again(tmp_path, monkeypatch, ca
             raise RuntimeError("broken on purpose")
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(platform_module, "controllers", lambda pages: (Component("fragile", [], fragile),))
+    monkeypatch.setattr(platform_module, "controllers", lambda pages, policy: (Component("fragile", [], fragile),))
     monkeypatch.setattr(platform_module, "_FIRST_PAUSE_SECONDS", 0.01)
     async with Platform([], data_dir=tmp_path, port=None):
 

@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl
 import msgspec
 import pytest
 
+from capstan.api.feature_gates import FeatureGates
 from capstan.local import ADMIN, Server, User
 from capstan.local.request import Request, Response, Stream
 
@@ -88,10 +89,10 @@ class Clock:
 class Api:
     """A server and the loop it runs on. `call` takes the body as an object, text or bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, gates: FeatureGates | None = None) -> None:
         self.loop = asyncio.new_event_loop()
         self.clock = Clock()
-        self.server = Server(now=self.clock)
+        self.server = Server(now=self.clock, gates=gates or FeatureGates())
         self.run(self.server.start())
 
     def run(self, work: Awaitable[T]) -> T:
@@ -173,12 +174,12 @@ def api() -> Iterator[Api]:
 
 
 @pytest.fixture(scope="session")
-def fresh_api() -> Callable[[], AbstractContextManager[Api]]:
-    """For property tests: a new server for each example."""
+def fresh_api() -> Callable[..., AbstractContextManager[Api]]:
+    """For property tests, and for servers with other feature gates: a new server for each example."""
 
     @contextmanager
-    def make() -> Iterator[Api]:
-        server = Api()
+    def make(gates: FeatureGates | None = None) -> Iterator[Api]:
+        server = Api(gates)
         try:
             yield server
         finally:

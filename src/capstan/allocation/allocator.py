@@ -48,7 +48,7 @@ def allocate(
     is not changed: `assume` what was decided. `kubernetes` takes the devices that kube-scheduler's allocator would
     take, `best-fit` those that cost least (score.py). A refusal other than BudgetExhausted is a proof.
     """
-    features = features or Features()
+    features = features or inventory.features
     devices = inventory.on_node(node)
     search: Search | None = None
     try:

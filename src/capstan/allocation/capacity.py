@@ -8,6 +8,7 @@ parts.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from math import ceil
 
 from capstan.allocation.model import Number, number
 from capstan.api.resource import Counter, Device, DeviceCapacity, RequestPolicy
@@ -23,8 +24,9 @@ def qualified(name: str, driver: str) -> str:
     return name if "/" in name else f"{driver}/{name}"
 
 
-def rounded(policy: RequestPolicy, amount: Number) -> Number | None:
-    """The least allowed amount that is at least `amount`; None if the policy allows none."""
+def rounded(policy: RequestPolicy, amount: Number, *, fractional: bool = True) -> Number | None:
+    """The least allowed amount that is at least `amount`; None if the policy allows none. Steps that are not
+    `fractional` are counted in whole numbers, each rounded up (gate DRAFractionalCapacityRange)."""
     if policy.valid_values:
         return min((value for value in map(number, policy.valid_values) if value >= amount), default=None)
     if policy.valid_range is None:
@@ -33,6 +35,8 @@ def rounded(policy: RequestPolicy, amount: Number) -> Number | None:
     amount = max(amount, least)
     if policy.valid_range.step is not None:
         step = number(policy.valid_range.step)
+        if not fractional:
+            amount, least, step = ceil(amount), ceil(least), ceil(step)
         if step > 0:
             over = (amount - least) % step
             amount = amount if not over else amount + step - over
@@ -42,7 +46,7 @@ def rounded(policy: RequestPolicy, amount: Number) -> Number | None:
 
 
 def consumption(
-    device: Device, driver: str, requests: Amounts, elsewhere: Collection[str] = ()
+    device: Device, driver: str, requests: Amounts, elsewhere: Collection[str] = (), *, fractional: bool = True
 ) -> dict[str, Number] | None:
     """What a request with these capacity amounts (keys qualified) consumes of a device, per capacity of the device and
     under the device's own keys; None if the device cannot give it, whatever else it is used for. The keys in
@@ -52,18 +56,18 @@ def consumption(
     for name, capacity in device.capacity.items():
         key = qualified(name, driver)
         wanted.discard(key)
-        amount = consumed_of(capacity, requests.get(key))
+        amount = consumed_of(capacity, requests.get(key), fractional=fractional)
         if amount is None:
             return None
         consumed[name] = amount
     return None if wanted else consumed
 
 
-def consumed_of(offer: DeviceCapacity | Counter, requested: Number | None) -> Number | None:
+def consumed_of(offer: DeviceCapacity | Counter, requested: Number | None, *, fractional: bool) -> Number | None:
     """What a request takes of one capacity, or of one counter; None if that is not allowed or more than there is."""
     policy, most = offer.request_policy, number(offer.value)
     if requested is None:
         amount: Number | None = most if policy is None or policy.default is None else number(policy.default)
     else:
-        amount = requested if policy is None else rounded(policy, requested)
+        amount = requested if policy is None else rounded(policy, requested, fractional=fractional)
     return None if amount is None or amount > most else amount

@@ -304,10 +304,10 @@ class Preparation:
             drawn = self._drawn(device, wanted)
         elsewhere = [name for _, _, name in device.draws] if device.draws and self._draws else ()
         if shared and not alternative.admin:
-            takes = capacity.consumption(device.spec, device.driver, wanted, elsewhere)
+            takes = self._consumption(device, wanted, elsewhere)
             roomy = takes is not None and (use is None or fits(device, use.consumed, takes))
         else:
-            roomy = not wanted or capacity.consumption(device.spec, device.driver, wanted, elsewhere) is not None
+            roomy = not wanted or self._consumption(device, wanted, elsewhere) is not None
         if not roomy or drawn is None:
             alternative.refused_by_capacity += 1
         elif taken:
@@ -318,6 +318,12 @@ class Preparation:
             alternative.candidates.append(Candidate(device, takes, None, drawn=drawn))
         if alternative.every and (alternative.in_use or alternative.tainted):
             alternative.unsatisfiable = True
+
+    def _consumption(
+        self, device: Device, wanted: Mapping[str, Number], elsewhere: Sequence[str]
+    ) -> dict[str, Number] | None:
+        fractional = self._features.fractional_capacity
+        return capacity.consumption(device.spec, device.driver, wanted, elsewhere, fractional=fractional)
 
     @property
     def _draws(self) -> bool:
@@ -330,9 +336,10 @@ class Preparation:
         if not self._draws:
             return ()
         offers = self._inventory.pool(device.pool).offers
+        fractional = self._features.fractional_capacity
         drawn = []
         for counter_set, name, source in device.draws:
-            amount = capacity.consumed_of(offers[counter_set][name], wanted.get(source))
+            amount = capacity.consumed_of(offers[counter_set][name], wanted.get(source), fractional=fractional)
             if amount is None:
                 return None
             drawn.append((counter_set, ((name, amount),)))

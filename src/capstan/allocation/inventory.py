@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from capstan.allocation.holdings import Holdings
-from capstan.allocation.model import ClaimKey, NodeView, Number, Problem, number
+from capstan.allocation.model import ClaimKey, Features, NodeView, Number, Problem, number
 from capstan.allocation.pools import Device, Errors, Pool, PoolKey, Scope, Shared
 from capstan.allocation.selectors import Expressions, InvalidSelector, Selectors
 from capstan.allocation.tables import Tables, memory
@@ -71,9 +71,10 @@ class NodeDevices:
 class Inventory:
     """Devices, classes, and who holds what. Not thread-safe; every method is deterministic."""
 
-    def __init__(self) -> None:
+    def __init__(self, features: Features | None = None) -> None:
+        self.features = features or Features()
         self.classes: dict[str, DeviceClass] = {}
-        self.selectors = Selectors()
+        self.selectors = Selectors(list_attributes=self.features.list_attributes)
         self.tables = Tables()
         self._shared = Shared()
         self._slices: dict[str, ResourceSlice] = {}
@@ -143,7 +144,7 @@ class Inventory:
         key = (entry.spec.driver, entry.spec.pool.name)
         pool = self._pools.get(key)
         if pool is None:
-            pool = self._pools[key] = Pool(key)
+            pool = self._pools[key] = Pool(key, self.features)
         pool.slices[entry.metadata.name] = entry
         pool.invalidate()
         node = entry.spec.node_name
@@ -254,6 +255,8 @@ class Inventory:
         return pool
 
     def _taint(self, pool: Pool) -> None:
+        if not self.features.device_taint_rules:
+            return
         for rule in self._rules.values():
             selector = rule.spec.device_selector
             if selector is None or selector.driver not in (None, pool.driver) or selector.pool not in (None, pool.name):
@@ -446,6 +449,8 @@ class Inventory:
     def class_for_extended_resource(self, name: str) -> str | None:
         """The class that backs an extended resource (KEP-5004): the newest that names it, then the alphabetically
         first."""
+        if not self.features.extended_resources:
+            return None
         if name.startswith(IMPLICIT_RESOURCE_PREFIX):
             implicit = name.removeprefix(IMPLICIT_RESOURCE_PREFIX)
             return implicit if implicit in self.classes else None

@@ -11,6 +11,7 @@ import msgspec
 
 from capstan.api import quantity
 from capstan.api.core import Quantity
+from capstan.api.feature_gates import FeatureGates
 from capstan.api.resource import AllocationResult
 
 Number = int | Decimal
@@ -48,18 +49,49 @@ class NodeView(msgspec.Struct, frozen=True):
     labels: Mapping[str, str] = {}
 
 
-class Features(msgspec.Struct, frozen=True, kw_only=True):
-    """Kubernetes feature gates that change what is accepted. Defaults: what is on by default or harmless in 1.36."""
+class Features(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What an allocation may make use of: Kubernetes' feature gates, by default as `api.feature_gates` has them."""
 
     admin_access: bool = True
-    prioritized_list: bool = True
-    partitionable_devices: bool = True
-    device_taints: bool = True
     binding_conditions: bool = True
-    consumable_capacity: bool = True
     compatibility_groups: bool = False
+    consumable_capacity: bool = True
     derived_attributes: bool = False
+    device_taint_rules: bool = True
+    device_taints: bool = True
+    extended_resources: bool = True
+    fractional_capacity: bool = True
+    list_attributes: bool = True
+    node_allocatable_resources: bool = False
+    optional_node_operations: bool = True
+    partition_types: bool = False
+    partitionable_devices: bool = True
+    prioritized_list: bool = True
     shared_consumable_capacity: bool = False
+
+    @staticmethod
+    def under(gates: FeatureGates) -> Features:
+        return Features(**{feature: gate in gates for feature, gate in _GATES.items()})
+
+
+_GATES = {
+    "admin_access": "DRAAdminAccess",
+    "binding_conditions": "DRADeviceBindingConditions",
+    "compatibility_groups": "DRADeviceCompatibilityGroups",
+    "consumable_capacity": "DRAConsumableCapacity",
+    "derived_attributes": "DRADerivedAttributes",
+    "device_taint_rules": "DRADeviceTaintRules",
+    "device_taints": "DRADeviceTaints",
+    "extended_resources": "DRAExtendedResource",
+    "fractional_capacity": "DRAFractionalCapacityRange",
+    "list_attributes": "DRAListTypeAttributes",
+    "node_allocatable_resources": "DRANodeAllocatableResources",
+    "optional_node_operations": "DRAOptionalNodeOperations",
+    "partition_types": "DRAPartitionableDevicesType",
+    "partitionable_devices": "DRAPartitionableDevices",
+    "prioritized_list": "DRAPrioritizedList",
+    "shared_consumable_capacity": "DRASharedConsumableCapacity",
+}
 
 
 class Problem(msgspec.Struct, frozen=True):

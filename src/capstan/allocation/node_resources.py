@@ -17,8 +17,10 @@ from capstan.api.resource import AllocationResult, DeviceRequestAllocationResult
 
 
 def node_resources(inventory: Inventory, allocation: AllocationResult, containers: int = 1) -> dict[str, Number]:
-    """Node resource name -> amount for one pod with so many containers. Devices that vanished from their slices count
-    nothing. Raises `quantity.InvalidQuantity` for an unreadable amount."""
+    """Node resource name -> amount for one pod with so many containers; none without the gate. Devices that vanished
+    from their slices count nothing. Raises `quantity.InvalidQuantity` for an unreadable amount."""
+    if not inventory.features.node_allocatable_resources:
+        return {}
     total: dict[str, Number] = {}
     overheads: dict[str, Number] = {}
     for result in allocation.devices.results:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from capstan.allocation.capacity import qualified
-from capstan.allocation.model import AllocationError, DeviceId, NodeView, Number, Problem, number
+from capstan.allocation.model import AllocationError, DeviceId, Features, NodeView, Number, Problem, number
 from capstan.api import resource
 from capstan.api.core import Quantity, Taint
 from capstan.api.quantity import InvalidQuantity
@@ -198,6 +198,7 @@ class Pool:
         "counters",
         "devices",
         "driver",
+        "features",
         "late",
         "matched",
         "name",
@@ -207,8 +208,9 @@ class Pool:
         "tables",
     )
 
-    def __init__(self, key: PoolKey) -> None:
+    def __init__(self, key: PoolKey, features: Features) -> None:
         self.driver, self.name = key
+        self.features = features
         self.slices: dict[str, ResourceSlice] = {}
         self._assembled = False
         self.complete = False
@@ -283,6 +285,8 @@ class Pool:
             for device in spec.devices:
                 if device.name in devices:
                     raise _Contradiction(f"the device {device.name} is published twice")
+                if not self.features.list_attributes:
+                    device = _without_lists(device)
                 consumption, draws = shared.share(device, driver, attributes)
                 if consumption or draws:
                     self._check_consumption(device.name, consumption, draws)
@@ -305,7 +309,7 @@ class Pool:
         for entry in slices:
             for declared in entry.spec.shared_counters:
                 self.offers[declared.name] = declared.counters
-            if entry.spec.partition_type_attribute:
+            if entry.spec.partition_type_attribute and self.features.partition_types:
                 self._check_types(entry.spec.partition_type_attribute, entry.spec.devices)
 
     def _check_consumption(self, device: str, consumption: Consumption, draws: tuple[Draw, ...]) -> None:
@@ -336,6 +340,11 @@ class Pool:
             cost: list[object] = [*(taken for _, taken in device.consumption), *(draw[1:] for draw in device.draws)]
             if costs.setdefault(found.string, cost) != cost:
                 raise _Contradiction(f"partitions of the type {found.string} consume different counters")
+
+
+def _without_lists(device: resource.Device) -> resource.Device:
+    attributes = {name: value for name, value in device.attributes.items() if scalar(value) is not None}
+    return msgspec.structs.replace(device, attributes=attributes)
 
 
 class _Contradiction(Exception):

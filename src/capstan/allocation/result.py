@@ -36,6 +36,9 @@ def allocation(
     """The allocation of one claim. `picks` are the claim's own, in order; `now` (RFC 3339) stamps allocations that
     wait for binding conditions (KEP-5007)."""
     results = [_result(prepared, position, pick) for position, pick in enumerate(picks)]
+    if not features.optional_node_operations:
+        for result in results:
+            result.skip_node_operations = []
     if features.shared_consumable_capacity:
         for result, pick in zip(results, picks, strict=True):
             result.consumed_counters = _counters(pick)

@@ -42,7 +42,8 @@ class SelectorFailed(AllocationError):
 class Selectors:
     """What selectors answered. One per inventory; it only ever caches."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, list_attributes: bool = True) -> None:
+        self._list_attributes = list_attributes
         self._answers: dict[tuple[str, str], dict[Hashable, bool]] = {}
         """By expression and driver, then by the values that the expression reads."""
 
@@ -61,7 +62,7 @@ class Selectors:
         return found
 
     def _filter(self, devices: list[Device], expression: str, driver: str, errors: Errors) -> list[Device]:
-        program = _compiled(expression)
+        program = _compiled(expression, list_attributes=self._list_attributes)
         if program.reads is None:
             return [d for d in devices if d in errors or _evaluate(d, expression, program, errors)]
         answers = self._answers.get((expression, driver))
@@ -120,9 +121,9 @@ def _bindings(device: Device) -> tuple[str, dict[str, object], dict[str, Decimal
     return device.driver, attributes, capacity, device.multiple
 
 
-def _compiled(expression: str) -> DeviceSelectorProgram:
+def _compiled(expression: str, *, list_attributes: bool) -> DeviceSelectorProgram:
     try:
-        return compile_selector(expression)
+        return compile_selector(expression, list_attributes=list_attributes)
     except cel.CompileError as error:
         raise InvalidSelector(expression, error) from error
 

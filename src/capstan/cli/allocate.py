@@ -8,17 +8,22 @@ import click
 import msgspec
 
 from capstan import allocation
+from capstan.api import quantity
+from capstan.api.feature_gates import FeatureGates
 from capstan.api.resource import AllocationResult
-from capstan.cli.allocate_inputs import Group, Inputs, features, read
+from capstan.cli.allocate_inputs import Group, Inputs, read
 from capstan.cli.connection import output_option
+from capstan.cli.feature_gates import feature_gates_option
 from capstan.cli.output import machine, show, table
 
 
-class Allocated(msgspec.Struct, rename="camel"):
+class Allocated(msgspec.Struct, rename="camel", omit_defaults=True):
     namespace: str
     name: str
     node: str
     allocation: AllocationResult
+    node_resources: dict[str, str] = {}
+    """What the devices take of their node's own CPU and memory for a pod with one container (KEP-5517)."""
 
 
 class Refused(msgspec.Struct, rename="camel"):
@@ -63,7 +68,7 @@ _File = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path, a
     help="kubernetes: the devices that kube-scheduler picks.",
 )
 @click.option("--explain", is_flag=True, help="Say for every device why it was taken.")
-@click.option("--feature-gates", default="", metavar="NAME=BOOL,...", help="Kubernetes gates to switch on or off.")
+@feature_gates_option("Features of Kubernetes to switch on or off.")
 @output_option()
 def allocate(
     claims: Path,
@@ -71,7 +76,7 @@ def allocate(
     node: str | None,
     policy: allocation.Policy,
     explain: bool,
-    feature_gates: str,
+    gates: FeatureGates,
     output: str,
 ) -> None:
     """Allocate devices to claims offline.
@@ -87,12 +92,12 @@ def allocate(
       capstan allocate --claims claim.yaml --slices slices.yaml -o json
       kubectl get resourceslices,deviceclasses,resourceclaims -A -o json > cluster.json
       capstan allocate --claims pod.yaml --slices cluster.json --node gpu-7 --explain
+      capstan allocate --claims c.yaml --slices s.yaml --feature-gates DRASharedConsumableCapacity=true
     """
-    inputs = read(claims, slices)
-    chosen = features(feature_gates)
+    inputs = read(claims, slices, allocation.Features.under(gates))
     answer = Answer(problems=inputs.inventory.problems())
     for group in inputs.groups:
-        _allocate(inputs, group, _views(inputs, node), policy, chosen, answer)
+        _allocate(inputs, group, _views(inputs, node), policy, answer)
     if not explain:
         answer.explanation = []
     if answer.refusals:
@@ -116,14 +121,13 @@ def _allocate(
     group: Group,
     nodes: list[allocation.NodeView],
     policy: allocation.Policy,
-    chosen: allocation.Features,
     answer: Answer,
 ) -> None:
     """Tries every node; the first one that satisfies the group wins, with best-fit the one of least cost."""
     best: tuple[int, allocation.NodeView, allocation.Allocation] | None = None
     refused: list[Refused] = []
     for node in nodes:
-        found = allocation.allocate(inputs.inventory, group.claims, node, policy, features=chosen)
+        found = allocation.allocate(inputs.inventory, group.claims, node, policy)
         if isinstance(found, allocation.Refusal):
             claim = "/".join(found.claim) if found.claim else ""
             refused.append(
@@ -141,7 +145,9 @@ def _allocate(
     _, node, found = best
     for (namespace, name), result in found.results.items():
         inputs.inventory.assume((namespace, name), result)
-        answer.allocations.append(Allocated(namespace, name, node.name, result))
+        taken = allocation.node_resources(inputs.inventory, result)
+        amounts = {resource: quantity.render(amount) for resource, amount in taken.items()}
+        answer.allocations.append(Allocated(namespace, name, node.name, result, amounts))
     answer.explanation += [str(choice) for choice in found.explanation]
 
 

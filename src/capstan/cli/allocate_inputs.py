@@ -25,30 +25,6 @@ class Unreadable(click.ClickException):
     exit_code = 2
 
 
-_GATES = {
-    "DRAAdminAccess": "admin_access",
-    "DRAPrioritizedList": "prioritized_list",
-    "DRAPartitionableDevices": "partitionable_devices",
-    "DRADeviceTaints": "device_taints",
-    "DRADeviceBindingConditions": "binding_conditions",
-    "DRAConsumableCapacity": "consumable_capacity",
-    "DRADeviceCompatibilityGroups": "compatibility_groups",
-    "DRADerivedAttributes": "derived_attributes",
-    "DRASharedConsumableCapacity": "shared_consumable_capacity",
-}
-_WITHOUT_EFFECT = (
-    "DynamicResourceAllocation",
-    "DRADeviceTaintRules",
-    "DRAExtendedResource",
-    "DRAFractionalCapacityRange",
-    "DRAListTypeAttributes",
-    "DRANodeAllocatableResources",
-    "DRAOptionalNodeOperations",
-    "DRAPartitionableDevicesType",
-    "DRAResourceClaimDeviceStatus",
-)
-"""Gates that decide which fields an API server keeps; whatever the files have of them counts."""
-
 _NAMESPACED = frozenset(("ResourceClaim", "ResourceClaimTemplate", "Pod"))
 _KINDS: Mapping[str, type] = {
     "ResourceSlice": ResourceSlice,
@@ -81,15 +57,15 @@ class Group:
 
 @dataclass
 class Inputs:
-    inventory: allocation.Inventory = field(default_factory=allocation.Inventory)
+    inventory: allocation.Inventory
     nodes: dict[str, allocation.NodeView] = field(default_factory=dict)
     """Every node that is described or that slices name, in order of their names."""
     groups: list[Group] = field(default_factory=list)
 
 
-def read(claims: Path, slices: Path) -> Inputs:
+def read(claims: Path, slices: Path, features: allocation.Features) -> Inputs:
     """Raises Unreadable naming the file, the object and the field that cannot be read."""
-    inputs = Inputs()
+    inputs = Inputs(allocation.Inventory(features))
     offered, asked = _objects(slices), _objects(claims)
     names: set[str] = set()
     _tell_apart([item for item in (*offered, *asked) if isinstance(item, ResourceSlice)])
@@ -120,19 +96,6 @@ def _tell_apart(slices: list[ResourceSlice]) -> None:
         seen[name] = times = seen.get(name, 0) + 1
         if times > 1:
             entry.metadata.name = f"{name}#{times}"
-
-
-def features(gates: str) -> allocation.Features:
-    """`DRAAdminAccess=false,...` as features. Raises Unreadable for an unknown gate or value."""
-    chosen: dict[str, bool] = {}
-    for gate in filter(None, gates.split(",")):
-        name, _, text = gate.partition("=")
-        known = (*_GATES, *_WITHOUT_EFFECT)
-        if name not in known or text not in ("true", "false"):
-            raise Unreadable(f"{gate!r} is not NAME=true or NAME=false with one of: {', '.join(known)}")
-        if name in _GATES:
-            chosen[_GATES[name]] = text == "true"
-    return allocation.Features(**chosen)
 
 
 def _objects(path: Path) -> list[Any]:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from capstan.api.feature_gates import FeatureGates
 from capstan.cli.connection import asynchronous, cluster_options, connect
+from capstan.cli.feature_gates import feature_gates_option
 
 if TYPE_CHECKING:
     from capstan import kube
@@ -37,6 +39,7 @@ NAMES = ("scheduler", "grouper")
     help="PEM certificate chain; read again every minute.",
 )
 @click.option("--tls-key", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Its private key.")
+@feature_gates_option("Features of Kubernetes that the cluster's API server has.")
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
@@ -46,6 +49,7 @@ def controllers(
     listen: str,
     tls_cert: Path | None,
     tls_key: Path | None,
+    gates: FeatureGates,
     log_level: str,
     kubeconfig: Path | None,
     context: str | None,
@@ -66,12 +70,13 @@ def controllers(
         raise click.BadParameter(f"{listen!r} is not HOST:PORT, e.g. 127.0.0.1:8443", param_hint="--listen")
     if (tls_cert is None) != (tls_key is None):
         raise click.UsageError("--tls-cert and --tls-key belong together")
-    _work(only or NAMES, host.strip("[]"), int(port), tls_cert, tls_key, kubeconfig, context)
+    _work(only or NAMES, gates, host.strip("[]"), int(port), tls_cert, tls_key, kubeconfig, context)
 
 
 @asynchronous
 async def _work(
     names: tuple[str, ...],
+    gates: FeatureGates,
     host: str,
     port: int,
     certificate: Path | None,
@@ -89,7 +94,7 @@ async def _work(
             listener = Listener(client, pages, host=host, port=port, certificate=certificate, key=key)
         except ValueError as wrong:
             raise click.UsageError(str(wrong)) from wrong
-        work = asyncio.ensure_future(run(client, names, pages, listener))
+        work = asyncio.ensure_future(run(client, names, gates, pages, listener))
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, work.cancel)
         try:
@@ -113,16 +118,18 @@ async def _work(
         await until_stopped(cluster.client)
 
 
-async def run(client: kube.Client, names: tuple[str, ...], pages: dict[str, Page], listener: Listener) -> None:
+async def run(
+    client: kube.Client, names: tuple[str, ...], gates: FeatureGates, pages: dict[str, Page], listener: Listener
+) -> None:
     """Until cancelled, or one of them fails: then the process ends, and whoever started it starts it again."""
-    from capstan import kube, scheduling
+    from capstan import allocation, kube, scheduling
     from capstan.embedded import accounts
     from capstan.embedded.components import controllers as components
 
     identity = f"{socket.gethostname()}-{os.getpid()}"
     async with asyncio.TaskGroup() as group:
         group.create_task(listener.run())
-        for component in components(pages, scheduling.Policy()):
+        for component in components(pages, scheduling.Policy(features=allocation.Features.under(gates))):
             if component.name in names:
                 elector = kube.LeaderElector(client, f"capstan-{component.name}", accounts.NAMESPACE, identity)
                 group.create_task(elector.run(partial(component.run, elector.fenced(client))))

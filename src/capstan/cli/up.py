@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from capstan.api.feature_gates import FeatureGates
 from capstan.cli.connection import state_directory
+from capstan.cli.feature_gates import feature_gates_option
 
 if TYPE_CHECKING:
     from capstan.embedded import Platform
@@ -45,10 +47,19 @@ DEFAULT_NODES = "2xdgx-a100,1xl4x4"
     show_default=True,
     help="Create default-parent-queue and default-queue.",
 )
+@feature_gates_option("Features of Kubernetes that the API server and the scheduler have.")
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="warning", show_default=True
 )
-def up(nodes: str, list_models: bool, data_dir: Path | None, port: int, demo_queues: bool, log_level: str) -> None:
+def up(
+    nodes: str,
+    list_models: bool,
+    data_dir: Path | None,
+    port: int,
+    demo_queues: bool,
+    gates: FeatureGates,
+    log_level: str,
+) -> None:
     """Start a whole platform on this machine: API server, GPU nodes, node driver, scheduler, blueprint agent.
 
     It serves a Kubernetes API on loopback and writes a kubeconfig that only you can read. Ctrl-C stops it; what was
@@ -59,6 +70,7 @@ def up(nodes: str, list_models: bool, data_dir: Path | None, port: int, demo_que
       capstan up
       capstan up --nodes 1xdgx-h100,2xl4x4 --port 0
       capstan up --data-dir /tmp/try --no-demo-queues
+      capstan up --feature-gates DRASharedConsumableCapacity=true,DRADerivedAttributes=true
     """
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # read when grpc is imported; it reports each closed connection
     import uvloop
@@ -79,7 +91,7 @@ def up(nodes: str, list_models: bool, data_dir: Path | None, port: int, demo_que
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)  # until the event loop takes over
     click.echo(f"Starting {len(fleet)} {'node' if len(fleet) == 1 else 'nodes'} …")
-    platform = Platform(fleet, data_dir=data_dir or state_directory(), port=port, demo_queues=demo_queues)
+    platform = Platform(fleet, data_dir=data_dir or state_directory(), port=port, demo_queues=demo_queues, gates=gates)
     try:
         uvloop.run(_serve(platform))
     except PlatformError as error:

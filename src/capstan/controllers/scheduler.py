@@ -103,7 +103,7 @@ class Scheduler:
         wall: WallClock | None = None,
     ) -> None:
         self.policy = policy or scheduling.Policy()
-        inventory = Inventory()
+        inventory = Inventory(self.policy.features)
         self.world = scheduling.World(inventory, self.policy)
         self.cycles = 0
         self._cycle_began = self._cycle_seconds = 0.0

@@ -7,6 +7,7 @@ API server in process, through the same handlers and the same RBAC as anybody el
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections import Counter
@@ -19,10 +20,12 @@ from types import TracebackType
 from typing import Any
 
 from capstan import kube, local
+from capstan.allocation import Features
 from capstan.api import crds, manifests, resources
+from capstan.api.feature_gates import FeatureGates
 from capstan.controllers.blueprint_agent import BlueprintAgent
 from capstan.embedded import accounts, marks
-from capstan.embedded.components import Component, controllers
+from capstan.embedded.components import POLICY, Component, controllers
 from capstan.embedded.nodes import Drivers, NodeDirectories
 from capstan.local import credentials
 from capstan.local.agents import SIMULATED_LABEL, Fleet
@@ -45,7 +48,8 @@ class Platform:
     """An embedded cluster; an async context manager. `port` 0 takes a free one, None serves no socket at all.
 
     `name` is the cluster's name in its kubeconfig and its Cluster object; `labels` and `extended`
-    are extra labels and extra resources by node name.
+    are extra labels and extra resources by node name. `gates` are the features of Kubernetes that the API server and
+    the scheduler have.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Platform:
         name: str = "local",
         labels: Mapping[str, Mapping[str, str]] | None = None,
         extended: Mapping[str, Mapping[str, int]] | None = None,
+        gates: FeatureGates = FeatureGates(),  # noqa: B008  # immutable
     ) -> None:
         self.fleet = fleet
         self.data_dir = data_dir
@@ -67,6 +72,7 @@ class Platform:
         self._labels = labels or {}
         self._extended = extended or {}
         self._port = port
+        self._gates = gates
         self._demo_queues = demo_queues
         self._stack = AsyncExitStack()
 
@@ -98,7 +104,7 @@ class Platform:
             self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise PlatformError(f"{self.data_dir} cannot be made: {error}; choose another --data-dir") from error
-        self.server = local.Server(self.data_dir)
+        self.server = local.Server(self.data_dir, gates=self._gates)
         self.server.admission.mutating.insert(0, marks.mark)
         try:
             await self.server.start()
@@ -120,7 +126,8 @@ class Platform:
         if self._demo_queues:
             await install(admin, _packaged("demo-queues.yaml"))
         await self._forget_other_nodes(admin)
-        for component in (*controllers(self.server.pages), *self._parts()):
+        policy = dataclasses.replace(POLICY, features=Features.under(self._gates))
+        for component in (*controllers(self.server.pages, policy), *self._parts()):
             await self._run(admin, component)
 
     async def _forget_other_nodes(self, admin: kube.Client) -> None:

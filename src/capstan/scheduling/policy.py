@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from capstan.allocation import Features
 from capstan.api.cron import Schedule
 from capstan.api.scheduling import NODE_POOL_LABEL, QUEUE_LABEL, SCHEDULER_NAME
 
@@ -90,6 +91,8 @@ class Policy:
     gpu_drivers: frozenset[str] = frozenset({"gpu.nvidia.com"})
     """DRA drivers whose allocated devices count as GPUs in quotas."""
     allocation_policy: Literal["best-fit", "kubernetes"] = "best-fit"
+    features: Features = field(default_factory=Features)
+    """Of Dynamic Resource Allocation, as the API server has them."""
 
     @property
     def scope(self) -> tuple[object, ...]:
@@ -103,6 +106,7 @@ class Policy:
             self.node_pool_label,
             self.queue_label,
             self.gpu_drivers,
+            self.features,
         )
 
     def serves(self, labels: Mapping[str, str]) -> bool:

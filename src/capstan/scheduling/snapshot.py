@@ -169,7 +169,8 @@ def capture(world: World, now: float, objects: Iterable[Object]) -> Moment:
 
 def restore(snapshot: Snapshot, policy: Policy | None = None) -> World:
     """The World of a snapshot, under its own policy or another. Raises InvalidSnapshot for what it cannot read."""
-    world = World(Inventory(), policy or policy_from(snapshot.policy))
+    policy = policy or policy_from(snapshot.policy)
+    world = World(Inventory(policy.features), policy)
     for obj in snapshot.objects:
         try:
             world.upsert(obj)

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from capstan.api import manifests
+from capstan.allocation import Features
+from capstan.api import feature_gates, manifests
 from capstan.scheduling import DefragmentWindow, Policy, durations
 from capstan.scheduling.policy import ACTIONS
 
@@ -60,6 +61,7 @@ class Settings(Strict):
     starving_after: str | None = None
     assumed_runtime: str = "1h"
     defragment: Defragment | None = None
+    feature_gates: str = ""
 
 
 class Mig(Strict):
@@ -231,7 +233,7 @@ class Scenario(Strict):
     dra: Dra | None = None
 
     def policy(self) -> Policy:
-        """The engine settings that the scenario asks for. Raises ValueError for a malformed duration."""
+        """The engine settings that the scenario asks for. Raises ValueError for a malformed duration or gate."""
         settings, placement = self.settings, self.settings.placement
         return Policy(
             actions=tuple(self.actions),
@@ -245,6 +247,7 @@ class Scenario(Strict):
             reserve_after=durations.seconds(settings.reserve_after),
             starving_after=durations.seconds(settings.starving_after) if settings.starving_after else None,
             assumed_runtime=durations.seconds(settings.assumed_runtime),
+            features=Features.under(feature_gates.parse(settings.feature_gates)),
             **_defragment(settings.defragment),
         )
 

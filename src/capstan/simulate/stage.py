@@ -56,7 +56,7 @@ class Stage:
         self.scenario = scenario
         self.policy = scenario.policy()
         self.now = START
-        self.world = World(Inventory(), self.policy)
+        self.world = World(Inventory(self.policy.features), self.policy)
         self.pods: dict[str, Document] = {}
         """task name -> Pod document"""
         self.claims: dict[tuple[str, str], Document] = {}
