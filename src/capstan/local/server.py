@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 
 _LONGEST_BURST_SECONDS = 30.0
 _LOOK_SECONDS = 0.02
+_LATE_SECONDS = 0.005
 Page = Callable[[str], Awaitable[tuple[bytes, str]]]
 """From an Accept header to a body and its content type."""
 _PROBES = frozenset({"/healthz", "/livez", "/readyz"})
@@ -125,16 +126,20 @@ class Server:
     async def calm(self) -> None:
         """Returns when no burst of pods is being bound or this thread has time to spare, and after
         `_LONGEST_BURST_SECONDS` in any case: what shares a processor with the control plane waits here, so that
-        scheduling goes first."""
+        scheduling goes first.
+
+        A burst is not over while this thread is busy: the pause between two bindings may be a long decision.
+        """
         loop = asyncio.get_running_loop()
         now, worked = loop.time(), time.thread_time()
         latest = now + _LONGEST_BURST_SECONDS
         spare = 0
-        while now < min(latest, self._subresources.burst.over) and spare < 2:
+        while now < latest and spare < (2 if now < self._subresources.burst.over else 1):
             await asyncio.sleep(_LOOK_SECONDS)
             before, worked_before = now, worked
             now, worked = loop.time(), time.thread_time()
-            busy = worked - worked_before > (now - before) / 2 or now - before > 2 * _LOOK_SECONDS
+            took = now - before
+            busy = worked - worked_before > took / 2 or took > _LOOK_SECONDS + _LATE_SECONDS
             spare = 0 if busy else spare + 1
 
     async def handle(self, request: Request) -> Response | Stream:

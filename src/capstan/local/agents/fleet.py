@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from itertools import count
@@ -76,7 +77,7 @@ class Fleet(kube.Controller[kube.Key]):
         super().__init__()
         self._client = client
         self._calm = calm
-        self._arrivals: list[kube.Key] = []
+        self._arrivals: deque[kube.Key] = deque()
         self._arrived = asyncio.Event()
         self._now = now
         self._kubelet_version = kubelet_version
@@ -274,14 +275,14 @@ class Fleet(kube.Controller[kube.Key]):
             self.queue.add(key)
 
     async def _take_arrivals(self) -> None:
-        """Hands new pods over to the agents, all that have come as soon as it is calm."""
+        """Hands new pods over to the agents, in portions: a burst may go on after a moment that seemed calm."""
         while self._calm is not None:
             await self._arrived.wait()
             await self._calm()
-            self._arrived.clear()
-            arrivals, self._arrivals = self._arrivals, []
-            for key in arrivals:
-                self.queue.add(key)
+            for _ in range(min(self.WORKERS, len(self._arrivals))):
+                self.queue.add(self._arrivals.popleft())
+            if not self._arrivals:
+                self._arrived.clear()
 
     async def reconcile(self, key: kube.Key) -> float | None:
         pod = self._pods.objects.get(key)
