@@ -68,7 +68,7 @@ async def test_it_is_not_calm_while_this_thread_is_busy() -> None:
 
     async def decide() -> None:
         while time.monotonic() < busy_until:
-            time.sleep(0.05)
+            time.sleep(0.05)  # noqa: ASYNC251
             await asyncio.sleep(0)
 
     work = asyncio.create_task(decide())
