@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from capstan import kube, local
-from capstan.api import manifests, resources
+from capstan import kube
+from capstan.api import resources
 from capstan.cli.blueprint import DIFFERENT, blueprint
 from capstan.controllers.blueprint_agent import BlueprintAgent
-from capstan.local import credentials
 
-ROOT = Path(__file__).parents[2]
-CRDS = ROOT / "src" / "capstan" / "api" / "crds"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+from served import Served
 
 BLUEPRINT = """
 apiVersion: platform.capstan.dev/v1alpha1
@@ -35,61 +33,14 @@ spec:
 """
 
 
-class Embedded:
-    """A served cluster; `edit` runs a coroutine of a client in its thread."""
-
-    def __init__(self, data_dir: Path) -> None:
-        self.kubeconfig = data_dir / "kubeconfig"
-        self._data_dir = data_dir
-        self._loop = asyncio.new_event_loop()
-        self._ready = threading.Event()
-        self._stop: asyncio.Event | None = None
-        self._client: kube.Client | None = None
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._run(),))
-
-    def __enter__(self) -> Embedded:
-        self._thread.start()
-        assert self._ready.wait(30)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._stop is not None
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(30)
-
-    def edit(self, act: Callable[[kube.Client], Any]) -> Any:
-        assert self._client is not None
-        return asyncio.run_coroutine_threadsafe(act(self._client), self._loop).result(30)
-
-    async def _run(self) -> None:
-        self._stop = asyncio.Event()
-        server = local.Server(self._data_dir)
-        await server.start()
-        async with local.serving(server) as url:
-            assert server.credentials is not None
-            credentials.write_kubeconfig(self.kubeconfig, url, server.credentials)
-            self._client = kube.Client(server.transport(), "kubectl-edit")
-            discovery = kube.Discovery(self._client)
-            for file in sorted(CRDS.glob("platform.capstan.dev_*.yaml")):
-                for definition in manifests.load_manifests(file.read_bytes(), file.name):
-                    resource = await discovery.resource(definition["apiVersion"], definition["kind"])
-                    await self._client.apply(resource, definition, force=True)
-            task = asyncio.create_task(BlueprintAgent(kube.Client(server.transport()), "local").run())
-            self._ready.set()
-            await self._stop.wait()
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-        await server.stop()
-
-
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Embedded]:
-    with Embedded(tmp_path / "state") as embedded:
+def cluster(tmp_path: Path) -> Iterator[Served]:
+    with Served(tmp_path / "state", lambda client: BlueprintAgent(client, "local")) as embedded:
         yield embedded
 
 
 @pytest.fixture
-def run(cluster: Embedded) -> Callable[..., Result]:
+def run(cluster: Served) -> Callable[..., Result]:
     def invoke(*arguments: str) -> Result:
         environment = {"KUBECONFIG": str(cluster.kubeconfig)}
         return CliRunner().invoke(blueprint, list(arguments), env=environment)
@@ -103,7 +54,7 @@ def write(folder: Path, version: str, size: int) -> str:
     return str(file)
 
 
-def test_from_plan_to_apply_to_drift_to_explain(cluster: Embedded, run: Callable[..., Result], tmp_path: Path) -> None:
+def test_from_plan_to_apply_to_drift_to_explain(cluster: Served, run: Callable[..., Result], tmp_path: Path) -> None:
     file = write(tmp_path, "1.0.0", 1)
 
     planned = run("plan", file, "--exit-code")
@@ -151,7 +102,7 @@ def test_a_published_version_cannot_be_changed(run: Callable[..., Result], tmp_p
     assert "raise spec.version" in refused.output
 
 
-def test_a_cluster_without_a_blueprint_and_an_unknown_one(cluster: Embedded, run: Callable[..., Result]) -> None:
+def test_a_cluster_without_a_blueprint_and_an_unknown_one(cluster: Served, run: Callable[..., Result]) -> None:
     assert run("drift", "mars").exit_code == 1
     cluster.edit(lambda client: client.create(resources.CLUSTERS, {"metadata": {"name": "local"}, "spec": {}}))
     result = run("explain", "local", "values", "size")

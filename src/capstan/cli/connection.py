@@ -67,7 +67,7 @@ def asynchronous(command: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, R]
             return asyncio.run(command(*args, **kwargs))
         except kube.Unavailable as error:
             raise click.ClickException(f"{error}; is the cluster running? `capstan up` starts one here") from error
-        except (kube.ApiError, kube.ConfigError, kube.UnknownKind) as error:
+        except (kube.ApiError, kube.ConfigError, kube.UnknownKind, kube.UnknownResource) as error:
             raise click.ClickException(str(error)) from error
 
     return run

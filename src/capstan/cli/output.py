@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,10 @@ from capstan.api import manifests
 if TYPE_CHECKING:
     from rich.padding import Padding
     from rich.table import Table
+
+
+_UNWRAPPED = 100_000
+"""Columns that no line reaches."""
 
 
 def machine(value: Any, output: str) -> None:
@@ -54,8 +59,13 @@ def hanging(markup: str) -> Padding:
 
 
 def show(*renderables: Any) -> None:
+    """Print for people. Into a file or a pipe nothing is wrapped, so that others find whole lines."""
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=False)
-    for renderable in renderables:
-        console.print(renderable)
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _UNWRAPPED
+    with console.capture() as printed:
+        for renderable in renderables:
+            console.print(renderable)
+    click.echo("\n".join(line.rstrip() for line in printed.get().split("\n")), nl=False)

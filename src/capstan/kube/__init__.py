@@ -24,12 +24,14 @@ from capstan.kube.errors import (
     Unavailable,
     Undecodable,
     UnknownKind,
+    UnknownResource,
     from_response,
     from_status,
     unreachable,
 )
 from capstan.kube.events import EventRecorder, reference
 from capstan.kube.leases import LeaderElector
+from capstan.kube.owners import owned
 from capstan.kube.transport import Document, Response, Token, Transport
 
 __all__ = [
@@ -64,6 +66,7 @@ __all__ = [
     "Unavailable",
     "Undecodable",
     "UnknownKind",
+    "UnknownResource",
     "Unstructured",
     "WatchEvent",
     "WorkQueue",
@@ -75,6 +78,7 @@ __all__ = [
     "identity",
     "in_cluster",
     "kubeconfig",
+    "owned",
     "reference",
     "unreachable",
 ]

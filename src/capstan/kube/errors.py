@@ -13,6 +13,7 @@ ApiError                 the server answered with a Status, or nothing usable ca
 └── Unavailable          5xx, or no answer at all (then the code is 503)
 ConfigError              a kubeconfig or service account that cannot be used
 UnknownKind              no served resource has this apiVersion and kind
+UnknownResource          no served resource is called so
 Undecodable              an object whose fields do not have the types of its API
 """
 
@@ -96,6 +97,14 @@ class UnknownKind(Exception):
     def __init__(self, api_version: str, kind: str) -> None:
         self.hint = "install its CustomResourceDefinition first, or correct apiVersion and kind"
         super().__init__(f"the API server serves no kind {kind!r} in {api_version!r}; {self.hint}")
+
+
+class UnknownResource(Exception):
+    """No served resource is called so."""
+
+    def __init__(self, name: str) -> None:
+        self.hint = "`kubectl api-resources` lists them"
+        super().__init__(f"the API server serves nothing called {name!r}; {self.hint}")
 
 
 class Undecodable(Exception):
