@@ -21,7 +21,6 @@ from capstan.allocation.pools import Device
 from capstan.allocation.result import allocation
 from capstan.allocation.score import BestFit
 from capstan.allocation.search import BudgetExhausted, Pick, Search
-from capstan.allocation.selectors import SelectorFailed
 from capstan.api.resource import ResourceClaim
 
 Policy = Literal["best-fit", "kubernetes"]
@@ -50,9 +49,8 @@ def allocate(
     """
     features = features or inventory.features
     devices = inventory.on_node(node)
-    search: Search | None = None
     try:
-        preparation = Preparation(inventory, devices, features)
+        preparation = Preparation(inventory, devices, features, patient=policy == "kubernetes")
         prepared: list[PreparedClaim] = []
         for claim in claims:
             held = inventory.allocation(claim.key)
@@ -78,8 +76,6 @@ def allocate(
     except BudgetExhausted as error:
         text = f"{error} on the node {node.name}; there may be one: simplify the constraints or raise the budget"
         return Refusal("BudgetExhausted", text, _first_key(claims), "", node.name, error.steps)
-    except SelectorFailed as error:
-        return Refusal("SelectorFailed", str(error), _first_key(claims), "", node.name, search.steps if search else 0)
 
 
 def _allocated(
@@ -120,14 +116,14 @@ def _check_depth(prepared: list[PreparedClaim]) -> None:
 
 
 def _too_few(prepared: list[PreparedClaim], devices: NodeDevices, policy: Policy) -> Refusal | None:
-    """The cheap no: a request none of whose alternatives has as many candidates as it needs. A failing selector that
-    `kubernetes` would reach before that request ends the attempt first, which only the search can tell."""
+    """The cheap no: a request none of whose alternatives has as many candidates as it needs. What would end the attempt
+    of `kubernetes` before that request is reached, only the search can tell."""
     for claim in prepared:
         for request in claim.requests:
+            if policy == "kubernetes" and any(option.fatal for option in request.alternatives):
+                return None
             if not any(_enough(option) for option in request.alternatives):
                 return _shortage(claim, request.alternatives, devices)
-            if policy == "kubernetes" and any(c.error for option in request.alternatives for c in option.candidates):
-                return None
     return _too_few_together(prepared, devices)
 
 
@@ -154,7 +150,7 @@ def _too_few_together(prepared: list[PreparedClaim], devices: NodeDevices) -> Re
 
 
 def _enough(option: Alternative) -> bool:
-    if option.unsatisfiable:
+    if option.blocked is not None:
         return False
     return bool(option.candidates) if option.every else len(option.candidates) >= option.count
 

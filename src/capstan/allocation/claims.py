@@ -13,7 +13,7 @@ from fractions import Fraction
 from capstan.allocation import capacity
 from capstan.allocation.constraints import Constraint, MatchAttribute, Values, build
 from capstan.allocation.inventory import Inventory, NodeDevices
-from capstan.allocation.model import AllocationError, ClaimKey, Features, InvalidClaim, Number, number
+from capstan.allocation.model import ClaimKey, Features, InvalidClaim, Number, SelectorError, number
 from capstan.allocation.pools import Consumption, Device
 from capstan.allocation.selectors import InvalidSelector, SelectorFailed, derived
 from capstan.allocation.uses import blocked, fits
@@ -21,7 +21,6 @@ from capstan.api.core import Toleration
 from capstan.api.quantity import InvalidQuantity
 from capstan.api.resource import (
     MAX_RESULTS,
-    DeviceDerivedAttribute,
     DeviceRequest,
     DeviceSelector,
     DeviceSubRequest,
@@ -38,7 +37,7 @@ Invalid = Callable[[str, str], InvalidClaim]
 MEBIBYTE = 1 << 20
 _MANY = 16
 _FRACTION = re.compile(r"[0-9]{1,10}/[1-9][0-9]{0,9}")
-_FOUND = ("candidates", "matched", "in_use", "tainted", "gated", "refused_by_capacity", "unsatisfiable")
+_FOUND = ("blocked", "candidates", "matched", "in_use", "tainted", "gated", "refused_by_capacity")
 
 
 class Candidate:
@@ -50,7 +49,7 @@ class Candidate:
         self,
         device: Device,
         takes: dict[str, Number] | None,
-        error: AllocationError | None,
+        error: SelectorError | None,
         derived: dict[str, Values] | None = None,
         drawn: Consumption = (),
     ) -> None:
@@ -61,7 +60,8 @@ class Candidate:
         self.derived = derived
         """Derived attributes by name (KEP-6080)."""
         self.takes = takes
-        """Capacity per name for a share; None to take the device as a whole."""
+        """Capacity per name for a share, which admin access gets without taking it; None for a device that is not
+        shared."""
         self.error = error
         """A selector failed on the device, so it may not be taken."""
 
@@ -72,6 +72,7 @@ class Alternative:
     __slots__ = (
         "admin",
         "base",
+        "blocked",
         "candidates",
         "class_name",
         "constraints",
@@ -84,7 +85,6 @@ class Alternative:
         "refused_by_capacity",
         "tainted",
         "tolerations",
-        "unsatisfiable",
     )
 
     def __init__(self, base: str, name: str, spec: ExactDeviceRequest | DeviceSubRequest) -> None:
@@ -99,8 +99,18 @@ class Alternative:
         self.constraints: list[Constraint] = []
         self.candidates: list[Candidate] = []
         self.matched = self.in_use = self.tainted = self.gated = self.refused_by_capacity = 0
-        self.unsatisfiable = False
-        """Allocation mode All, and one of the devices cannot be had."""
+        self.blocked: int | None = None
+        """Allocation mode All, and one of the devices cannot be had: the one after so many candidates."""
+
+    @property
+    def size(self) -> int:
+        """How many devices it takes, those included that cannot be had."""
+        return self.matched - self.refused_by_capacity if self.every else self.count
+
+    @property
+    def fatal(self) -> bool:
+        """Whether kube-scheduler's allocator may give up on reaching it, instead of trying something else."""
+        return (self.every and bool(self.constraints)) or any(candidate.error for candidate in self.candidates)
 
     @property
     def exclusive(self) -> bool:
@@ -141,12 +151,17 @@ class PreparedClaim:
 
 
 class Preparation:
-    """Prepares claims against what one node sees."""
+    """Prepares claims against what one node sees.
 
-    def __init__(self, inventory: Inventory, devices: NodeDevices, features: Features) -> None:
+    `patient`: selectors that fail and constraints that cannot hold for all devices are left for the search to find, as
+    kube-scheduler's allocator does, which may be satisfied before it gets there.
+    """
+
+    def __init__(self, inventory: Inventory, devices: NodeDevices, features: Features, *, patient: bool) -> None:
         self._inventory = inventory
         self._devices = devices
         self._features = features
+        self._patient = patient
         self._known: dict[Hashable, Alternative] = {}
         """What equal requests found already."""
 
@@ -158,7 +173,7 @@ class Preparation:
             built = build(constraint)
             if built is None:
                 text = f"constraint #{position} is of an unknown kind; use matchAttribute or distinctAttribute"
-                raise InvalidClaim("InvalidClaim", _about(key, "", text), key)
+                raise InvalidClaim("InvalidClaim", about(key, "", text), key)
             prepared.constraints.append(built)
         fraction = _fraction(claim)
         for request in spec.requests:
@@ -167,12 +182,12 @@ class Preparation:
                 for base, name, option in self._options(key, request)
             ]
             prepared.requests.append(Request(prepared, alternatives))
-            if len(alternatives) == 1 and alternatives[0].every:
+            if len(alternatives) == 1 and alternatives[0].every and not self._patient:
                 _check_all(alternatives[0], key)
-        least = sum(min(_size(alternative) for alternative in request.alternatives) for request in prepared.requests)
+        least = sum(min(alternative.size for alternative in request.alternatives) for request in prepared.requests)
         if least > MAX_RESULTS:
             text = f"asks for {least} devices, but one claim can hold {MAX_RESULTS}; split it into several claims"
-            raise InvalidClaim("TooManyDevices", _about(key, "", text), key)
+            raise InvalidClaim("TooManyDevices", about(key, "", text), key)
         return prepared
 
     def _options(
@@ -182,10 +197,10 @@ class Preparation:
             return [(request.name, request.name, request.exactly)]
         if not request.first_available:
             text = "has neither exactly nor firstAvailable"
-            raise InvalidClaim("InvalidClaim", _about(key, request.name, text), key, request.name)
+            raise InvalidClaim("InvalidClaim", about(key, request.name, text), key, request.name)
         if not self._features.prioritized_list:
             text = "has subrequests, but the feature DRAPrioritizedList is off"
-            raise InvalidClaim("InvalidClaim", _about(key, request.name, text), key, request.name)
+            raise InvalidClaim("InvalidClaim", about(key, request.name, text), key, request.name)
         return [(request.name, f"{request.name}/{option.name}", option) for option in request.first_available]
 
     def _alternative(
@@ -199,7 +214,7 @@ class Preparation:
         key = prepared.key
 
         def invalid(reason: str, text: str) -> InvalidClaim:
-            return InvalidClaim(reason, _about(key, name, text), key, name)
+            return InvalidClaim(reason, about(key, name, text), key, name)
 
         if spec.allocation_mode not in ("ExactCount", "All"):
             raise invalid(
@@ -216,6 +231,8 @@ class Preparation:
             raise invalid("InvalidClaim", "asks for admin access, but the feature DRAAdminAccess is off")
         if spec.capacity is not None and not self._features.consumable_capacity:
             raise invalid("InvalidClaim", "asks for capacity, but the feature DRAConsumableCapacity is off")
+        if spec.derived_attributes and not self._features.derived_attributes:
+            raise invalid("InvalidClaim", "has derived attributes, but the feature DRADerivedAttributes is off")
         if not alternative.every and alternative.count < 1:
             raise invalid("InvalidClaim", f"asks for {alternative.count} devices; the count must be at least 1")
         alternative.constraints = [c for c in prepared.constraints if c.covers(base, name)]
@@ -253,7 +270,8 @@ class Preparation:
             raise invalid("InvalidClaim", f"has an amount of capacity that cannot be read: {error}") from error
         expressions = self._inventory.expressions(spec.device_class_name, spec.selectors)
         tolerated = tuple((t.key, t.operator, t.value, t.effect) for t in spec.tolerations)
-        virtual = tuple((entry.name, entry.expression) for entry in spec.derived_attributes)
+        compared = {constraint.attribute for constraint in alternative.constraints}
+        virtual = tuple((e.name, e.expression) for e in spec.derived_attributes if e.name in compared)
         key = (
             *(expressions, spec.allocation_mode, alternative.admin, tuple(amounts.items())),
             *(tolerated, fraction, virtual),
@@ -263,16 +281,11 @@ class Preparation:
             for field in _FOUND:
                 setattr(alternative, field, getattr(known, field))
             return
-        if virtual and not self._features.derived_attributes:
-            raise invalid("InvalidClaim", "has derived attributes, but the feature DRADerivedAttributes is off")
-        try:
-            devices, errors = self._devices.matches(expressions)
-        except InvalidSelector as error:
-            raise invalid("InvalidSelector", str(error)) from error
+        devices, errors = self._devices.matches(expressions)
         for device in devices:
             failure = errors.get(device) if errors else None
-            if failure is not None and alternative.every:
-                raise invalid("SelectorFailed", str(failure))
+            if failure is not None and not self._tolerated(alternative, device, failure, invalid):
+                continue
             if device.binding and not self._features.binding_conditions:
                 continue
             if device.selects_node and not self._features.partitionable_devices:
@@ -280,15 +293,31 @@ class Preparation:
             if device.spec.consumes_counters and failure is None and not self._counters_usable(device):
                 alternative.matched += 1
                 alternative.gated += 1
-                alternative.unsatisfiable = alternative.unsatisfiable or alternative.every
+                self._block(alternative)
                 continue
             self._consider(alternative, device, failure, _wanted(device, amounts, fraction))
         if virtual:
-            _derive(alternative, spec.derived_attributes, invalid)
+            _derive(alternative, virtual, invalid)
         self._known[key] = alternative
 
+    def _tolerated(self, alternative: Alternative, device: Device, failure: SelectorError, invalid: Invalid) -> bool:
+        """Whether a device on which a selector failed counts as a candidate that cannot be taken. Raises InvalidClaim
+        where no other device can make up for it."""
+        if not self._patient:
+            if not device.scope.matches(self._devices.view):
+                return False
+            if isinstance(failure, InvalidSelector):
+                raise invalid(failure.reason, str(failure)) from failure
+        if alternative.every and not (device.binding and not self._features.binding_conditions):
+            raise invalid(failure.reason, str(failure)) from failure
+        return True
+
+    def _block(self, alternative: Alternative) -> None:
+        if alternative.every and alternative.blocked is None:
+            alternative.blocked = len(alternative.candidates)
+
     def _consider(
-        self, alternative: Alternative, device: Device, failure: AllocationError | None, wanted: Mapping[str, Number]
+        self, alternative: Alternative, device: Device, failure: SelectorError | None, wanted: Mapping[str, Number]
     ) -> None:
         use = None if alternative.admin else self._inventory.use(device)
         shared = device.multiple and self._features.consumable_capacity
@@ -303,7 +332,7 @@ class Preparation:
         if device.draws and not alternative.admin:
             drawn = self._drawn(device, wanted)
         elsewhere = [name for _, _, name in device.draws] if device.draws and self._draws else ()
-        if shared and not alternative.admin:
+        if shared:
             takes = self._consumption(device, wanted, elsewhere)
             roomy = takes is not None and (use is None or fits(device, use.consumed, takes))
         else:
@@ -312,12 +341,12 @@ class Preparation:
             alternative.refused_by_capacity += 1
         elif taken:
             alternative.in_use += 1
+            self._block(alternative)
         elif device.taints and self._features.device_taints and blocked(device.taints, alternative.tolerations):
             alternative.tainted += 1
+            self._block(alternative)
         else:
             alternative.candidates.append(Candidate(device, takes, None, drawn=drawn))
-        if alternative.every and (alternative.in_use or alternative.tainted):
-            alternative.unsatisfiable = True
 
     def _consumption(
         self, device: Device, wanted: Mapping[str, Number], elsewhere: Sequence[str]
@@ -365,23 +394,28 @@ def _check_all(alternative: Alternative, key: ClaimKey) -> None:
         added = 0
         for candidate in alternative.candidates:
             if not constraint.admits(candidate):
-                text = f"asks for all devices, but with {candidate.device.id} the constraint on {constraint.attribute}"
-                text = _about(key, alternative.name, f"{text} cannot hold; select fewer devices or drop the constraint")
-                raise InvalidClaim("InvalidClaim", text, key, alternative.name)
+                raise cannot_hold(key, alternative, candidate, constraint)
             constraint.add(candidate)
             added += 1
         for _ in range(added):
             constraint.remove()
 
 
-def _derive(alternative: Alternative, attributes: Sequence[DeviceDerivedAttribute], invalid: Invalid) -> None:
-    """Gives every candidate its derived attributes; where one fails, the device counts as one that a selector failed
-    on."""
+def cannot_hold(key: ClaimKey, alternative: Alternative, candidate: Candidate, constraint: Constraint) -> InvalidClaim:
+    """All devices are asked for, and a constraint keeps one of them out."""
+    text = f"asks for all devices, but with {candidate.device.id} the constraint on {constraint.attribute} cannot hold"
+    text = about(key, alternative.name, f"{text}; select fewer devices or drop the constraint")
+    return InvalidClaim("InvalidClaim", text, key, alternative.name)
+
+
+def _derive(alternative: Alternative, attributes: Sequence[tuple[str, str]], invalid: Invalid) -> None:
+    """Gives every candidate its derived attributes, each a name and an expression; where one fails, the device counts
+    as one that a selector failed on."""
     for candidate in alternative.candidates:
         if candidate.error is not None:
             continue
         try:
-            candidate.derived = {entry.name: derived(candidate.device, entry.expression) for entry in attributes}
+            candidate.derived = {name: derived(candidate.device, expression) for name, expression in attributes}
         except InvalidSelector as error:
             raise invalid("InvalidSelector", str(error)) from error
         except SelectorFailed as error:
@@ -397,10 +431,6 @@ def _wanted(device: Device, amounts: Mapping[str, Number], fraction: Fraction | 
     return {capacity.qualified(name, device.driver): amount for name, amount in amounts.items()} if amounts else amounts
 
 
-def _size(alternative: Alternative) -> int:
-    return alternative.matched - alternative.refused_by_capacity if alternative.every else alternative.count
-
-
 def _fraction(claim: ResourceClaim) -> Fraction | None:
     text = claim.metadata.annotations.get(FRACTION_ANNOTATION)
     if text is None:
@@ -408,7 +438,7 @@ def _fraction(claim: ResourceClaim) -> Fraction | None:
     fraction = Fraction(text) if _FRACTION.fullmatch(text) else Fraction(0)
     if not 0 < fraction < 1:
         message = f"the annotation {FRACTION_ANNOTATION} is {text!r}; write a fraction such as 1/2"
-        raise InvalidClaim("InvalidClaim", _about(claim.key, "", message), claim.key)
+        raise InvalidClaim("InvalidClaim", about(claim.key, "", message), claim.key)
     return fraction
 
 
@@ -421,6 +451,7 @@ def _part_of_memory(device: Device, fraction: Fraction) -> Mapping[str, Number]:
     return {key: MEBIBYTE}
 
 
-def _about(key: ClaimKey, request: str, text: str) -> str:
+def about(key: ClaimKey, request: str, text: str) -> str:
+    """The text with the claim and, if not empty, the request that it is about."""
     namespace, name = key
     return f"claim {namespace}/{name}, request {request}: {text}" if request else f"claim {namespace}/{name}: {text}"

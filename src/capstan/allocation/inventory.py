@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from capstan.allocation.holdings import Holdings
 from capstan.allocation.model import ClaimKey, Features, NodeView, Number, Problem, number
-from capstan.allocation.pools import Device, Errors, Pool, PoolKey, Scope, Shared
-from capstan.allocation.selectors import Expressions, InvalidSelector, Selectors
+from capstan.allocation.pools import Device, Errors, Pool, PoolKey, Scope, Shared, Slices
+from capstan.allocation.selectors import Expressions, Selectors
 from capstan.allocation.tables import Tables, memory
 from capstan.allocation.uses import Use, blocked, most, rooms, takes_another
 from capstan.api.core import Node, Toleration
@@ -39,33 +39,36 @@ _NO_LABELS: dict[str, str] = {}
 class NodeDevices:
     """What one node sees: its pools in allocation order, and the devices of each that it may use."""
 
-    __slots__ = ("_largest", "_local", "_selectors", "labels", "node", "pools")
+    __slots__ = ("_largest", "_mixed", "_selectors", "node", "pools", "view")
 
     def __init__(self, node: NodeView, pools: list[Pool], selectors: Selectors) -> None:
         self.node = node.name
-        self.labels = node.labels
+        self.view = node
         self.pools = pools
         self._selectors = selectors
         self._largest: Number | None = None
-        self._local = all(entry.spec.node_name == node.name for pool in pools for entry in pool.slices.values())
+        self._mixed = any(pool.mixed for pool in pools)
 
     @property
     def largest(self) -> Number:
         """The memory of the largest device in bytes, 0 if none publishes any."""
         if self._largest is None:
-            devices = (device for pool in self.pools for device in pool.devices.values())
+            devices = (device for pool in self.pools if pool.usable for device in pool.devices.values())
             self._largest = max(map(memory, devices), default=0)
         return self._largest
 
     def matches(self, expressions: Expressions) -> tuple[list[Device], Errors]:
         """Devices of all usable pools in allocation order that are selected or on which a selector failed, and the
-        failures. Not to be changed. Raises InvalidSelector."""
+        failures; these include devices of the same slices that the node does not see, because kube-scheduler looks at
+        selectors first. Not to be changed."""
         found = [self._selectors.matches(pool, expressions) for pool in self.pools]
-        if len(found) == 1 and self._local:
+        if len(found) == 1 and not self._mixed:
             return found[0]
-        view = NodeView(self.node, self.labels)
-        devices = [d for some, _ in found for d in some if d.scope.name == self.node or d.scope.matches(view)]
-        return devices, {device: error for _, errors in found for device, error in errors.items()}
+        errors = {device: error for _, errors in found for device, error in errors.items()}
+        devices = [device for some, _ in found for device in some]
+        if self._mixed:
+            devices = [device for device in devices if device in errors or device.scope.matches(self.view)]
+        return devices, errors
 
 
 class Inventory:
@@ -78,7 +81,7 @@ class Inventory:
         self.tables = Tables()
         self._shared = Shared()
         self._slices: dict[str, ResourceSlice] = {}
-        self._pools: dict[PoolKey, Pool] = {}
+        self._pools: dict[PoolKey, Slices] = {}
         self._local: dict[str, dict[PoolKey, int]] = {}
         """Per node name, how many slices of which pool name that node."""
         self._wide: dict[PoolKey, int] = {}
@@ -144,8 +147,8 @@ class Inventory:
         key = (entry.spec.driver, entry.spec.pool.name)
         pool = self._pools.get(key)
         if pool is None:
-            pool = self._pools[key] = Pool(key, self.features)
-        pool.slices[entry.metadata.name] = entry
+            pool = self._pools[key] = Slices(key, self.features)
+        pool.all[entry.metadata.name] = entry
         pool.invalidate()
         node = entry.spec.node_name
         seen_by = self._wide if not node else self._local.setdefault(node, {})
@@ -158,18 +161,18 @@ class Inventory:
             return
         key = (entry.spec.driver, entry.spec.pool.name)
         pool, node = self._pools[key], entry.spec.node_name
-        del pool.slices[name]
+        del pool.all[name]
         pool.invalidate()
         self._pool_changed(pool, node)
         seen_by = self._wide if not node else self._local[node]
         seen_by[key] -= 1
         if not seen_by[key]:
             del seen_by[key]
-        if not pool.slices:
+        if not pool.all:
             del self._pools[key]
             self._holdings.drop(key)
 
-    def _pool_changed(self, pool: Pool, node: str | None) -> None:
+    def _pool_changed(self, pool: Slices, node: str | None) -> None:
         if not node or pool.key in self._wide:
             self._nodes.clear()
             self._free.clear()
@@ -177,7 +180,7 @@ class Inventory:
             self._note_freed(_ANY_NODE)
         else:
             self._forget_node(node)
-            for entry in pool.slices.values():
+            for entry in pool.all.values():
                 if entry.spec.node_name != node:
                     self._forget_node(entry.spec.node_name or "")
 
@@ -201,7 +204,7 @@ class Inventory:
             for (driver, name), pool in self._pools.items():
                 if selector.driver in (None, driver) and selector.pool in (None, name):
                     pool.invalidate()
-                    for node in {entry.spec.node_name for entry in pool.slices.values()}:
+                    for node in {entry.spec.node_name for entry in pool.all.values()}:
                         self._pool_changed(pool, node)
 
     # Decisions
@@ -235,7 +238,7 @@ class Inventory:
             if freed:
                 self._note_freed(_ANY_NODE)
             return
-        for node in {entry.spec.node_name or "" for entry in pool.slices.values()}:
+        for node in {entry.spec.node_name or "" for entry in pool.all.values()}:
             self._free.pop(node, None)
             if freed:
                 self._note_freed(node)
@@ -248,11 +251,36 @@ class Inventory:
         log.append(node)
 
     def _ready_pool(self, key: PoolKey) -> Pool | None:
-        pool = self._pools.get(key)
-        if pool is not None and pool.assemble(self._shared):
-            self._taint(pool)
-            self._holdings.recount(pool)
-        return pool
+        """The pool that all its slices make."""
+        slices = self._pools.get(key)
+        if slices is None:
+            return None
+        if slices.whole is None:
+            slices.whole = slices.together(self._shared)
+            self._taint(slices.whole)
+            self._holdings.recount(slices.whole)
+        return slices.whole
+
+    def _pool_on(self, node: NodeView, key: PoolKey) -> Pool | None:
+        """The pool that the slices make which the node sees; None if it sees none that counts."""
+        slices, whole = self._pools[key], self._ready_pool(key)
+        assert whole is not None
+        if key not in self._wide and self._local[node.name][key] == len(slices.all):
+            return whole
+        seen = [entry for entry in slices.all.values() if _sees(node, entry)]
+        if not seen or len(seen) == len(slices.all):
+            return whole if seen else None
+        names = tuple(entry.metadata.name for entry in seen)
+        if names not in slices.parts:
+            part = slices.part(seen, self._shared)
+            if part is not None and any(
+                part.counters[name].keys() != whole.counters.get(name, {}).keys() for name in part.counters
+            ):
+                part = None  # what is left of its counters nobody can know
+            if part is not None:
+                self._taint(part)
+            slices.parts[names] = part
+        return slices.parts[names]
 
     def _taint(self, pool: Pool) -> None:
         if not self.features.device_taint_rules:
@@ -282,12 +310,14 @@ class Inventory:
     def on_node(self, node: NodeView) -> NodeDevices:
         """The pools and devices that the node sees."""
         known = self._nodes.get(node.name)
-        if known is not None and (known.labels is node.labels or not self._wide or known.labels == node.labels):
+        if known is not None and (
+            not self._wide or known.view.labels is node.labels or known.view.labels == node.labels
+        ):
             return known
         pools = []
         for key in {**self._local.get(node.name, {}), **self._wide}:
-            pool = self._ready_pool(key)
-            if pool is not None and _seen(pool, node):
+            pool = self._pool_on(node, key)
+            if pool is not None:
                 pools.append(pool)
         pools.sort(key=lambda pool: (pool.late, pool.key))
         known = self._nodes[node.name] = NodeDevices(node, pools, self.selectors)
@@ -314,11 +344,14 @@ class Inventory:
     def device(self, driver: str, pool: str, name: str) -> Device | None:
         """The published device; None if it is not published, or not in a usable pool."""
         found = self._ready_pool((driver, pool))
-        return found.devices.get(name) if found else None
+        return found.devices.get(name) if found and found.usable else None
 
     def pool(self, key: PoolKey) -> Pool:
-        """A pool that `on_node` has shown. Raises KeyError."""
-        return self._pools[key]
+        """A pool as all its slices make it. Raises KeyError."""
+        self._ready_pool(key)
+        pool = self._pools[key].whole
+        assert pool is not None
+        return pool
 
     def left(self, pool: PoolKey) -> dict[str, dict[str, Number]]:
         """Remaining counters of each set; below zero if a driver shrank a set that is in use."""
@@ -340,10 +373,7 @@ class Inventory:
         if class_name not in self.classes:
             return []
         node = self.on_node(NodeView(node_name, self._labels.get(node_name, _NO_LABELS)))
-        try:
-            found, errors = node.matches(self.expressions(class_name, selectors))
-        except InvalidSelector:
-            return []
+        found, errors = node.matches(self.expressions(class_name, selectors))
         return [device for device in found if device not in errors]
 
     def published(self, node_name: str) -> list[Device]:
@@ -359,10 +389,7 @@ class Inventory:
         pool = self._ready_pool(key)
         if pool is None or class_name not in self.classes:
             return []
-        try:
-            found, errors = self.selectors.matches(pool, self.expressions(class_name, selectors))
-        except InvalidSelector:
-            return []
+        found, errors = self.selectors.matches(pool, self.expressions(class_name, selectors))
         return [device for device in found if device not in errors]
 
     def free(self, node_name: str, class_name: str, tolerations: Sequence[Toleration] = ()) -> int:
@@ -392,10 +419,7 @@ class Inventory:
         if class_name not in self.classes:
             return 0
         node = self.on_node(NodeView(node_name, self._labels.get(node_name, _NO_LABELS)))
-        try:
-            devices, errors = node.matches(self.expressions(class_name, selectors))
-        except InvalidSelector:
-            return 0
+        devices, errors = node.matches(self.expressions(class_name, selectors))
         count = 0
         for device in devices:
             if device.consumption or device.draws:
@@ -418,11 +442,8 @@ class Inventory:
     def _count(self, node_name: str, class_name: str, tolerations: list[Toleration], *, in_use: bool) -> int:
         if class_name not in self.classes:
             return 0
-        try:
-            node = self.on_node(NodeView(node_name, self._labels.get(node_name, _NO_LABELS)))
-            devices, errors = node.matches(self.expressions(class_name))
-        except InvalidSelector:
-            return 0
+        node = self.on_node(NodeView(node_name, self._labels.get(node_name, _NO_LABELS)))
+        devices, errors = node.matches(self.expressions(class_name))
         total = 0
         partitions: dict[tuple[PoolKey, str], list[Device]] = {}
         uses = self._holdings.uses if in_use else {}
@@ -437,7 +458,7 @@ class Inventory:
             else:
                 partitions.setdefault((device.pool, device.consumption[0][0]), []).append(device)
         for (key, name), members in partitions.items():
-            left = self._holdings.left(key) if in_use else self._pools[key].counters
+            left = self._holdings.left(key) if in_use else self.pool(key).counters
             fitting = [
                 device
                 for device in members
@@ -477,15 +498,16 @@ class Inventory:
         return self._holdings.dump()
 
 
-def _seen(pool: Pool, node: NodeView) -> bool:
-    """Whether the node may see any device of the pool, or counters that are not local to another node. A pool with an
+def _sees(node: NodeView, entry: ResourceSlice) -> bool:
+    """Whether the node may see any device of the slice, or counters that are not local to another node. One with an
     unreadable selector counts as seen: somebody must be told."""
+    spec = entry.spec
+    if spec.shared_counters and not spec.node_name:
+        return True
     try:
         return any(
-            Scope(seen.node_name, seen.node_selector, bool(seen.all_nodes)).matches(node)
-            or (bool(entry.spec.shared_counters) and not entry.spec.node_name)
-            for entry in pool.current()
-            for seen in (entry.spec.devices if entry.spec.per_device_node_selection else (entry.spec,))
+            Scope(place.node_name, place.node_selector, bool(place.all_nodes)).matches(node)
+            for place in (spec.devices if spec.per_device_node_selection else (spec,))
         )
     except InvalidNodeSelector:
         return True

@@ -51,7 +51,7 @@ def hopeful(current: Current | None, ahead: Sequence[Request], possible: Possibl
     for request in ahead:
         ways = []
         for option in request.alternatives:
-            if not option.unsatisfiable:
+            if option.blocked is None:
                 key = (id(option.candidates), request.claim.index, *map(id, option.constraints))
                 found = known.get(key)
                 if found is None:

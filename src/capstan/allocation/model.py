@@ -186,6 +186,12 @@ class InvalidClaim(AllocationError):
         self.request = request
 
 
+class SelectorError(AllocationError):
+    """A selector cannot be evaluated on a device; `reason` is the reason of a refusal because of it."""
+
+    reason = ""
+
+
 class StaleMark(AllocationError):
     """the mark {mark} is no longer valid: facts from the cluster arrived after it was taken"""
 

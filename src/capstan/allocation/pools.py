@@ -2,18 +2,20 @@
 
 One pool is all slices of one driver with one pool name. Only the highest generation counts, only a complete one is
 allocated from, and one that contradicts itself is reported and ignored (KEP-4381; the order is kube-scheduler's:
-driver and pool name, then slice name, then position in the slice, with pools and slices that have binding conditions
-last).
+driver and pool name, then slice name, then position in the slice, with pools that have binding conditions last). A
+node that sees only some of the slices judges the pool by those: whether it is complete, whose devices are unique, and
+whether it has binding conditions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from capstan.allocation.capacity import qualified
-from capstan.allocation.model import AllocationError, DeviceId, Features, NodeView, Number, Problem, number
+from capstan.allocation.model import DeviceId, Features, NodeView, Number, Problem, SelectorError, number
 from capstan.api import resource
 from capstan.api.core import Quantity, Taint
 from capstan.api.quantity import InvalidQuantity
@@ -35,7 +37,7 @@ Draw = tuple[str, str, str]
 AttributeValue = tuple[str, object]
 """An attribute's value with its type, so that the string "1" and the version "1" differ."""
 
-Errors = dict["Device", AllocationError]
+Errors = dict["Device", SelectorError]
 """Devices on which a selector failed, which therefore are neither selected nor rejected."""
 
 
@@ -189,36 +191,87 @@ def values(attribute: DeviceAttribute) -> frozenset[AttributeValue]:
     return frozenset()
 
 
+class Slices:
+    """All slices of one pool, with the pools that they make for the nodes that see all of them, or some."""
+
+    __slots__ = ("_features", "all", "key", "parts", "whole")
+
+    def __init__(self, key: PoolKey, features: Features) -> None:
+        self.key = key
+        self._features = features
+        self.all: dict[str, ResourceSlice] = {}
+        self.whole: Pool | None = None
+        self.parts: dict[tuple[str, ...], Pool | None] = {}
+        """By the names of the slices that are seen."""
+
+    def invalidate(self) -> None:
+        self.whole = None
+        self.parts.clear()
+
+    def together(self, shared: Shared) -> Pool:
+        """The pool that all slices make."""
+        current = _newest(list(self.all.values()))
+        complete = bool(current) and current[0].spec.pool.resource_slice_count == len(current)
+        return Pool(self.key, current, (), complete, shared, self._features)
+
+    def part(self, seen: list[ResourceSlice], shared: Shared) -> Pool | None:
+        """The pool that these make for a node that sees no others; None for slices that are about to be deleted."""
+        current = _newest(seen)
+        generation, count = current[0].spec.pool.generation, current[0].spec.pool.resource_slice_count
+        if len(current) == count:  # whatever other nodes see
+            return Pool(self.key, current, (), True, shared, self._features)
+        rest = [entry for entry in self.all.values() if entry.spec.pool.generation >= generation]
+        if any(entry.spec.pool.generation > generation for entry in rest):
+            return None
+        names = {entry.metadata.name for entry in current}
+        others = [entry for entry in rest if entry.metadata.name not in names]
+        return Pool(self.key, current, others, len(rest) == count, shared, self._features)
+
+
+def _newest(slices: list[ResourceSlice]) -> list[ResourceSlice]:
+    """The slices of the newest generation by name; older ones are about to be deleted."""
+    if len(slices) < 2:
+        return slices
+    newest = max(entry.spec.pool.generation for entry in slices)
+    return sorted((e for e in slices if e.spec.pool.generation == newest), key=lambda e: e.metadata.name)
+
+
 class Pool:
-    """The slices of one pool and, put together on first use, its devices and counters."""
+    """Slices put together: the devices of those that are seen, and the counters of all. Only a `usable` one is
+    allocated from; what is known of others counts for the claims that hold their devices."""
 
     __slots__ = (
-        "_assembled",
         "complete",
         "counters",
         "devices",
         "driver",
-        "features",
         "late",
         "matched",
+        "mixed",
         "name",
         "offers",
         "problem",
-        "slices",
         "tables",
     )
 
-    def __init__(self, key: PoolKey, features: Features) -> None:
+    def __init__(
+        self,
+        key: PoolKey,
+        seen: Sequence[ResourceSlice],
+        others: Sequence[ResourceSlice],
+        complete: bool,
+        shared: Shared,
+        features: Features,
+    ) -> None:
         self.driver, self.name = key
-        self.features = features
-        self.slices: dict[str, ResourceSlice] = {}
-        self._assembled = False
-        self.complete = False
+        self.complete = complete
         self.problem: Problem | None = None
         self.late = False
         """Has a device with binding conditions; such pools come last."""
+        self.mixed = False
+        """Devices say themselves which nodes see them."""
         self.devices: dict[str, Device] = {}
-        """By name, in allocation order. Empty when the pool is incomplete or has a problem."""
+        """By name, in allocation order, each the first of its name."""
         self.counters: dict[str, dict[str, Number]] = {}
         """What each counter set declares."""
         self.offers: dict[str, dict[str, Counter]] = {}
@@ -227,45 +280,34 @@ class Pool:
         """Devices that a list of selectors selects, or on which one fails: a cache for `selectors`."""
         self.tables: tuple[Number, dict[str, Table]] | None = None
         """Fragmentation tables per counter set: a cache for `score`."""
+        try:
+            self._read(seen, others, shared, features)
+        except (_Contradiction, InvalidQuantity, InvalidSelector) as error:
+            self._report(str(error), (*seen, *others))
+            self.devices, self.counters = {}, {}
 
     @property
     def key(self) -> PoolKey:
         return (self.driver, self.name)
 
-    def current(self) -> list[ResourceSlice]:
-        """The slices of the newest generation; older ones are about to be deleted."""
-        if len(self.slices) == 1:
-            return list(self.slices.values())
-        newest = max((entry.spec.pool.generation for entry in self.slices.values()), default=0)
-        return [entry for entry in self.slices.values() if entry.spec.pool.generation == newest]
+    @property
+    def usable(self) -> bool:
+        return self.complete and self.problem is None
 
-    def invalidate(self) -> None:
-        self._assembled = False
-
-    def assemble(self, shared: Shared) -> bool:
-        """Puts the current slices together; False if that was done already."""
-        if self._assembled:
-            return False
-        self._assembled = True
-        self.devices, self.counters, self.offers, self.matched, self.tables = {}, {}, {}, {}, None
-        self.problem, self.late = None, False
-        current = self.current()
-        self.complete = bool(current) and all(entry.spec.pool.resource_slice_count == len(current) for entry in current)
+    def _report(self, reason: str, slices: Sequence[ResourceSlice]) -> None:
+        """What is wrong with a pool that is being updated may be right once the driver is done."""
         if not self.complete:
-            return True
-        try:
-            self._read(current, shared)
-        except (_Contradiction, InvalidQuantity, InvalidSelector) as error:
-            names = tuple(sorted(entry.metadata.name for entry in current))
-            self.problem = Problem(self.driver, self.name, str(error), names)
-            self.devices, self.counters = {}, {}
-        return True
+            return
+        names = tuple(sorted(entry.metadata.name for entry in slices))
+        self.problem = self.problem or Problem(self.driver, self.name, reason, names)
 
-    def _read(self, slices: list[ResourceSlice], shared: Shared) -> None:
+    def _read(
+        self, seen: Sequence[ResourceSlice], others: Sequence[ResourceSlice], shared: Shared, features: Features
+    ) -> None:
         key = self.key
         attributes: dict[bytes, dict[str, DeviceAttribute]] = {}
         shared.bound()
-        for entry in slices:
+        for entry in (*seen, *others):
             for declared in entry.spec.shared_counters:
                 if declared.name in self.counters:
                     raise _Contradiction(f"the counter set {declared.name} is declared twice")
@@ -274,18 +316,19 @@ class Pool:
                     for name, counter in declared.counters.items()
                 }
         devices, driver = self.devices, self.driver
-        if len(slices) > 1:
-            slices = sorted(slices, key=lambda e: (_has_binding(e), e.metadata.name))
-        for entry in slices:
+        for entry in seen:
             spec = entry.spec
             _check_selector(spec.node_selector)
             place = None
-            if not spec.per_device_node_selection:
+            if spec.per_device_node_selection:
+                self.mixed = True
+            else:
                 place = Scope(spec.node_name, spec.node_selector, bool(spec.all_nodes))
             for device in spec.devices:
                 if device.name in devices:
-                    raise _Contradiction(f"the device {device.name} is published twice")
-                if not self.features.list_attributes:
+                    self._report(f"the device {device.name} is published twice", seen)
+                    continue
+                if not features.list_attributes:
                     device = _without_lists(device)
                 consumption, draws = shared.share(device, driver, attributes)
                 if consumption or draws:
@@ -306,10 +349,14 @@ class Pool:
                 )
                 if device.binding_conditions:
                     self.late = True
-        for entry in slices:
+        for entry in others:
+            for device in entry.spec.devices:
+                self._check_consumption(device.name, _consumption(device), _draws(device, driver))
+        for entry in (*seen, *others):
             for declared in entry.spec.shared_counters:
                 self.offers[declared.name] = declared.counters
-            if entry.spec.partition_type_attribute and self.features.partition_types:
+        for entry in seen:
+            if entry.spec.partition_type_attribute and features.partition_types:
                 self._check_types(entry.spec.partition_type_attribute, entry.spec.devices)
 
     def _check_consumption(self, device: str, consumption: Consumption, draws: tuple[Draw, ...]) -> None:
@@ -384,10 +431,6 @@ def _offered(offer: DeviceCapacity | Counter, what: str) -> Number:
         for amount in (*policy.valid_values, *(limit for limit in limits if limit is not None)):
             _amount(amount, what)
     return _amount(offer.value, what)
-
-
-def _has_binding(entry: ResourceSlice) -> bool:
-    return any(device.binding_conditions for device in entry.spec.devices)
 
 
 def _consumption(device: resource.Device) -> Consumption:

@@ -7,6 +7,10 @@ candidates in allocation order and ends at the first solution, which is the one 
 - after the first failed branch, of interchangeable devices only one is tried (symmetry.py);
 - a state that an interchangeable one has been searched from is not searched from again;
 - after a few failed branches, bounds on the requests ahead are checked before each step (lookahead.py).
+
+kube-scheduler's allocator gives up where a selector fails on a device that it looks at, and where a constraint keeps it
+from taking all devices of a request for all. `first` does the same, and prunes nothing where that may happen: what is
+pruned has no solution, but it may have the failure that is to come first.
 """
 
 from __future__ import annotations
@@ -14,10 +18,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple, Protocol
 
-from capstan.allocation.claims import Alternative, Candidate, PreparedClaim, Request
+from capstan.allocation.claims import Alternative, Candidate, PreparedClaim, Request, about, cannot_hold
 from capstan.allocation.inventory import Inventory
 from capstan.allocation.lookahead import hopeful
-from capstan.allocation.model import AllocationError, Features, Number
+from capstan.allocation.model import AllocationError, Features, InvalidClaim, Number, SelectorError
 from capstan.allocation.pools import Consumption, Device, PoolKey
 from capstan.allocation.symmetry import Reader, Symmetry
 from capstan.allocation.uses import fits, groups
@@ -88,7 +92,8 @@ class Search:
         """The devices taken so far, in order."""
         self.steps = 0
         self.proven = True
-        self.selector_error: AllocationError | None = None
+        self.selector_error: SelectorError | None = None
+        """Why `best` has passed over a device."""
         self._budget = budget
         self._limit = budget
         self._cost = cost
@@ -100,6 +105,7 @@ class Search:
         """(claim, with admin access) of the picks that took a device as a whole."""
         self._shares: dict[Device, list[dict[str, Number]]] = {}
         self._left: dict[tuple[PoolKey, str], dict[str, Number]] = {}
+        self._below: dict[PoolKey, bool] = {}
         self._total = 0
         self._best: list[Pick] | None = None
         self._best_total = 0
@@ -107,11 +113,14 @@ class Search:
         self._symmetry: Symmetry | None = None
         self._numbers: dict[Hashable, int] = {}
         self._seen: dict[tuple[int, ...], int] = {}
+        self._first = cost is None
+        self._plain = self._first and any(option.fatal for request in self.requests for option in request.alternatives)
+        """Nothing is pruned."""
         self._any_admin = any(option.admin for request in self.requests for option in request.alternatives)
 
     def first(self) -> list[Pick] | None:
-        """The first solution in allocation order, None if there is none. Raises BudgetExhausted and a selector's
-        failure."""
+        """The first solution in allocation order, None if there is none. Raises BudgetExhausted, and InvalidClaim where
+        kube-scheduler's allocator would give up."""
         return self.picks if self._run() else None
 
     def best(self) -> list[Pick] | None:
@@ -148,8 +157,8 @@ class Search:
         if choosing and self._symmetry is not None and self._seen_before(index, -1, 0, self._states(request)):
             return False
         for position, alternative in enumerate(request.alternatives):
-            size = len(alternative.candidates) if alternative.every else alternative.count
-            if alternative.unsatisfiable or not size or self._sizes[request.claim.index] + size > MAX_RESULTS:
+            size = alternative.size
+            if not size or self._sizes[request.claim.index] + size > MAX_RESULTS:
                 continue
             rank = self._cost.rank(position) if self._cost else 0
             self._total += rank
@@ -174,13 +183,19 @@ class Search:
     def _all(self, index: int, alternative: Alternative) -> bool:
         self._step()
         request, taken = self.requests[index], 0
-        for candidate in alternative.candidates:
-            if not self.possible(request, alternative, candidate):
+        wanted = alternative.candidates[: alternative.blocked]
+        for candidate in wanted:
+            if not self._available(request, alternative, candidate):
+                break
+            unsuited = next((c for c in alternative.constraints if not c.admits(candidate)), None)
+            if unsuited is not None and self._first:
+                raise cannot_hold(request.claim.key, alternative, candidate, unsuited)
+            if unsuited is not None or not self._has_room(alternative, candidate):
                 break
             cost, parts = self._cost.of(self, alternative, candidate) if self._cost else (0, ())
             self._take(Pick(request, alternative, candidate, len(alternative.candidates), cost, parts))
             taken += 1
-        if taken == len(alternative.candidates) and self._request(index + 1):
+        if taken == len(wanted) and alternative.blocked is None and self._request(index + 1):
             return True
         for _ in range(taken):
             self._undo()
@@ -200,7 +215,7 @@ class Search:
             if self._seen_before(index, position, need, states):
                 return False
         options = self._options(request, alternative, banned)
-        erring = self._cost is None and any(candidate.error for _, candidate, _ in options)
+        erring = self._first and any(candidate.error for _, candidate, _ in options)
         if not erring and (len(options) < need or not self._hopeful(index, alternative, need, banned)):
             return self._fail()
         excluded: list[Device] = []
@@ -208,12 +223,12 @@ class Search:
         symmetry, done = self._symmetry, False
         floor = self._floor(index, alternative, need - 1) if self._cost is not None else 0
         for tried, (cost, candidate, parts) in enumerate(options):
-            if len(options) - tried < need:
+            if len(options) - tried < need and not erring:
                 break  # devices are taken in order, so those before are out of the question
             if self._best is not None and self._total + cost + floor >= self._best_total:
                 break
             device = candidate.device
-            if excluded:
+            if excluded and not self._plain:
                 if symmetry is None or symmetry is not self._symmetry:
                     states, symmetry = self._states(request), self._symmetry
                     failed = {self._kind(other, states) for other in excluded}
@@ -238,7 +253,7 @@ class Search:
 
     def _fail(self) -> bool:
         self._failures += 1
-        if self._failures == LOOK_AHEAD_AFTER and self._best is None:
+        if self._failures == LOOK_AHEAD_AFTER and self._best is None and not self._plain:
             raise _Restart
         return False
 
@@ -301,7 +316,7 @@ class Search:
         return False
 
     def _hopeful(self, index: int, alternative: Alternative, need: int, banned: set[Device]) -> bool:
-        if self._failures < LOOK_AHEAD_AFTER or self._best is not None:
+        if self._failures < LOOK_AHEAD_AFTER or self._best is not None or self._plain:
             return True
         current = (c for c in alternative.reachable() if c.device not in banned)
         return hopeful(
@@ -317,8 +332,9 @@ class Search:
             if candidate.device in banned:
                 continue
             if candidate.error is not None:
-                self.selector_error = candidate.error
-                if self._cost is None:
+                if not self._first:
+                    self.selector_error = candidate.error
+                elif not self._held(request, alternative, candidate):
                     options.append((0, candidate, ()))
                 continue
             if not self.possible(request, alternative, candidate):
@@ -347,38 +363,56 @@ class Search:
         for constraint in alternative.constraints:
             if not constraint.admits(candidate):
                 return False
-        device, claim = candidate.device, request.claim.index
-        if candidate.takes is None:
-            holders = self._holders.get(device)
-            shared = device.multiple and self._sharing
-            if holders and not shared and self._conflict(holders, claim, alternative.admin):
-                return False
-        elif device in self._shares and not self._has_room(candidate):
+        return self._available(request, alternative, candidate) and self._has_room(alternative, candidate)
+
+    def _available(self, request: Request, alternative: Alternative, candidate: Candidate) -> bool:
+        device = candidate.device
+        if self._held(request, alternative, candidate):
             return False
-        if not alternative.admin and (device.consumption or candidate.drawn):
+        if alternative.admin or not device.spec.consumes_counters:
+            return True
+        if device.consumption or candidate.drawn:
+            if self._first and self._overdrawn(device) and not self._in_use(device):
+                return False
             for name, taken in self._charged(candidate):
                 left = self.left(device.pool, name)
                 if any(left[counter] < amount for counter, amount in taken):
                     return False
-        if self._groups and device.spec.consumes_counters and not alternative.admin:
-            return self._in_use(device) or self._compatible(device)
-        return True
+        return not self._groups or self._in_use(device) or self._compatible(device)
+
+    def _held(self, request: Request, alternative: Alternative, candidate: Candidate) -> bool:
+        """Whether a pick keeps the device from others."""
+        holders = self._holders.get(candidate.device)
+        if not holders or (candidate.device.multiple and self._sharing):
+            return False
+        return self._conflict(holders, request.claim.index, alternative.admin)
 
     def _conflict(self, holders: list[tuple[int, bool]], claim: int, admin: bool) -> bool:
         """A device is taken once, except that claims with admin access do not keep other claims from it.
         kube-scheduler's allocator lets them, when they come first; `first` does as it does."""
         if admin:
             return any(holder == claim for holder, _ in holders)
-        return self._cost is None or any(holder == claim or not by_admin for holder, by_admin in holders)
+        return self._first or any(holder == claim or not by_admin for holder, by_admin in holders)
 
-    def _has_room(self, candidate: Candidate) -> bool:
+    def _has_room(self, alternative: Alternative, candidate: Candidate) -> bool:
+        """Whether a shared device has what the candidate takes beside the shares of other picks."""
+        if alternative.admin or candidate.takes is None or candidate.device not in self._shares:
+            return True
         use = self.inventory.use(candidate.device)
         used = dict(use.consumed) if use else {}
         for share in self._shares[candidate.device]:
             for name, amount in share.items():
                 used[name] = used.get(name, 0) + amount
-        assert candidate.takes is not None
         return fits(candidate.device, used, candidate.takes)
+
+    def _overdrawn(self, device: Device) -> bool:
+        """Whether a counter of the pool is below zero because a driver shrank a set that is in use. kube-scheduler's
+        allocator then takes nothing of the pool that consumes counters."""
+        found = self._below.get(device.pool)
+        if found is None:
+            sets = self.inventory.left(device.pool).values()
+            found = self._below[device.pool] = any(amount < 0 for left in sets for amount in left.values())
+        return found
 
     def _in_use(self, device: Device) -> bool:
         """A shared device takes its counters once, however many shares it has."""
@@ -412,12 +446,13 @@ class Search:
 
     def _take(self, pick: Pick) -> None:
         candidate, alternative = pick.candidate, pick.alternative
-        if candidate.error is not None:
-            raise candidate.error
         device = candidate.device
+        if candidate.error is not None:
+            key, error = pick.request.claim.key, candidate.error
+            raise InvalidClaim(error.reason, about(key, alternative.name, str(error)), key, alternative.name)
         if not alternative.admin and (device.consumption or candidate.drawn):
             self._charge(device.pool, self._charged(candidate), 1)
-        if candidate.takes is None:
+        if candidate.takes is None or alternative.admin:
             self._holders.setdefault(device, []).append((pick.request.claim.index, alternative.admin))
         else:
             self._shares.setdefault(device, []).append(candidate.takes)
@@ -433,7 +468,7 @@ class Search:
         self._total -= pick.cost
         for constraint in alternative.constraints:
             constraint.remove()
-        held = self._holders if candidate.takes is None else self._shares
+        held = self._holders if candidate.takes is None or alternative.admin else self._shares
         held[device].pop()
         if not held[device]:
             del held[device]

@@ -1,7 +1,7 @@
 """Which devices a request's CEL selectors select: evaluated once per distinct tuple of the values an expression reads.
 
-An expression that fails on a device (it reads an attribute that the device does not have) neither selects nor rejects
-it: the failure is kept, and the search decides what it means.
+An expression that fails on a device (it reads an attribute that the device does not have, or does not compile) neither
+selects nor rejects it: the failure is kept, and whoever asked decides what it means.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Hashable
 from decimal import Decimal
 
 from capstan import cel
-from capstan.allocation.model import AllocationError
+from capstan.allocation.model import SelectorError
 from capstan.allocation.pools import AttributeValue, Device, Errors, Pool, scalar
 from capstan.api import quantity
 from capstan.api.resource import DeviceAttribute
@@ -25,15 +25,19 @@ _EXPRESSIONS = 1_000
 _ANSWERS = 10_000
 
 
-class InvalidSelector(AllocationError):
-    """the expression {expression} does not compile: {problem}"""
+class InvalidSelector(SelectorError):
+    """the selector {expression} does not compile: {problem}"""
+
+    reason = "InvalidSelector"
 
     def __init__(self, expression: str, problem: Exception) -> None:
         super().__init__(f"the selector {expression!r} does not compile: {problem}")
 
 
-class SelectorFailed(AllocationError):
+class SelectorFailed(SelectorError):
     """the selector {expression} failed on the device {device}: {problem}"""
+
+    reason = "SelectorFailed"
 
     def __init__(self, expression: str, device: Device, problem: Exception) -> None:
         super().__init__(f"the selector {expression!r} failed on the device {device.id}: {problem}")
@@ -48,12 +52,11 @@ class Selectors:
         """By expression and driver, then by the values that the expression reads."""
 
     def matches(self, pool: Pool, expressions: Expressions) -> tuple[list[Device], Errors]:
-        """The devices of an assembled pool that are selected or on which a selector failed, in order, and the failures.
-        Raises InvalidSelector with the position of the mistake."""
+        """The devices of a pool that are selected or on which a selector failed, in order, and the failures."""
         found = pool.matched.get(expressions)
         if found is None:
             errors: Errors = {}
-            devices = list(pool.devices.values())
+            devices = list(pool.devices.values()) if pool.usable else []
             for expression in expressions:
                 devices = self._filter(devices, expression, pool.driver, errors)
             if len(pool.matched) >= _POOL_CACHE:
@@ -62,7 +65,12 @@ class Selectors:
         return found
 
     def _filter(self, devices: list[Device], expression: str, driver: str, errors: Errors) -> list[Device]:
-        program = _compiled(expression, list_attributes=self._list_attributes)
+        try:
+            program = compile_selector(expression, list_attributes=self._list_attributes)
+        except cel.CompileError as error:
+            problem = InvalidSelector(expression, error)
+            errors.update((device, problem) for device in devices if device not in errors)
+            return devices
         if program.reads is None:
             return [d for d in devices if d in errors or _evaluate(d, expression, program, errors)]
         answers = self._answers.get((expression, driver))
@@ -119,13 +127,6 @@ def _bindings(device: Device) -> tuple[str, dict[str, object], dict[str, Decimal
     capacity = {name: quantity.parse(entry.value) for name, entry in device.spec.capacity.items()}
     attributes = {name: _value(attribute) for name, attribute in device.spec.attributes.items()}
     return device.driver, attributes, capacity, device.multiple
-
-
-def _compiled(expression: str, *, list_attributes: bool) -> DeviceSelectorProgram:
-    try:
-        return compile_selector(expression, list_attributes=list_attributes)
-    except cel.CompileError as error:
-        raise InvalidSelector(expression, error) from error
 
 
 def _evaluate(device: Device, expression: str, program: DeviceSelectorProgram, errors: Errors) -> bool:
