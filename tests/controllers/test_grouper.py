@@ -211,3 +211,44 @@ async def served(discovery, api_version, kind):
         return await discovery.resource(api_version, kind)
     except kube.UnknownKind:
         return None
+
+
+async def claims(house, name):
+    pod = await house.client.get(resources.PODS, name, "default")
+    return [(c.status, c.message) for c in pod.status.conditions if c.type == "ClaimedByOnePodGroup"]
+
+
+async def test_two_pod_groups_that_claim_a_pod_are_both_named(house, grouper):
+    await house.group("mine", 1)
+    await house.pod("torn", group="mine", schedulingGroup={"podGroupName": "theirs"})
+    ((status, message),) = await house.until(lambda: claims(house, "torn"), "the pod says so")
+    assert status == "False"
+    assert message == (
+        "PodGroup mine (annotation pod-group-name) and PodGroup theirs of scheduling.k8s.io (spec.schedulingGroup) "
+        "both claim this pod; it counts in mine only: remove one of the two"
+    )
+
+    async def told():
+        events = (await house.client.list(resources.EVENTS, "default")).items
+        return any(e.reason == "ClaimedByTwoPodGroups" and e.message == message for e in events)
+
+    await house.until(told, "an Event says so")
+    assert await group_of(house, "torn") == "mine"
+
+
+async def test_a_workload_of_which_one_pod_was_given_to_another_group_is_named_until_it_is_resolved(house, sweeping):
+    owner = await job(house, "train")
+    await pod_of(house, owner, "a")
+    theirs = await house.until(lambda: group_of(house, "a"), "a is grouped")
+    await house.group("mine", 1)
+    await pod_of(house, owner, "b", **{"pod-group-name": "mine"})
+    ((_, message),) = await house.until(lambda: claims(house, "b"), "the pod says so")
+    assert f"PodGroup mine (annotation pod-group-name) and PodGroup {theirs} of its owner Job train both" in message
+    assert await claims(house, "a") == []
+    patch = {"metadata": {"annotations": {"pod-group-name": theirs}}}
+    await house.client.patch(resources.PODS, "b", "default", patch=patch)
+
+    async def resolved():
+        return await claims(house, "b") == []
+
+    await house.until(resolved, "it is taken back")

@@ -15,7 +15,7 @@ from capstan import kube
 from capstan.api import quantity, resources
 from capstan.api.core import Pod
 from capstan.api.resource import ResourceClaim
-from capstan.api.scheduling import POD_GROUP_ANNOTATION, PodGroup, UnschedulableExplanation
+from capstan.api.scheduling import CLAIMED_BY_ONE, POD_GROUP_ANNOTATION, PodGroup, UnschedulableExplanation
 from capstan.cli.completion import names_in_cluster, namespaces
 from capstan.cli.connection import asynchronous, cluster_options, connect, output_option
 from capstan.cli.output import escape, hanging, machine, show, table
@@ -44,6 +44,8 @@ class PodExplanation(msgspec.Struct, rename="camel"):
     gang: str
     reason: str
     message: str
+    warnings: list[str]
+    """What is odd about it although it need not wait for that: two PodGroups claim it."""
     devices: list[HeldDevice]
 
 
@@ -264,6 +266,7 @@ def _pod(pod: Pod, group: PodGroup | None, claims: Mapping[str, ResourceClaim]) 
         gang=pod.metadata.annotations.get(POD_GROUP_ANNOTATION, ""),
         reason=said[0],
         message=said[1],
+        warnings=[c.message for c in pod.status.conditions if c.type == CLAIMED_BY_ONE and c.status == "False"],
         devices=[device for name in _claims_of(pod) if name in claims for device in _devices(claims[name])],
     )
 
@@ -336,6 +339,7 @@ def _pod_lines(pod: PodExplanation) -> list[object]:
         lines.append(hanging(f"gang: {pod.gang}"))
     if pod.reason or pod.message:
         lines.append(_because("waits" if pod.phase == "Pending" else "ended", pod.reason, pod.message))
+    lines += [hanging(f"[yellow]{escape(text)}[/]") for text in pod.warnings]
     for device in pod.devices:
         share = ", ".join(f"{name} {amount}" for name, amount in device.consumed.items())
         lines.append(hanging(f"holds {device.device} (request {device.request}{'; ' + share if share else ''})"))
@@ -347,7 +351,10 @@ def _gang_lines(gang: GangExplanation) -> list[object]:
     queue = f" in queue {gang.queue}" if gang.queue else ""
     head = f"[bold]{gang.workload}[/] in namespace {gang.namespace}{queue}{needs}: {_counted(gang.members)}"
     verdicts = [_because("waits", reason.reason, reason.message) for reason in gang.reasons]
-    return [head, hanging(f"gang: {gang.name}"), *verdicts, *_usage_lines([gang]), _members(gang.members)]
+    warnings = [
+        hanging(f"[yellow]pod {member.name}: {escape(text)}[/]") for member in gang.members for text in member.warnings
+    ]
+    return [head, hanging(f"gang: {gang.name}"), *verdicts, *warnings, *_usage_lines([gang]), _members(gang.members)]
 
 
 def _workload_lines(workload: WorkloadExplanation) -> list[object]:

@@ -22,7 +22,7 @@ from capstan.api import clock, resources
 from capstan.api.base import OwnerReference
 from capstan.api.core import Pod
 from capstan.api.rbac import PolicyRule
-from capstan.api.scheduling import POD_GROUP_ANNOTATION, PodGroup, PodGroupSpec
+from capstan.api.scheduling import CLAIMED_BY_ONE, POD_GROUP_ANNOTATION, PodGroup, PodGroupSpec
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ _SWEEP_PAUSE = 0.02
 """Between two groups of a sweep: at most 50 chains of owners are read per second."""
 _REFUSED = "InvalidWorkload"
 """Reason of the condition and the Event on a pod whose workload contradicts itself."""
+_CLAIMED_TWICE = "ClaimedByTwoPodGroups"
 
 Manifest = dict[str, Any]
 
@@ -99,8 +100,15 @@ class Grouper(kube.Controller[kube.Key]):
         if pod is None or not self._is_ours(pod):
             return
         named = pod.metadata.annotations.get(POD_GROUP_ANNOTATION)
-        if named is None or (change.old is None and self._groups.get(named, pod.metadata.namespace) is None):
+        if named is None or self._is_news(named, pod, change.old):
             self.queue.add(pod.key)
+
+    def _is_news(self, named: str, pod: Pod, before: Pod | None) -> bool:
+        """Whether a pod with a mark has to be looked at: the group may be missing, or another one claim the pod."""
+        if before is not None:
+            return before.metadata.annotations.get(POD_GROUP_ANNOTATION) not in (None, named)
+        group = self._groups.get(named, pod.metadata.namespace)
+        return group is None or (_is_users(group) and _has_origin(pod))
 
     async def _sweep(self) -> None:
         """Look again at one pod of every group that has an owner or is missing; those that wait come first."""
@@ -111,6 +119,8 @@ class Grouper(kube.Controller[kube.Key]):
             for pod in self._pods.objects.values():
                 name = pod.metadata.annotations.get(POD_GROUP_ANNOTATION)
                 if name and self._is_ours(pod):
+                    if _claim_told(pod) is not None:
+                        self.queue.add(pod.key)
                     group = (pod.metadata.namespace, name)
                     if not _has_origin(pod) and self._groups.get(name, pod.metadata.namespace) is not None:
                         continue
@@ -127,9 +137,11 @@ class Grouper(kube.Controller[kube.Key]):
             return None
         current = pod.metadata.annotations.get(POD_GROUP_ANNOTATION)
         known = self._groups.get(current, key[0]) if current else None
-        if known is not None and grouping.TOP_OWNER_ANNOTATION not in known.metadata.annotations:
+        if known is not None and _is_users(known):
+            await self._tell_claims(pod, await self._other_claim(pod, known))
             return None  # its user groups for themselves
-        manifest: Manifest = msgspec.to_builtins(pod) | {"apiVersion": "v1", "kind": "Pod"}
+        await self._tell_claims(pod, "")
+        manifest = _manifest(pod)
         owners = await self._owners_of(pod)
         if owners is None:
             return None  # the owner is gone, and the pod with it
@@ -178,6 +190,48 @@ class Grouper(kube.Controller[kube.Key]):
             ):
                 self.queue.add(pod.key)
 
+    async def _other_claim(self, pod: Pod, mine: PodGroup) -> str:
+        """The other group that claims a pod of a group that its user made, in words; empty when there is none."""
+        spec, manifest = pod.spec, _manifest(pod)
+        if pod.metadata.annotations.get(grouping.SKIP_ANNOTATION) == "true":
+            return ""
+        if spec.scheduling_group is not None and spec.scheduling_group.pod_group_name:
+            return f"PodGroup {spec.scheduling_group.pod_group_name} of scheduling.k8s.io (spec.schedulingGroup)"
+        if spec.workload_ref is not None and spec.workload_ref.name:
+            return f"Workload {spec.workload_ref.name} of scheduling.k8s.io (spec.workloadRef)"
+        owners = await self._owners_of(pod)
+        if not owners:
+            return ""
+        try:
+            decided = grouping.group(manifest, owners, None, self._settings)
+        except grouping.InvalidWorkload:
+            return ""  # it makes no group
+        name = decided.pod_annotations.get(POD_GROUP_ANNOTATION, "")
+        if name == mine.metadata.name or self._groups.get(name, mine.metadata.namespace) is None:
+            return ""
+        owner = owners[-1]
+        return f"PodGroup {name} of its owner {owner['kind']} {owner['metadata']['name']}"
+
+    async def _tell_claims(self, pod: Pod, other: str) -> None:
+        """Say on the pod that two groups claim it, once; or take that back."""
+        told = _claim_told(pod)
+        if not other and told is None:
+            return
+        mine = pod.metadata.annotations.get(POD_GROUP_ANNOTATION, "")
+        message = (
+            f"PodGroup {mine} (annotation {POD_GROUP_ANNOTATION}) and {other} both claim this pod; it counts in {mine} "
+            "only: remove one of the two"
+        )
+        if other and told == message:
+            return
+        condition = {"type": CLAIMED_BY_ONE, "$patch": "delete"}
+        if other:
+            now = clock.render(time.time())
+            said = {"status": "False", "reason": _CLAIMED_TWICE, "message": message, "lastTransitionTime": now}
+            condition = {"type": CLAIMED_BY_ONE, **said}
+        if await self._patch_condition(pod, condition) and other:
+            self._events.emit(pod, "Warning", _CLAIMED_TWICE, message)
+
     async def _refuse(self, pod: Pod, message: str) -> None:
         """Tell the pod's user once what to correct."""
         if any(c.reason == _REFUSED and c.message == message for c in pod.status.conditions):
@@ -189,6 +243,11 @@ class Grouper(kube.Controller[kube.Key]):
             "message": message,
             "lastTransitionTime": clock.render(time.time()),
         }
+        if await self._patch_condition(pod, condition):
+            self._events.emit(pod, "Warning", _REFUSED, message)
+
+    async def _patch_condition(self, pod: Pod, condition: Manifest) -> bool:
+        """False when the pod was deleted or replaced meanwhile."""
         try:
             await self._client.patch(
                 resources.PODS,
@@ -199,8 +258,8 @@ class Grouper(kube.Controller[kube.Key]):
                 subresource="status",
             )
         except (kube.NotFound, kube.Conflict):
-            return  # deleted or replaced meanwhile
-        self._events.emit(pod, "Warning", _REFUSED, message)
+            return False
+        return True
 
     async def _write_group(self, wanted: Manifest) -> None:
         """Create the PodGroup, or bring an existing one in line where the workload changed."""
@@ -268,6 +327,20 @@ class Grouper(kube.Controller[kube.Key]):
             return None
         same = owner["metadata"]["uid"] == reference.uid
         return {"apiVersion": reference.api_version, "kind": reference.kind} | owner if same else None
+
+
+def _is_users(group: PodGroup) -> bool:
+    """Whether a user made the group, and not the grouper."""
+    return grouping.TOP_OWNER_ANNOTATION not in group.metadata.annotations
+
+
+def _claim_told(pod: Pod) -> str | None:
+    return next((c.message for c in pod.status.conditions if c.type == CLAIMED_BY_ONE), None)
+
+
+def _manifest(pod: Pod) -> Manifest:
+    built: Manifest = msgspec.to_builtins(pod)
+    return built | {"apiVersion": "v1", "kind": "Pod"}
 
 
 def _has_origin(pod: Pod) -> bool:

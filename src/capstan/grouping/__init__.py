@@ -5,11 +5,20 @@ the family and writes the PodGroup. `reading` takes what users and other operato
 """
 
 from capstan.grouping.gang import Gang, Related, Settings, Workload
-from capstan.grouping.podgroup import OPTIONAL_FIELDS, TOP_OWNER_ANNOTATION, Grouping, group, own_group, related
+from capstan.grouping.podgroup import (
+    OPTIONAL_FIELDS,
+    SKIP_ANNOTATION,
+    TOP_OWNER_ANNOTATION,
+    Grouping,
+    group,
+    own_group,
+    related,
+)
 from capstan.grouping.reading import InvalidWorkload
 
 __all__ = [
     "OPTIONAL_FIELDS",
+    "SKIP_ANNOTATION",
     "TOP_OWNER_ANNOTATION",
     "Gang",
     "Grouping",
