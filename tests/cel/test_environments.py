@@ -201,6 +201,39 @@ def test_the_authorizer_is_asked_what_the_chain_describes() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("authorizer.path(' ').check('get').allowed()", "path must not be empty"),
+        ("authorizer.group('').resource('').check('get').allowed()", "resource must not be empty"),
+        ("authorizer.serviceAccount('ns', 'A').path('/x').check('get').allowed()", "Invalid service account name"),
+        ("authorizer.serviceAccount('a.b', 'sa').path('/x').check('get').allowed()", "must not contain dots"),
+        (" && ".join(["authorizer.path('/x').check('get').allowed()"] * 3), "cost limit exceeded"),
+    ],
+)
+def test_what_the_authorizer_cannot_be_asked(expression: str, message: str) -> None:
+    program = cel.compile(expression, cel.environments.admission())
+    with pytest.raises(cel.EvaluationError, match=message):
+        program.evaluate({"authorizer": Authorizer(lambda request: Decision(allowed=True))})
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("cel.bind(x, 1, x == 1)", "undeclared reference to 'cel'"),
+        ("duration('1d') > duration('1h')", "invalid duration argument"),
+        ("timestamp('2024-02-30T00:00:00Z') < timestamp(0)", "invalid timestamp argument"),
+        ("'a'.find('(') == ''", "invalid find argument"),
+        ("math.abs(-1) == 1", "undeclared reference"),
+    ],
+)
+def test_what_only_the_standard_environment_accepts_is_refused(expression: str, message: str) -> None:
+    cel.compile(expression, cel.environments.standard())
+    with pytest.raises(cel.CompileError) as refused:
+        cel.compile(expression, cel.environments.admission())
+    assert message in str(refused.value)
+
+
 def test_a_mutating_policy_builds_objects_and_patches() -> None:
     environment = cel.environments.admission(mutating=True, result=None)
     apply = cel.compile("Object{metadata: Object.metadata{labels: {'a': object.name}}}", environment)
@@ -215,6 +248,11 @@ def test_functions_come_with_the_kubernetes_version() -> None:
     cel.compile("[2, 1].sort() == [1, 2]", cel.environments.device_selector((1, 34)))
     with pytest.raises(cel.CompileError, match="undeclared reference to 'sort'"):
         cel.compile("[2, 1].sort() == [1, 2]", cel.environments.device_selector((1, 33)))
+    with pytest.raises(cel.CompileError, match="undeclared reference to 'sortBy'"):
+        cel.compile("[2, 1].sortBy(x, x) == [1, 2]", cel.environments.device_selector((1, 33)))
+    cel.compile("[2, 1].includes(1)", cel.environments.admission(version=(1, 37)))
+    with pytest.raises(cel.CompileError, match="undeclared reference to 'includes'"):
+        cel.compile("[2, 1].includes(1)", cel.environments.admission(version=(1, 36)))
     with pytest.raises(cel.CompileError, match="undeclared reference to 'includes'"):
         cel.compile("device.attributes['a'].b.includes('x')", cel.environments.device_selector((1, 35)))
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
+from capstan.cel.errors import EvaluationError
+from capstan.cel.formats import problems
 from capstan.cel.library import Library
 from capstan.cel.values import register_type
 
@@ -71,8 +73,14 @@ for _python in (Authorizer, PathCheck, GroupCheck, ResourceCheck, Decision):
     register_type(_PREFIX + _python.__name__, _python)
 
 
+def _require(what: str, text: str) -> None:
+    if not text.strip():
+        raise EvaluationError(f"{what} must not be empty")
+
+
 @AUTHORIZATION.declare(f"<{_PREFIX}Authorizer>.path(string) -> {_PREFIX}PathCheck")
 def path(authorizer: Authorizer, path: str) -> PathCheck:
+    _require("path", path)
     return PathCheck(authorizer.decide, replace(authorizer.request, path=path))
 
 
@@ -83,11 +91,15 @@ def group(authorizer: Authorizer, group: str) -> GroupCheck:
 
 @AUTHORIZATION.declare(f"<{_PREFIX}Authorizer>.serviceAccount(string, string) -> {_PREFIX}Authorizer")
 def service_account(authorizer: Authorizer, namespace: str, name: str) -> Authorizer:
+    for text, format_, what in ((name, "dns1123Subdomain", "name"), (namespace, "dns1123Label", "namespace")):
+        if found := problems(format_, text):
+            raise EvaluationError(f"Invalid service account {what}: {', '.join(found)}")
     return Authorizer(authorizer.decide, replace(authorizer.request, service_account=(namespace, name)))
 
 
 @AUTHORIZATION.declare(f"<{_PREFIX}GroupCheck>.resource(string) -> {_PREFIX}ResourceCheck")
 def resource(check: GroupCheck, resource: str) -> ResourceCheck:
+    _require("resource", resource)
     return ResourceCheck(check.decide, replace(check.request, resource=resource))
 
 

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
 
 from capstan.cel.errors import CompileError, EvaluationError, Issue
 from capstan.cel.mathematics import VARIADIC
@@ -28,6 +28,7 @@ from capstan.cel.syntax import (
     Select,
     children,
 )
+from capstan.cel.times import duration_from_string, timestamp_from_string
 from capstan.cel.types import (
     BOOL,
     BYTES,
@@ -59,7 +60,12 @@ _LITERAL_TYPES = {
     str: STRING,
     bytes: BYTES,
 }
-_PATTERN_FUNCTIONS = frozenset(("matches", "find", "findAll"))
+# What reads a text, and which operand it is: written as a literal, its mistakes are found before it is used.
+_READERS: Final[dict[str, tuple[int, Callable[[str], object]]]] = {
+    **dict.fromkeys(("matches", "find", "findAll"), (1, regex)),
+    "duration": (0, duration_from_string),
+    "timestamp": (0, timestamp_from_string),
+}
 _ENTRY_KEYS = frozenset(("bool", "int", "uint", "string"))
 
 
@@ -286,17 +292,18 @@ class _Checker:
         if node.function in VARIADIC and len(node.args) > 2:
             node.args = [ListLiteral(node.position, node.args, frozenset())]
         types = [self.check(operand) for operand in node.operands]
-        if node.function in _PATTERN_FUNCTIONS and self.environment.checks_patterns and not self.issues:
-            self.check_pattern(node.operands)
+        if node.function in _READERS and self.environment.checks_literals and not self.issues:
+            self.check_literal(node.function, node.operands)
         return self.resolve(node, node.function, types, member=node.target is not None)
 
-    def check_pattern(self, operands: list[Node]) -> None:
-        """A regular expression given as a literal is compiled now, so that its mistakes are found before it is used."""
-        if len(operands) > 1 and isinstance(operands[1], Literal) and isinstance(operands[1].value, str):
+    def check_literal(self, function: str, operands: list[Node]) -> None:
+        position, read = _READERS[function]
+        operand = operands[position] if position < len(operands) else None
+        if isinstance(operand, Literal) and isinstance(operand.value, str):
             try:
-                regex(operands[1].value)
+                read(operand.value)
             except EvaluationError as error:
-                self.report(operands[1], f"invalid matches argument: {error}")
+                self.report(operand, f"invalid {function} argument: {error}")
 
     def resolve(self, node: Node, name: str, types: list[Type], *, member: bool) -> Type:
         """The result type of the overloads that accept the arguments: theirs when they agree, else dyn."""

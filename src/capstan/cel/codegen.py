@@ -35,6 +35,7 @@ from capstan.cel.syntax import (
     Node,
     Select,
 )
+from capstan.cel.types import Type
 
 if TYPE_CHECKING:
     from capstan.cel.environments import Environment
@@ -373,10 +374,7 @@ class _Generator:
         """The only overload the static types allow, or the function that picks one when it is called."""
         fitting = [each for each in function.overloads if len(each.params) == len(operands)]
         for overload in fitting:
-            if all(
-                param.name == self.static(operand) or param.name == "dyn" or len(param.name) == 1
-                for param, operand in zip(overload.params, operands, strict=True)
-            ):
+            if all(_is_known(param, operand.type) for param, operand in zip(overload.params, operands, strict=True)):
                 return overload.implementation
         return function
 
@@ -465,6 +463,15 @@ class _Generator:
 def _orders_natively(kinds: set[str]) -> bool:
     """Whether Python's operators order operands of these types; a Semver also refuses, by raising, all that is none."""
     return kinds in ({"kubernetes.Quantity"}, {"kubernetes.Semver"}, {"kubernetes.Semver", ""})
+
+
+def _is_known(param: Type, static: Type) -> bool:
+    """Whether every value of a static type is one of a parameter's."""
+    if param.name == "dyn" or len(param.name) == 1:
+        return True
+    if param.name != static.name or len(param.params) != len(static.params):
+        return False
+    return all(map(_is_known, param.params, static.params))
 
 
 def unknown_function(name: str) -> Any:

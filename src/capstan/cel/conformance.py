@@ -140,7 +140,7 @@ def _read(test: Message) -> Case:
             environment,
             variables=variables,
             libraries=(*environment.libraries, protos.read_functions(declarations)),
-            macros=not true(field(test, "disable_macros")),
+            macros=frozenset() if true(field(test, "disable_macros")) else environment.macros,
             checked=checked,
         ),
         bindings=bindings,

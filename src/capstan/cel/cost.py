@@ -1,4 +1,4 @@
-"""What an expression costs: estimated from its types before it is accepted, metered while it runs.
+"""What an expression costs while it runs, counted by a meter; `estimates` bounds it before.
 
 The unit and the weights are those of cel-go and the Kubernetes libraries: 1 for a name, a selection or a call, 10 for
 a list literal, 30 for a map, 40 for a message; text is traversed at 0.1 a character; a regular expression costs 0.25 a
@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from capstan.cel.errors import CostExceeded
 from capstan.cel.syntax import (
     Bind,
     Call,
     Conditional,
-    Has,
     Ident,
-    Index,
     ListLiteral,
     Literal,
     Logic,
@@ -32,23 +29,26 @@ from capstan.cel.syntax import (
     Select,
     children,
 )
-from capstan.cel.types import DURATION, TIMESTAMP, Type
+from capstan.cel.types import DURATION, TIMESTAMP
 from capstan.cel.values import Optional, Uint
-
-if TYPE_CHECKING:
-    from capstan.cel.environments import Environment
 
 TRAVERSAL: Final = 0.1
 PATTERN: Final = 0.25
 LIST, MAP, MESSAGE = 10, 30, 40
 # Values share their parts, so that a small one may be huge when it is walked through.
 MOST_VISITED: Final = 1_000_000
-# How many characters one character of a format, or one value, may become: `%f` of a large double.
-_LONGEST_FORMATTED: Final = 400
-_GROWTH: Final = {"bytes": 4, "strings.quote": 2, "base64.encode": 2, "getEscapedPath": 3}
+# What one check of the authorizer costs: two of them fit into an evaluation.
+AUTHORIZATION: Final = 350_000
 # What one round of a comprehension costs beside its bodies.
 _ROUND: Final = {"all": 3, "exists": 4, "exists_one": 3, "existsOne": 3}
 _ROUND_OF_LIST: Final = 13
+SCALAR_TYPES: Final = frozenset(
+    (
+        *("bool", "int", "uint", "double", "null"),
+        *(TIMESTAMP.name, DURATION.name, "kubernetes.Quantity", "kubernetes.Semver"),
+    )
+)
+"""Static types whose values have the size 1."""
 
 
 class Meter:
@@ -106,7 +106,7 @@ def body_cost(node: Node) -> int:
 
 def sized(node: Call) -> Callable[..., int] | None:
     """What a call costs beside the fixed part, by its arguments; None where their types leave nothing to add."""
-    scalar = all(operand.type.name in _SCALAR_TYPES for operand in node.operands)
+    scalar = all(operand.type.name in SCALAR_TYPES for operand in node.operands)
     return None if scalar and node.function != "lists.range" else SIZED.get(node.function)
 
 
@@ -209,6 +209,10 @@ def _flattened(value: Any, *_: Any) -> int:
     return deep_length(value)
 
 
+def _asked(*_: Any) -> int:
+    return AUTHORIZATION
+
+
 SIZED: Final[dict[str, Callable[..., int]]] = {
     "_+_": _both,
     **dict.fromkeys(("_==_", "_!=_", "_<_", "_<=_", "_>_", "_>=_"), _compared),
@@ -223,6 +227,7 @@ SIZED: Final[dict[str, Callable[..., int]]] = {
     "format": _formatted,
     "flatten": _flattened,
     "lists.range": _ranged,
+    "check": _asked,
     **dict.fromkeys(("sets.contains", "sets.equivalent", "sets.intersects", "distinct"), _quadratic),
     **dict.fromkeys(("isSorted", "sum", "min", "max", "sort", "slice", "first", "last", "includes"), _all_elements),
     **dict.fromkeys(
@@ -236,295 +241,3 @@ SIZED: Final[dict[str, Callable[..., int]]] = {
         _text,
     ),
 }  # fmt: skip
-
-
-# The estimate
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Between `low` and `high` units; `high` is infinite where nothing bounds the input."""
-
-    low: float
-    high: float
-
-    def __add__(self, other: Range) -> Range:
-        return Range(self.low + other.low, self.high + other.high)
-
-    def union(self, other: Range) -> Range:
-        return Range(min(self.low, other.low), max(self.high, other.high))
-
-    def times(self, other: Range) -> Range:
-        return Range(self.low * other.low, _times(self.high, other.high))
-
-    def scaled(self, factor: float) -> Range:
-        return Range(_ceil(self.low * factor), _ceil(self.high * factor))
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """How large a value may be, and its elements (list elements, map values) in turn.
-
-    `total` bounds everything inside together: input that comes in one request is no larger than the request.
-    """
-
-    range: Range
-    element: Size | None = None
-    total: float = math.inf
-
-    def union(self, other: Size) -> Size:
-        element = self.element or other.element
-        if self.element is not None and other.element is not None:
-            element = self.element.union(other.element)
-        return Size(self.range.union(other.range), element, max(self.total, other.total))
-
-
-def _times(left: float, right: float) -> float:
-    """The product; nothing times anything, infinity included, is nothing."""
-    return 0.0 if 0 in (left, right) else left * right
-
-
-def _ceil(value: float) -> float:
-    return value if math.isinf(value) else float(math.ceil(value))
-
-
-ZERO: Final = Range(0, 0)
-ONE: Final = Range(1, 1)
-_SCALAR: Final = Size(ONE)
-_SCALAR_TYPES: Final = frozenset(
-    (
-        "bool",
-        "int",
-        "uint",
-        "double",
-        "null",
-        TIMESTAMP.name,
-        DURATION.name,
-        "kubernetes.Quantity",
-        "kubernetes.Semver",
-    )
-)
-_PLAIN_TYPES: Final = _SCALAR_TYPES | {"string", "bytes"}
-_SEARCHES: Final = frozenset(("matches", "find", "findAll", "regex.extract", "regex.extractAll"))
-_SAME_SIZE: Final = frozenset(
-    ("lowerAscii", "upperAscii", "trim", "substring", "reverse", "sort", "distinct", "slice", "dyn")
-)
-
-
-def estimate(root: Node, environment: Environment) -> Range:
-    """Bounds of the cost of one evaluation, from the types and the sizes the environment declares."""
-    return _Estimator(environment).cost(root)[0]
-
-
-class _Estimator:
-    def __init__(self, environment: Environment) -> None:
-        self.environment = environment
-        self.locals: dict[str, Size] = {}
-
-    def declared(self, node: Node) -> Size:
-        """The size that the type of a node, in this environment, allows."""
-        kind = node.type.name
-        if kind in _SCALAR_TYPES:
-            return _SCALAR
-        return Size(Range(0, self.environment.sizes.get(kind, math.inf)))
-
-    def deep(self, size: Size, type_: Type) -> float:
-        """The most that walking through a value of this size and type meets: see deep_length."""
-        return min(self.product(size, type_), size.total)
-
-    def product(self, size: Size, type_: Type) -> float:
-        if size.element is None and type_.name in ("list", "map"):
-            element = Type("dyn") if not type_.params else type_.params[-1]
-            bound = 1.0 if element.name in _SCALAR_TYPES else self.environment.sizes.get(element.name, math.inf)
-            return _times(size.range.high, 1 + self.deep(Size(Range(0, bound)), element))
-        if size.element is None:
-            return size.range.high
-        return _times(size.range.high, 1 + self.deep(size.element, type_.params[-1] if type_.params else type_))
-
-    def cost(self, node: Node) -> tuple[Range, Size]:
-        """The cost of a node with everything under it, and the size of its value."""
-        match node:
-            case Literal(value=value):
-                size = float(length(value))
-                return ZERO, Size(Range(size, size))
-            case Ident():
-                bound = None if node.declared else self.locals.get(node.name)
-                return ONE, bound or self.environment.bounds.get(node.name) or self.declared(node)
-            case Select(resolved=resolved) if resolved is not None:
-                return ONE, self.declared(node)
-            case Select() | Has():
-                cost, operand = self.cost(node.operand)
-                bounded = self.environment.bounds.get(f"{node.operand.type.name}.{node.field}") or operand.element
-                return cost + ONE, bounded or self.declared(node)
-            case Index():
-                (cost, operand), (key, _) = self.cost(node.operand), self.cost(node.index)
-                return cost + key + ONE, operand.element or self.declared(node)
-            case Logic():
-                costs = [self.cost(arg)[0] for arg in node.args]
-                return Range(min(each.low for each in costs), sum(each.high for each in costs)), _SCALAR
-            case Conditional():
-                condition = self.cost(node.condition)[0]
-                (then, left), (otherwise, right) = self.cost(node.then), self.cost(node.otherwise)
-                return condition + then.union(otherwise), left.union(right)
-            case ListLiteral():
-                return self.literal(node.items, LIST, len(node.items), len(node.optional))
-            case MapLiteral():
-                parts = [part for entry in node.entries for part in (entry.key, entry.value)]
-                optional = sum(entry.optional for entry in node.entries)
-                return self.literal(parts, MAP, len(node.entries), optional)
-            case MessageLiteral():
-                return self.literal([entry.value for entry in node.fields], MESSAGE, len(node.fields), 0)
-            case Loop():
-                return self.loop(node)
-            case Bind():
-                value, bound = self.cost(node.value)
-                body, result = self.within({node.name: bound}, node.body)
-                return value + body, result
-            case Call():
-                return self.call(node)
-            case _:
-                raise AssertionError(node)
-
-    def within(self, names: dict[str, Size], node: Node) -> tuple[Range, Size]:
-        outer = self.locals
-        self.locals = {**outer, **names}
-        try:
-            return self.cost(node)
-        finally:
-            self.locals = outer
-
-    def literal(self, parts: list[Node], own: int, count: int, optional: int) -> tuple[Range, Size]:
-        total = Range(own, own)
-        literals = [float(length(part.value)) for part in parts if isinstance(part, Literal)]
-        element = Size(Range(min(literals), max(literals))) if literals else None
-        for part in parts:
-            if not isinstance(part, Literal):
-                cost, size = self.cost(part)
-                total += cost
-                element = size if element is None else element.union(size)
-        return total, Size(Range(count - optional, count), element)
-
-    def loop(self, node: Loop) -> tuple[Range, Size]:
-        range_, size = self.cost(node.range)
-        is_map = node.range.type.name == "map"
-        key = Size(Range(0, self.environment.sizes.get("string", math.inf))) if is_map else _SCALAR
-        element = size.element or Size(Range(0, self.element_size(node)))
-        names = [key, element] if len(node.variables) == 2 else [key if is_map else element]
-        round_ = Range(round_cost(node.kind), round_cost(node.kind))
-        result = element
-        for body in node.bodies:
-            cost, result = self.within(dict(zip(node.variables, names, strict=True)), body)
-            round_ += cost
-        rounds = size.range
-        if node.kind in ("all", "exists"):
-            rounds = Range(min(rounds.low, 1), rounds.high)
-        if node.kind in ("filter", "sortBy"):
-            result = element
-        total = range_ + rounds.times(round_)
-        if node.kind == "sortBy":
-            total += size.range.times(ONE)
-        own_size = Size(Range(0, size.range.high), result)
-        if node.kind == "transformMapEntry":
-            own_size = Size(Range(0, _times(size.range.high, result.range.high)), result.element)
-        return total, own_size if node.type.name in ("list", "map") else _SCALAR
-
-    def element_size(self, node: Loop) -> float:
-        params = node.range.type.params
-        kind = params[-1].name if params else "dyn"
-        return 1.0 if kind in _SCALAR_TYPES else self.environment.sizes.get(kind, math.inf)
-
-    def derived(self, node: Call, sizes: list[Size]) -> Size:
-        """The size of a function's result where no more is known: as large as all that went in, at every depth.
-
-        A few functions make text grow, and what is wrong with a text takes some words.
-        """
-        if not sizes:
-            return self.declared(node)
-        levels: list[Range] = []
-        high = 0.0
-        for size in sizes:
-            each: Size | None = size
-            level = 0
-            while each is not None:
-                high += each.range.high
-                if level == len(levels):
-                    levels.append(each.range)
-                else:
-                    levels[level] = levels[level].union(each.range)
-                each, level = each.element, level + 1
-        element: Size | None = None
-        inside = ZERO
-        for range_ in reversed(levels[1:]):
-            inside = range_ if element is None else inside.union(range_)
-            element = Size(inside, element)
-        high = _GROWTH.get(node.function, 1) * high + (400 if node.function == "validate" else 1)
-        return Size(Range(0, high), element)
-
-    def call(self, node: Call) -> tuple[Range, Size]:
-        costs, sizes = [], []
-        for operand in node.operands:
-            cost, size = self.cost(operand)
-            costs.append(cost)
-            sizes.append(size)
-        total = sum(costs, ONE)
-        name = node.function
-        ranges = [size.range for size in sizes]
-        result = _SCALAR if node.type.name in _SCALAR_TYPES else self.derived(node, sizes)
-        if name in _SAME_SIZE:
-            result = Size(Range(0, ranges[0].high), sizes[0].element, sizes[0].total)
-        if name not in SIZED:
-            return total, result
-        if name == "_+_" and node.type.name not in _SCALAR_TYPES:
-            joined = ranges[0] + ranges[1]
-            return total + joined.scaled(TRAVERSAL), Size(joined, sizes[0].union(sizes[1]).element)
-        if name in _SEARCHES:
-            own = (ranges[0] + ONE).scaled(TRAVERSAL).times(ranges[1].scaled(PATTERN))
-            if name in ("findAll", "regex.extractAll"):
-                result = Size(Range(0, ranges[0].high + 1), Size(Range(0, ranges[0].high)))
-        elif name == "regex.replace":
-            grown = (ranges[0] + ONE).times(ranges[2] + ONE)
-            own = (ranges[0] + ONE).scaled(TRAVERSAL).times(ranges[1].scaled(PATTERN)) + grown.scaled(TRAVERSAL)
-            result = Size(Range(0, grown.high))
-        elif name in ("contains",):
-            own = ranges[0].scaled(TRAVERSAL).times(ranges[1].scaled(TRAVERSAL))
-        elif name == "@in":
-            own = ZERO if node.args[1].type.name == "map" else Range(0, ranges[1].high)
-        elif name in ("_==_", "_!=_", "_<_", "_<=_", "_>_", "_>=_"):
-            deep = [self.deep(size, operand.type) for size, operand in zip(sizes, node.operands, strict=True)]
-            plain = any(operand.type.name in _PLAIN_TYPES for operand in node.args)
-            own = Range(0, min(deep)).scaled(TRAVERSAL if plain else 1)
-        elif name in ("sets.contains", "sets.equivalent", "sets.intersects", "distinct"):
-            own = ranges[0].times(ranges[-1])
-        elif name == "replace":
-            grown = Range(ranges[0].low, _times(ranges[0].high, ranges[2].high + 1) + ranges[2].high)
-            own, result = grown.scaled(TRAVERSAL), Size(Range(0, grown.high))
-        elif name == "join":
-            parts = (
-                sizes[0].element.range if sizes[0].element else Range(0, self.environment.sizes.get("string", math.inf))
-            )
-            separator = ranges[1] if len(ranges) > 1 else ZERO
-            text = Range(0, min(_times(ranges[0].high, parts.high), sizes[0].total))
-            joined = text + ranges[0].times(separator)
-            own, result = joined.scaled(TRAVERSAL), Size(Range(0, joined.high))
-        elif name == "lists.range":
-            bound = getattr(node.args[0], "value", math.inf)
-            own = Range(0, float(bound))
-            result = Size(Range(0, float(bound)), _SCALAR)
-        elif name in ("isSorted", "sum", "min", "max", "sort", "slice", "first", "last", "includes"):
-            own = ranges[0]
-        elif name == "flatten":
-            own = Range(0, self.deep(sizes[0], node.operands[0].type))
-            result = Size(own, result.element)
-        elif name == "split":
-            own, result = (
-                ranges[0].scaled(TRAVERSAL),
-                Size(Range(0, ranges[0].high + 1), Size(Range(0, ranges[0].high)), 2 * ranges[0].high + 1),
-            )
-        elif name == "string":
-            own, result = ranges[0].scaled(TRAVERSAL), Size(Range(0, max(ranges[0].high, 64)))
-        elif name == "format":
-            own = Range(1, ranges[0].high + self.deep(sizes[1], node.operands[1].type))
-            result = Size(Range(0, _times(own.high, _LONGEST_FORMATTED)))
-        else:
-            own = ranges[0].scaled(TRAVERSAL)
-        return total + own, result

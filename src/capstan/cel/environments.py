@@ -10,16 +10,17 @@ from typing import Any, Final
 
 from capstan.cel import openapi
 from capstan.cel.authorization import AUTHORIZATION
-from capstan.cel.cost import Size
+from capstan.cel.estimates import Size
 from capstan.cel.formats import FORMATS
 from capstan.cel.formatting import FORMATTING
 from capstan.cel.kubernetes import QUANTITIES, SEMVERS
 from capstan.cel.library import Functions, Library
 from capstan.cel.mathematics import MATH
 from capstan.cel.messages import JSON_PATCH, WELL_KNOWN, MessageType
-from capstan.cel.network import CIDRS, IPS, URLS
+from capstan.cel.network import CIDRS, IPS
 from capstan.cel.operators import OPERATORS
 from capstan.cel.optionals import OPTIONALS
+from capstan.cel.parser import MACROS, STANDARD_MACROS
 from capstan.cel.sequences import ENCODERS, INCLUDES, KUBERNETES_LISTS, LISTS, REGEX, REGEX_EXTENSION, SETS
 from capstan.cel.standard import STANDARD
 from capstan.cel.strings import STRINGS
@@ -43,6 +44,7 @@ from capstan.cel.types import (
     parse_type,
     type_of,
 )
+from capstan.cel.urls import URLS
 
 Version = tuple[int, int]
 CALL_LIMIT: Final = 1_000_000  # one evaluation, every environment
@@ -64,6 +66,8 @@ _TYPE_NAMES: Final = {
     "optional_type": optional_of(DYN),
     TIMESTAMP.name: TIMESTAMP,
     DURATION.name: DURATION,
+    "net.IP": Type("net.IP"),
+    "net.CIDR": Type("net.CIDR"),
 }
 _CORE: Final = (STANDARD, TIMES, STRINGS, FORMATTING, OPTIONALS)
 
@@ -76,8 +80,8 @@ class Environment:
     how the value of a variable or field (`Type.field`) arrives from JSON where that is not how CEL has it. `sizes`
     bounds values by the name of their type and `bounds` those of one variable or field, for the cost estimate; what is
     in neither is unbounded. `cost_limit` stops an evaluation; `estimate_limit` refuses an expression whose worst case
-    exceeds it. `results` are the acceptable result types (none: any). Without `macros`, `has`, `all` and their kin are
-    functions that nobody declares. Where not `checked`, mistakes of type show when the expression runs.
+    exceeds it. `results` are the acceptable result types (none: any). What is not among the `macros` is a function that
+    nobody declares. Where not `checked`, mistakes of type show when the expression runs.
     """
 
     name: str
@@ -92,9 +96,9 @@ class Environment:
     container: str = ""
     homogeneous: bool = True
     mutating: bool = False
-    macros: bool = True
+    macros: frozenset[str] = MACROS
     checked: bool = True
-    checks_patterns: bool = True
+    checks_literals: bool = True
     cost_limit: int = CALL_LIMIT
     estimate_limit: float | None = None
     max_bytes: int | None = None
@@ -128,21 +132,28 @@ def standard(variables: tuple[tuple[str, str], ...] = (), container: str = "") -
         name="standard",
         variables={name: parse_type(type_) for name, type_ in variables},
         libraries=(*_CORE, *_KUBERNETES, LISTS, SEMVERS, MATH, ENCODERS, REGEX_EXTENSION),
-        objects={"net.IP": {}, "net.CIDR": {}},
         constants={"google.protobuf.NullValue.NULL_VALUE": 0},
         container=container,
         homogeneous=False,
-        checks_patterns=False,
+        checks_literals=False,
     )
 
 
 _KUBERNETES: Final = (KUBERNETES_LISTS, REGEX, URLS, IPS, CIDRS, FORMATS, SETS, QUANTITIES)
 
 
+_SINCE: Final = (((1, 33), SEMVERS), ((1, 34), LISTS), ((1, 37), INCLUDES))
+
+
 def kubernetes_libraries(version: Version) -> tuple[Library, ...]:
-    """The base environment of a Kubernetes version: the lists extension since 1.34, semver since 1.33."""
-    gated = [library for since, library in (((1, 34), LISTS), ((1, 33), SEMVERS)) if version >= since]
+    """The base environment of a Kubernetes version."""
+    gated = [library for since, library in _SINCE if version >= since]
     return (*_CORE, *_KUBERNETES, AUTHORIZATION, *gated)
+
+
+def kubernetes_macros(version: Version) -> frozenset[str]:
+    """As `kubernetes_libraries`; `cel.bind` is not among them."""
+    return STANDARD_MACROS | {"sortBy"} if version >= (1, 34) else STANDARD_MACROS
 
 
 @lru_cache(maxsize=16)
@@ -164,7 +175,9 @@ def device_selector(version: Version = (1, 36), *, list_attributes: bool = True)
         name=f"device selector {version[0]}.{version[1]}",
         variables={"device": DEVICE},
         objects={DEVICE.name: device},
-        libraries=(*libraries, INCLUDES) if list_attributes and version >= (1, 36) else libraries,
+        # The base of 1.37 has it anyway.
+        libraries=(*libraries, INCLUDES) if list_attributes and version == (1, 36) else libraries,
+        macros=kubernetes_macros(version) | {"cel.bind"},
         sizes={"string": 64, "list": 48, "map": 32, "dyn": 64},
         estimate_limit=CALL_LIMIT,
         max_bytes=10 * 1024,
@@ -297,6 +310,7 @@ def _admission(
         objects={**_ADMISSION_OBJECTS, _VARIABLES: dict(variables)},
         conversions=_ADMISSION_CONVERSIONS,
         libraries=(*libraries, JSON_POINTERS) if mutating else libraries,
+        macros=kubernetes_macros(version),
         mutating=mutating,
         results=results,
     )
@@ -348,6 +362,7 @@ def _crd_rule(
         keys=types.keys,
         conversions=conversions,
         libraries=kubernetes_libraries(version),
+        macros=kubernetes_macros(version),
         bounds=types.bounds,
         sizes=dict.fromkeys(("string", "bytes", "list", "map", "dyn"), float(openapi.MAX_REQUEST_BYTES)),
         estimate_limit=RULE_ESTIMATE_LIMIT / max(rounds, 1),

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from capstan.cel.errors import EvaluationError
 from capstan.cel.library import Library
-from capstan.cel.values import INT_MAX, INT_MIN, register_type
+from capstan.cel.values import INT_MAX, INT_MIN, UINT_MAX, register_type
 
 QUANTITIES = Library("quantity")
 SEMVERS = Library("semver")
@@ -53,7 +53,8 @@ def is_quantity(text: str) -> bool:
     return parse_quantity(text) is not None
 
 
-@QUANTITIES.declare("<kubernetes.Quantity>.sign() -> int")
+# Upstream documents a method and declares a function.
+@QUANTITIES.declare("<kubernetes.Quantity>.sign() -> int", "sign(kubernetes.Quantity) -> int")
 def sign(value: Decimal) -> int:
     return (value > 0) - (value < 0)
 
@@ -167,23 +168,29 @@ register_type("kubernetes.Semver", Semver)
 
 @lru_cache(maxsize=4096)
 def parse_semver(text: str, normalize: bool = False) -> Semver | None:
-    """The version, or None. Normalizing drops a leading `v`, fills up missing numbers and strips leading zeros."""
+    """The version, or None; `normalize` repairs what is nearly one."""
     if len(text) > 256:
         return None
     if normalize:
-        text = text.removeprefix("v")
-        cut = re.search(r"[-+]", text)
-        numbers, rest = (text[: cut.start()], text[cut.start() :]) if cut else (text, "")
-        parts = numbers.split(".")
-        parts = [part.lstrip("0") or "0" if part.isdigit() else part for part in parts]
-        text = ".".join(parts + ["0"] * (3 - len(parts))) + rest
+        text = _normalized(text)
     match = _SEMVER.fullmatch(text)
     if match is None:
         return None
     major, minor, patch, prerelease, _ = match.groups()
-    if any(int(part) > 2**64 - 1 for part in (major, minor, patch)):
+    numbers = [major, minor, patch, *filter(str.isdigit, (prerelease or "").split("."))]
+    if any(int(number) > UINT_MAX for number in numbers):
         return None
     return Semver(int(major), int(minor), int(patch), prerelease or "", text)
+
+
+def _normalized(text: str) -> str:
+    """What upstream tries to parse: without `v` and zeros in front, and with three numbers. Only a version that has all
+    three may carry more than numbers."""
+    parts = text.removeprefix("v").split(".", 2)
+    parts = [re.sub(r"^0+(?=[0-9])", "", part) for part in parts]
+    if len(parts) < 3 and re.search(r"[-+]", parts[-1]):
+        return ""
+    return ".".join(parts + ["0"] * (3 - len(parts)))
 
 
 @SEMVERS.declare("semver(string) -> kubernetes.Semver", "semver(string, bool) -> kubernetes.Semver")

@@ -7,12 +7,12 @@ of an element that decides the matter, as the language demands; an exhausted bud
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import cmp_to_key, partial
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
 from capstan.cel.errors import CostExceeded, EvaluationError, UnknownValue
-from capstan.cel.values import ORDERED, as_bool, build_map, elements, greater, less, pairs
+from capstan.cel.values import ORDERED, as_bool, build_map, elements, pairs
 
 Thunk = Callable[[], Any]
 Body = Callable[..., Any]
@@ -138,12 +138,10 @@ def sort_by(container: Any, key: Body) -> list[Any]:
 
 
 def sort_pairs(keyed: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """Pairs sorted by their first parts, which are of the ordered types; equal ones stay in their order."""
+    """Pairs sorted by their first parts, which are all of one of the ordered types; equal ones stay in their order."""
     kinds = {type(key) for key, _ in keyed}
-    if len(kinds) == 1 and kinds <= ORDERED:
-        return sorted(keyed, key=itemgetter(0))
-    return sorted(keyed, key=cmp_to_key(_compare_keys))
-
-
-def _compare_keys(left: tuple[Any, Any], right: tuple[Any, Any]) -> int:
-    return -1 if less(left[0], right[0]) else int(greater(left[0], right[0]))
+    if len(kinds) > 1:
+        raise EvaluationError("list elements must have the same type")
+    if not kinds <= ORDERED:
+        raise EvaluationError("list elements must be comparable")
+    return sorted(keyed, key=itemgetter(0))

@@ -1,4 +1,4 @@
-"""URLs, IP addresses and CIDR blocks, as the Kubernetes libraries define them."""
+"""IP addresses and CIDR blocks, as the Kubernetes libraries define them."""
 
 from __future__ import annotations
 
@@ -7,24 +7,16 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
-from urllib.parse import SplitResult, parse_qs, quote, urlsplit
 
 from capstan.cel.errors import EvaluationError
 from capstan.cel.library import Library
 from capstan.cel.values import register_type
 
-URLS: Final = Library("url")
 IPS: Final = Library("ip")
 CIDRS: Final = Library("cidr")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-
-@dataclass(frozen=True, slots=True)
-class URL:
-    text: str
-    parts: SplitResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +34,6 @@ class CIDR:
         return f"{self.address}/{self.prefix}"
 
 
-register_type("kubernetes.URL", URL)
-register_type("net.CIDR", CIDR)
-
-
 @dataclass(frozen=True, slots=True)
 class IP:
     address: Address
@@ -55,80 +43,7 @@ class IP:
 
 
 register_type("net.IP", IP)
-
-_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:")
-_BAD_ESCAPE = re.compile(r"%(?![0-9a-fA-F]{2})")
-
-
-@lru_cache(maxsize=1024)
-def parse_url(text: str) -> URL | None:
-    """An absolute URL or an absolute path (Go's url.ParseRequestURI); None for anything else."""
-    if not (_SCHEME.match(text) or text.startswith("/")) or any(ord(each) < 33 or ord(each) == 127 for each in text):
-        return None
-    try:
-        parts = urlsplit(text, allow_fragments=False)
-        port = parts.netloc.rpartition("@")[2].rpartition("]")[2].partition(":")[2]
-        host = parts.hostname
-    except ValueError:
-        return None
-    if (port and not port.isdigit()) or _BAD_ESCAPE.search(parts.path):
-        return None
-    if parts.scheme and not parts.netloc and not parts.path.startswith("/"):
-        return None
-    return None if host is not None and any(each in host for each in ' <>"{}|\\^`') else URL(text, parts)
-
-
-@URLS.declare("url(string) -> kubernetes.URL")
-def url(text: str) -> URL:
-    parsed = parse_url(text)
-    if parsed is None:
-        raise EvaluationError(
-            f"URL parse error during conversion from string: parse {text[:200]!r}: invalid URI for request"
-        )
-    return parsed
-
-
-@URLS.declare("isURL(string) -> bool")
-def is_url(text: str) -> bool:
-    return parse_url(text) is not None
-
-
-@URLS.declare("<kubernetes.URL>.getScheme() -> string")
-def get_scheme(value: URL) -> str:
-    return value.parts.scheme
-
-
-@URLS.declare("<kubernetes.URL>.getHost() -> string")
-def get_host(value: URL) -> str:
-    """Host and port; an IPv6 address keeps its brackets."""
-    return value.parts.netloc.rpartition("@")[2]
-
-
-@URLS.declare("<kubernetes.URL>.getHostname() -> string")
-def get_hostname(value: URL) -> str:
-    host = get_host(value)
-    return host[1 : host.index("]")] if host.startswith("[") and "]" in host else host.partition(":")[0]
-
-
-@URLS.declare("<kubernetes.URL>.getPort() -> string")
-def get_port(value: URL) -> str:
-    return get_host(value).rpartition("]")[2].partition(":")[2]
-
-
-@URLS.declare("<kubernetes.URL>.getEscapedPath() -> string")
-def get_escaped_path(value: URL) -> str:
-    path = value.parts.path
-    return path if "%" in path else quote(path, safe="/:@!$&'()*+,;=-._~")
-
-
-@URLS.declare("<kubernetes.URL>.getQuery() -> map(string, list(string))")
-def get_query(value: URL) -> dict[str, list[str]]:
-    return parse_qs(value.parts.query, keep_blank_values=True)
-
-
-@URLS.declare("string(kubernetes.URL) -> string")
-def string_from_url(value: URL) -> str:
-    return value.text
+register_type("net.CIDR", CIDR)
 
 
 @lru_cache(maxsize=4096)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from capstan.cel.cost import ONE, Range, Size
+from capstan.cel.estimates import ONE, Range, Size
 from capstan.cel.lexer import KEYWORDS, RESERVED
 from capstan.cel.times import duration_from_string, timestamp_from_string
 from capstan.cel.types import BOOL, BYTES, DOUBLE, DURATION, DYN, INT, STRING, TIMESTAMP, Type, list_of, map_of

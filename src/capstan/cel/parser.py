@@ -52,10 +52,13 @@ _LOOPS: Final = {
     "sortBy": {2: 1},
 }
 _BINDS: Final = {"optMap", "optFlatMap"}
+STANDARD_MACROS: Final = frozenset(("has", *_BINDS, *_LOOPS)) - {"sortBy"}
+# The last four are the forms that optimisers print.
+MACROS: Final = STANDARD_MACROS | {"sortBy", "cel.bind", "cel.block", "cel.index", "cel.iterVar", "cel.accuVar"}
 
 
-def parse(source: str, *, macros: bool = True) -> Node:
-    """The tree of one expression; without `macros`, they are calls of functions as any other. Raises CompileError with
+def parse(source: str, *, macros: frozenset[str] = MACROS) -> Node:
+    """The tree of one expression; what is not among the `macros` is a function as any other. Raises CompileError with
     the position of the first mistake."""
     if len(source) > MAX_LENGTH:
         message = f"expression code point size exceeds limit: size: {len(source)}, limit {MAX_LENGTH}"
@@ -68,7 +71,7 @@ def parse(source: str, *, macros: bool = True) -> Node:
 
 
 class _Parser:
-    def __init__(self, source: str, macros: bool) -> None:
+    def __init__(self, source: str, macros: frozenset[str]) -> None:
         self.source = source
         self.macros = macros
         self.tokens = tokenize(source)
@@ -273,16 +276,16 @@ class _Parser:
         return MessageLiteral(position, name, fields)
 
     def call(self, position: int, name: str, target: Node | None, args: list[Node]) -> Node:
-        if not self.macros:
-            return Call(position, name, target, args)
         if target is None:
-            if name == "has":
+            if name == "has" and name in self.macros:
                 return self.has(position, args)
             return Call(position, name, None, args)
-        if isinstance(target, Ident) and target.name == "cel":
+        if isinstance(target, Ident) and target.name == "cel" and f"cel.{name}" in self.macros:
             macro = self.cel_macro(position, name, args)
             if macro is not None:
                 return macro
+        if name not in self.macros:
+            return Call(position, name, target, args)
         if variables := _LOOPS.get(name, {}).get(len(args)):
             names = [self.variable(arg) for arg in args[:variables]]
             if len(set(names)) != len(names):
@@ -298,7 +301,7 @@ class _Parser:
         return Has(position, args[0].operand, args[0].field)
 
     def cel_macro(self, position: int, name: str, args: list[Node]) -> Node | None:
-        """`cel.bind`, and the forms that optimisers print: `cel.block`, `cel.index`, `cel.iterVar`, `cel.accuVar`."""
+        """The macros on `cel`; None where the arguments are not those of one."""
         if name == "bind" and len(args) == 3:
             return Bind(position, "bind", self.variable(args[0]), args[1], args[2])
         if name == "block" and len(args) == 2 and isinstance(args[0], ListLiteral):

@@ -9,9 +9,10 @@ from typing import Any
 
 from capstan.cel.checker import check
 from capstan.cel.codegen import Generated, generate
-from capstan.cel.cost import Meter, Range, body_cost, estimate
+from capstan.cel.cost import Meter, body_cost
 from capstan.cel.environments import Environment
 from capstan.cel.errors import CelError, CompileError, CostExceeded, EvaluationError, Issue
+from capstan.cel.estimates import Range, estimate
 from capstan.cel.parser import parse
 from capstan.cel.syntax import Ident, Node, Select, children
 from capstan.cel.types import DYN, Type

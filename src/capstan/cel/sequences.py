@@ -6,6 +6,8 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Callable, Iterable
+from functools import reduce
 from itertools import islice, pairwise
 from typing import Any, Final
 
@@ -14,7 +16,7 @@ from capstan.cel.library import Function, Library
 from capstan.cel.loops import sort_pairs
 from capstan.cel.operators import OPERATORS
 from capstan.cel.standard import regex
-from capstan.cel.values import NONE, NUMBERS, Optional, contains, equal, greater, less
+from capstan.cel.values import NONE, NUMBERS, Duration, Optional, Uint, contains, equal, greater, less
 
 KUBERNETES_LISTS: Final = Library("kubernetes lists")
 LISTS: Final = Library("lists")
@@ -25,28 +27,34 @@ ENCODERS: Final = Library("encoders")
 INCLUDES: Final = Library("includes")
 
 MAX_RANGE: Final = 100_000
+_COMPARABLE: Final = ("int", "uint", "double", "bool", "duration", "timestamp", "string", "bytes")
 _REFERENCE = re.compile(r"\\(.?)", re.DOTALL)
 
 add: Final = Function("_+_", [overload for name, overload in OPERATORS.declared if name == "_+_"])
 
 
-@KUBERNETES_LISTS.declare("<list(A)>.isSorted() -> bool")
+def _each(signature: str, kinds: Iterable[str] = _COMPARABLE) -> list[str]:
+    """A signature for each type of elements."""
+    return [signature.replace("T", kind) for kind in kinds]
+
+
+@KUBERNETES_LISTS.declare(*_each("<list(T)>.isSorted() -> bool"))
 def is_sorted(values: list[Any]) -> bool:
     return all(not greater(left, right) for left, right in pairwise(values))
 
 
-@KUBERNETES_LISTS.declare("<list(A)>.sum() -> A")
-def total(values: list[Any]) -> Any:
-    """0 for an empty list; elements are all int, uint, double or duration."""
-    if not values:
-        return 0
-    result = values[0]
-    for value in values[1:]:
-        result = add(result, value)
-    return result
+def _summed(zero: Any) -> Callable[[list[Any]], Any]:
+    def total(values: list[Any]) -> Any:
+        return reduce(add, values) if values else zero
+
+    return total
 
 
-@KUBERNETES_LISTS.declare("<list(A)>.min() -> A")
+for _kind, _zero in (("int", 0), ("uint", Uint(0)), ("double", 0.0), ("duration", Duration(0))):
+    KUBERNETES_LISTS.declare(f"<list({_kind})>.sum() -> {_kind}")(_summed(_zero))
+
+
+@KUBERNETES_LISTS.declare(*_each("<list(T)>.min() -> T"))
 def minimum(values: list[Any]) -> Any:
     if not values:
         raise EvaluationError("min called on empty list")
@@ -56,7 +64,7 @@ def minimum(values: list[Any]) -> Any:
     return result
 
 
-@KUBERNETES_LISTS.declare("<list(A)>.max() -> A")
+@KUBERNETES_LISTS.declare(*_each("<list(T)>.max() -> T"))
 def maximum(values: list[Any]) -> Any:
     if not values:
         raise EvaluationError("max called on empty list")
@@ -118,7 +126,7 @@ def reverse(values: list[Any]) -> list[Any]:
     return list(values[::-1])
 
 
-@LISTS.declare("<list(A)>.sort() -> list(A)")
+@LISTS.declare(*_each("<list(T)>.sort() -> list(T)"))
 def sort(values: list[Any]) -> list[Any]:
     return [value for value, _ in sort_pairs([(value, None) for value in values])]
 
@@ -167,11 +175,15 @@ def find(text: str, pattern: str) -> str:
 
 @REGEX.declare("<string>.findAll(string) -> list(string)", "<string>.findAll(string, int) -> list(string)")
 def find_all(text: str, pattern: str, limit: int = -1) -> list[str]:
+    """All matches in turn; an empty one right behind another is none (as in Go)."""
     found: list[str] = []
+    last = -1
     for match in regex(pattern).finditer(text):
         if 0 <= limit <= len(found):
             break
-        found.append(match.group())
+        if match.end() > last:
+            found.append(match.group())
+        last = match.end()
     return found
 
 
