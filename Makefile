@@ -19,7 +19,7 @@ test: $(STAMP) kubectl ## all tests (fetches kubectl)
 
 # Thousands of random clusters; `make test` looks at a few dozen.
 properties: $(STAMP) ## the property tests on thousands of clusters
-	PROPERTY_EXAMPLES=2000 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests/scheduling -k properties
+	PROPERTY_EXAMPLES=2000 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests/scheduling tests/allocation -k "properties or reference"
 
 check: $(STAMP) ## format, lint, types, import contracts
 	$(BIN)/ruff format --check src tests bench

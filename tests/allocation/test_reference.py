@@ -20,7 +20,7 @@ from capstan.api import quantity
 from capstan.api.feature_gates import FeatureGates
 from capstan.api.resource import DeviceClass, ResourceClaim, ResourceSlice
 
-EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "400"))
+EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "150"))
 NODE = NodeView("n1", {"zone": "a"})
 RED = "device.attributes['x.dev'].color == 'red'"
 BIG = "device.attributes['x.dev'].size > 1"

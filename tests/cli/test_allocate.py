@@ -203,3 +203,34 @@ spec:
     assert result["device"] == "vf"
     wanted = [{"counterSet": "port", "counters": {"bandwidth": "10G"}}] if gate == "true" else None
     assert result.get("consumedCounters") == wanted
+
+
+def test_one_file_may_be_both_and_standard_input_is_a_file(tmp_path: Path) -> None:
+    everything = tmp_path / "all.yaml"
+    everything.write_text(CLUSTER + "---" + CLAIM)
+    paths = ["--claims", str(everything), "--slices", str(everything)]
+    assert CliRunner().invoke(allocate, paths).exit_code == 0
+    given = CliRunner().invoke(allocate, ["--claims", "-", "--slices", "-"], input=everything.read_text())
+    assert given.exit_code == 0, given.output
+
+
+def test_slices_in_both_files_count_once(tmp_path: Path) -> None:
+    assert run(tmp_path, CLUSTER + "---" + CLAIM).exit_code == 0
+
+
+def test_a_node_that_nothing_describes_is_pointed_out(tmp_path: Path) -> None:
+    result = run(tmp_path, CLAIM, "--node", "n3")
+    assert result.exit_code == 1
+    assert "the files describe no node n3" in result.stderr
+
+
+def test_a_selector_that_fails_is_named_with_its_claim_and_request(tmp_path: Path) -> None:
+    expression = "device.attributes['gpu.example.com'].typo == 1"
+    claim = CLAIM.replace(
+        "{name: r, exactly: {", f'{{name: r, exactly: {{selectors: [{{cel: {{expression: "{expression}"}}}}], '
+    )
+    for policy in ("best-fit", "kubernetes"):
+        result = run(tmp_path, claim, "--node", "n2", "--policy", policy, "-o", "json")
+        (refusal,) = json.loads(result.output)["refusals"]
+        assert (refusal["reason"], refusal["claim"], refusal["request"]) == ("SelectorFailed", "ns/c", "r")
+        assert refusal["message"].startswith("claim ns/c, request r: ")

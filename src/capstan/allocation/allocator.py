@@ -198,8 +198,8 @@ def _invalid_pools(devices: NodeDevices) -> list[str]:
 def _refused(prepared: list[PreparedClaim], devices: NodeDevices, search: Search) -> Refusal:
     """Each request alone has enough candidates, but there is no choice that suits all of them."""
     if search.selector_error is not None:
-        key = prepared[0].key if prepared else None
-        return Refusal("SelectorFailed", str(search.selector_error), key, "", devices.node, search.steps)
+        error = search.selector_error
+        return Refusal(error.reason, str(error), error.claim, error.request, devices.node, search.steps)
     needs = ", ".join(
         f"{claim.key[0]}/{claim.key[1]} {request.alternatives[0].base} x"
         f"{min(len(o.candidates) if o.every else o.count for o in request.alternatives)} of "

@@ -290,11 +290,6 @@ class Preparation:
                 continue
             if device.selects_node and not self._features.partitionable_devices:
                 continue
-            if device.spec.consumes_counters and failure is None and not self._counters_usable(device):
-                alternative.matched += 1
-                alternative.gated += 1
-                self._block(alternative)
-                continue
             self._consider(alternative, device, failure, _wanted(device, amounts, fraction))
         if virtual:
             _derive(alternative, virtual, invalid)
@@ -341,6 +336,9 @@ class Preparation:
             alternative.refused_by_capacity += 1
         elif taken:
             alternative.in_use += 1
+            self._block(alternative)
+        elif device.spec.consumes_counters and not self._counters_usable(device):
+            alternative.gated += 1
             self._block(alternative)
         elif device.taints and self._features.device_taints and blocked(device.taints, alternative.tolerations):
             alternative.tainted += 1

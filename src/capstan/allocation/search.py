@@ -92,7 +92,7 @@ class Search:
         """The devices taken so far, in order."""
         self.steps = 0
         self.proven = True
-        self.selector_error: SelectorError | None = None
+        self.selector_error: InvalidClaim | None = None
         """Why `best` has passed over a device."""
         self._budget = budget
         self._limit = budget
@@ -333,7 +333,7 @@ class Search:
                 continue
             if candidate.error is not None:
                 if not self._first:
-                    self.selector_error = candidate.error
+                    self.selector_error = self.selector_error or _failure(request, alternative, candidate.error)
                 elif not self._held(request, alternative, candidate):
                     options.append((0, candidate, ()))
                 continue
@@ -448,8 +448,7 @@ class Search:
         candidate, alternative = pick.candidate, pick.alternative
         device = candidate.device
         if candidate.error is not None:
-            key, error = pick.request.claim.key, candidate.error
-            raise InvalidClaim(error.reason, about(key, alternative.name, str(error)), key, alternative.name)
+            raise _failure(pick.request, alternative, candidate.error)
         if not alternative.admin and (device.consumption or candidate.drawn):
             self._charge(device.pool, self._charged(candidate), 1)
         if candidate.takes is None or alternative.admin:
@@ -483,3 +482,8 @@ class Search:
                 left = self._left[key] = dict(self.inventory.left(pool)[name])
             for counter, amount in taken:
                 left[counter] -= sign * amount
+
+
+def _failure(request: Request, alternative: Alternative, error: SelectorError) -> InvalidClaim:
+    key = request.claim.key
+    return InvalidClaim(error.reason, about(key, alternative.name, str(error)), key, alternative.name)

@@ -48,6 +48,10 @@ class Answer(msgspec.Struct, rename="camel"):
     explanation: list[str] = []
 
 
+_HINTS = {
+    "UnknownDeviceClass": "give the DeviceClass in either file",
+    "BudgetExhausted": "neither found nor ruled out",
+}
 _EXIT = {"allocated": 0, "refused": 1, "error": 2}
 
 
@@ -55,11 +59,15 @@ _File = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path, a
 
 
 @click.command()
-@click.option("--claims", "claims", type=_File, required=True, help="ResourceClaims, or pods with claim templates.")
 @click.option(
-    "--slices", "slices", type=_File, required=True, help="ResourceSlices, DeviceClasses, nodes, held claims."
+    "--claims", type=_File, required=True, help="ResourceClaims to allocate, or pods with their claim templates."
 )
-@click.option("--node", help="Allocate on this node. Default: the best, or the first, that satisfies each pod.")
+@click.option(
+    "--slices", type=_File, required=True, help="ResourceSlices, DeviceClasses, Nodes, and claims that hold devices."
+)
+@click.option(
+    "--node", metavar="NAME", help="Allocate on this node. Default: of all, the first or the best for each pod."
+)
 @click.option(
     "--policy",
     type=click.Choice(["best-fit", "kubernetes"]),
@@ -79,19 +87,23 @@ def allocate(
     gates: FeatureGates,
     output: str,
 ) -> None:
-    """Allocate devices to claims offline.
+    """Allocate devices to claims offline, from Kubernetes objects in files.
 
-    Claims of one pod are allocated together, claims without a pod all together. Both files are YAML or JSON; claims
-    that have an allocation keep it, and the devices in it are taken.
+    Claims of one pod are allocated together, claims without a pod all together. Both files are YAML or JSON, `-` is
+    standard input, and one file may be both. A claim that has an allocation in its status keeps it, and holds the
+    devices in it. Nodes that are not given have no labels.
+
+    `-o json` has the answer as it goes into the status.allocation of each claim.
 
     Exits with 0 if everything was allocated, with 1 if something cannot be allocated on the node (or any node), and
     with 2 if a file or an object is in error: unreadable, an unknown class, a selector that fails, an incomplete pool.
 
     \b
     Examples:
-      capstan allocate --claims claim.yaml --slices slices.yaml -o json
-      kubectl get resourceslices,deviceclasses,resourceclaims -A -o json > cluster.json
-      capstan allocate --claims pod.yaml --slices cluster.json --node gpu-7 --explain
+      kubectl get nodes,resourceslices,deviceclasses,resourceclaims -A -o json > cluster.json
+      capstan allocate --claims pod.yaml --slices cluster.json --explain
+      capstan allocate --claims claim.yaml --slices cluster.json --node gpu-7 --policy kubernetes -o json
+      kubectl get resourceslices,deviceclasses -o json | capstan allocate --claims claim.yaml --slices -
       capstan allocate --claims c.yaml --slices s.yaml --feature-gates DRASharedConsumableCapacity=true
     """
     inputs = read(claims, slices, allocation.Features.under(gates))
@@ -103,6 +115,8 @@ def allocate(
     if answer.refusals:
         answer.outcome = "error" if any(refusal.error for refusal in answer.refusals) else "refused"
     if output == "table":
+        if node is not None and node not in inputs.nodes:
+            click.echo(f"note: the files describe no node {node}; it has no labels and no devices of its own", err=True)
         _show(answer)
     else:
         machine(answer, output)
@@ -162,6 +176,7 @@ def _show(answer: Answer) -> None:
     for line in answer.explanation:
         click.echo(line)
     for refusal in answer.refusals:
-        click.echo(f"{refusal.group}: {refusal.reason}: {refusal.message}", err=True)
+        hint = _HINTS.get(refusal.reason)
+        click.echo(f"{refusal.group}: {refusal.reason}: {refusal.message}{f' ({hint})' if hint else ''}", err=True)
     for problem in answer.problems:
         click.echo(f"ignored the pool {problem.driver}/{problem.pool}: {problem.reason}", err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,12 +65,13 @@ class Inputs:
 
 
 def read(claims: Path, slices: Path, features: allocation.Features) -> Inputs:
-    """Raises Unreadable naming the file, the object and the field that cannot be read."""
+    """`-` is standard input; one file may be both. Raises Unreadable naming the file, the object and the field that
+    cannot be read."""
     inputs = Inputs(allocation.Inventory(features))
-    offered, asked = _objects(slices), _objects(claims)
+    asked = _objects(claims)
+    offered = [] if slices.resolve() == claims.resolve() else _objects(slices)
     names: set[str] = set()
-    _tell_apart([item for item in (*offered, *asked) if isinstance(item, ResourceSlice)])
-    for item in (*offered, *asked):
+    for item in _once(offered, asked):
         if isinstance(item, Node):
             inputs.nodes[item.metadata.name] = allocation.NodeView(item.metadata.name, item.metadata.labels)
         if isinstance(item, ResourceSlice):
@@ -88,19 +90,29 @@ def read(claims: Path, slices: Path, features: allocation.Features) -> Inputs:
     return inputs
 
 
-def _tell_apart(slices: list[ResourceSlice]) -> None:
-    """Files may hold slices of the same name, or of none, which no cluster has at once: each counts."""
+def _once(offered: list[Any], asked: list[Any]) -> list[Any]:
+    """All objects. A slice that is in both files counts once; one file may hold slices of the same name, or of none,
+    which no cluster has at once: each counts."""
+    known: dict[str, list[ResourceSlice]] = {}
+    for item in offered:
+        if isinstance(item, ResourceSlice):
+            known.setdefault(item.metadata.name, []).append(item)
+    more = [i for i in asked if not (isinstance(i, ResourceSlice) and i in known.get(i.metadata.name, ()))]
     seen: dict[str, int] = {}
-    for entry in slices:
+    for entry in (item for item in (*offered, *more) if isinstance(item, ResourceSlice)):
         name = entry.metadata.name
         seen[name] = times = seen.get(name, 0) + 1
         if times > 1:
             entry.metadata.name = f"{name}#{times}"
+    return [*offered, *more]
 
 
 def _objects(path: Path) -> list[Any]:
     try:
-        documents = manifests.load_manifests(path.read_bytes(), str(path))
+        if str(path) == "-":
+            documents = manifests.load_manifests(sys.stdin.buffer.read(), "standard input")
+        else:
+            documents = manifests.load_manifests(path.read_bytes(), str(path))
     except manifests.InvalidManifest as error:
         raise Unreadable(str(error)) from error
     return [
