@@ -1,9 +1,11 @@
 """What users are told on PodGroups and pods, in the words of KAI Scheduler."""
 
 import asyncio
+import logging
 
 import pytest
 
+from capstan import kube
 from capstan.api import resources
 from capstan.controllers.scheduler import Scheduler
 
@@ -114,3 +116,74 @@ async def test_what_an_earlier_scheduler_told_is_taken_back_when_it_holds_no_lon
         return await told() == {"starts": [], "waits": ["4"]}
 
     await house.until(corrected, "one waits no longer, the other is told anew")
+
+
+def foreign(pool: str) -> dict:
+    said = {"reason": "OverLimit", "message": f"of {pool}", "details": {"queueDetails": {"name": "q"}}}
+    return {"type": "UnschedulableOnNodePool", "nodePool": pool, "reasons": [said], "status": "True"}
+
+
+async def test_what_schedulers_of_other_node_pools_say_stays(house, scheduler):
+    await house.node("n1", gpus=1)
+    await house.group("gang", 1)
+    status = {"status": {"schedulingConditions": [foreign("red"), foreign("blue")]}}
+    await house.client.patch(resources.POD_GROUPS, "gang", "default", patch=status, subresource="status")
+    await house.pod("p", gpus=2, group="gang")
+
+    async def pools():
+        group = await house.client.get(resources.POD_GROUPS, "gang", "default")
+        return {c.node_pool: c.reasons[0] for c in group.status.scheduling_conditions}
+
+    async def told():
+        return len(await pools()) == 3
+
+    await house.until(told, "ours is added")
+    assert (await pools())["red"].details == {"queueDetails": {"name": "q"}}
+    await house.client.delete(resources.PODS, "p", "default")
+    await house.pod("small", gpus=1, group="gang")
+
+    async def taken_back():
+        return (await pools()).keys() == {"red", "blue"}
+
+    await house.until(taken_back, "only ours is taken back")
+
+
+class Shut:
+    """A transport that lets no writes to PodGroups through while it is shut."""
+
+    def __init__(self, transport, error):
+        self.transport, self.error, self.shut = transport, error, True
+
+    async def request(self, method, path, **rest):
+        if self.shut and method == "PATCH" and "podgroups" in path:
+            raise self.error(kube.Status(code=503, message=f"{path}: shut"))
+        return await self.transport.request(method, path, **rest)
+
+    def __getattr__(self, name):
+        return getattr(self.transport, name)
+
+
+@pytest.mark.parametrize(("error", "level"), [(kube.Unavailable, "WARNING"), (kube.NotLeading, "DEBUG")])
+async def test_verdicts_that_cannot_be_written_are_one_line_a_cycle_and_come_later(house, caplog, error, level):
+    client = await house.grant("scheduler", Scheduler.RULES)
+    door = Shut(client.transport, error)
+    for i in range(20):
+        await house.group(f"g{i}", 1)
+        await house.pod(f"p{i}", gpus=1, group=f"g{i}")
+    caplog.set_level(logging.DEBUG, "capstan.controllers.verdicts")
+    made = Scheduler(kube.Client(door, field_manager="scheduler"), period=0.1)
+    house.start(made)
+
+    async def failed():
+        return [r for r in caplog.records if "and those of 19 others is not written" in r.getMessage()]
+
+    lines = await house.until(failed, "the failure is reported")
+    assert lines[0].levelname == level
+    assert len(caplog.records) <= made.cycles
+    door.shut = False
+
+    async def told():
+        groups = (await house.client.list(resources.POD_GROUPS, "default")).items
+        return all(group.status.scheduling_conditions for group in groups)
+
+    await house.until(told, "all are told once it works")

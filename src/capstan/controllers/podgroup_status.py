@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 
 from capstan import kube, scheduling
 from capstan.api import resources
@@ -45,31 +46,27 @@ class PodGroupStatus:
         for key in changed[:_AT_ONCE]:
             if self._world.binds:
                 return
-            if await self._write(key):
+            try:
+                await self._write(key)
                 self._seen[key] = standings[key]
+            except kube.ApiError as error:
+                log.log(
+                    kube.severity(error), "PodGroup %s/%s: what it holds is not written, trying again: %s", *key, error
+                )
+                if isinstance(error, kube.Unavailable):
+                    return  # nor are the others
 
-    async def _write(self, key: _Key) -> bool:
+    async def _write(self, key: _Key) -> None:
         gang = self._world.gangs.get(key)
         if gang is None:
-            return True
+            return
         status = scheduling.resources_of(gang)
         namespace, name = key
         known = self._groups.get(name, namespace)
         said = known.status.resources_status or {} if known is not None else {}
         if said == status:
-            return True
-        patch = {part: replacing(amounts, said.get(part) or {}) for part, amounts in status.items()}
-        try:
-            await self._client.patch(
-                resources.POD_GROUPS,
-                name,
-                namespace,
-                patch={"status": {"resourcesStatus": patch}},
-                subresource="status",
-            )
-        except kube.NotFound:
-            return True
-        except kube.ApiError as error:
-            log.warning("PodGroup %s/%s: its resources are not written, trying again: %s", namespace, name, error)
-            return False
-        return True
+            return
+        amounts = {part: replacing(each, said.get(part) or {}) for part, each in status.items()}
+        patch = {"status": {"resourcesStatus": amounts}}
+        with suppress(kube.NotFound):  # deleted meanwhile
+            await self._client.patch(resources.POD_GROUPS, name, namespace, patch=patch, subresource="status")

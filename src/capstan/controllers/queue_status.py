@@ -74,7 +74,7 @@ class QueueStatus:
                 continue
             except kube.ApiError as error:
                 if self._failed.get(name) != str(error):
-                    log.warning("Queue %s: its status is not written, trying again: %s", name, error)
+                    log.log(kube.severity(error), "Queue %s: its status is not written, trying again: %s", name, error)
                 self._failed[name] = str(error)
                 continue
             self._written[name] = status

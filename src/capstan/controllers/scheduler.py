@@ -126,9 +126,8 @@ class Scheduler:
         self.metrics = SchedulerMetrics(self.world, self.queues.values, installation)
         self._client = kube.Client(TimedTransport(client.transport, self.metrics.written), client.field_manager)
         self._events = kube.EventRecorder(self._client, "capstan-scheduler")
-        self._groups: kube.Cache[PodGroup] = self._caches[OBSERVED.index(resources.POD_GROUPS)]
-        self.pod_groups: Mapping[kube.Key, PodGroup] = self._groups.objects
-        self.pods: Mapping[kube.Key, Pod] = self._caches[OBSERVED.index(resources.PODS)].objects
+        self.pod_groups: kube.Cache[PodGroup] = self._caches[OBSERVED.index(resources.POD_GROUPS)]
+        self.pods: kube.Cache[Pod] = self._caches[OBSERVED.index(resources.PODS)]
         # What pods wait for goes before what people read about it.
         self._scheduled = kube.EventRecorder(
             self._client, "capstan-scheduler", rate=SCHEDULED_EVENTS_PER_SECOND, calm=self._all_written.wait
@@ -136,8 +135,8 @@ class Scheduler:
         self._verdicts = VerdictWriter(
             self._client,
             self._events,
-            self._caches[OBSERVED.index(resources.PODS)],
-            self._groups,
+            self.pods,
+            self.pod_groups,
             self.metrics.told,
             self.policy.node_pool or "default",
         )
@@ -172,7 +171,7 @@ class Scheduler:
             group.create_task(self._loop())
             group.create_task(self._verdicts.run())
             group.create_task(self._problems.run())
-            group.create_task(PodGroupStatus(self._client, self.world, self._groups).run())
+            group.create_task(PodGroupStatus(self._client, self.world, self.pod_groups).run())
             group.create_task(self._write_stamps())
 
     async def synced(self) -> None:
@@ -302,7 +301,7 @@ class Scheduler:
                 await work
                 return True
         except kube.ApiError as error:
-            log.warning("%s failed, deciding anew: %s", attempt, error)
+            log.log(kube.severity(error), "%s failed, deciding anew: %s", attempt, error)
         except Exception:
             log.exception("%s failed, deciding anew", attempt)
         finally:

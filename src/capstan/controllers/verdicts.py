@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from capstan import kube, scheduling
 from capstan.api import clock, resources
 from capstan.api.core import Pod
@@ -20,7 +22,7 @@ from capstan.api.scheduling import PodGroup
 log = logging.getLogger(__name__)
 
 REPEAT_SECONDS = 5.0
-_CONDITION = "UnschedulableOnNodePool"
+CONDITION = "UnschedulableOnNodePool"
 
 _Key = tuple[str, str, str]
 """(namespace, PodGroup, pod); one of the two names is empty."""
@@ -56,6 +58,8 @@ class VerdictWriter:
         self._pods, self._groups = pods, groups
         self._node_pool = node_pool
         self._told: dict[_Key, _Told] = {}
+        self._failed: list[tuple[str, kube.ApiError]] = []
+        """What could not be written in this pass, and why."""
         self._latest: tuple[Sequence[scheduling.Verdict], float] = ((), 0.0)
         self._noted = asyncio.Event()
 
@@ -77,7 +81,7 @@ class VerdictWriter:
         """Count what an earlier process told as told, so that it is taken back where it holds no longer."""
         for group in self._groups.objects.values():
             for said in group.status.scheduling_conditions:
-                if said.type == _CONDITION and said.node_pool == self._node_pool:
+                if said.type == CONDITION and said.node_pool == self._node_pool:
                     transition = int(said.transition_id) if said.transition_id.isdecimal() else 0
                     self._told[*group.key, ""] = _Told("", "", 0.0, transition)
 
@@ -97,6 +101,15 @@ class VerdictWriter:
                 del self._told[key]
                 namespace, group, _ = key
                 writes.create_task(self._write_conditions(namespace, group, []))
+        self._report()
+
+    def _report(self) -> None:
+        """One line for all that failed alike: there may be as many as gangs that wait."""
+        failed, self._failed = self._failed, []
+        if failed:
+            what, error = failed[0]
+            more = f" and those of {len(failed) - 1} others" if len(failed) > 1 else ""
+            log.log(kube.severity(error), "the verdict of %s%s is not written, trying again: %s", what, more, error)
 
     def _is_news(self, key: _Key, verdict: scheduling.Verdict, now: float) -> bool:
         told = self._told.get(key)
@@ -118,7 +131,7 @@ class VerdictWriter:
             verdict.group,
             [
                 {
-                    "type": _CONDITION,
+                    "type": CONDITION,
                     "nodePool": self._node_pool,
                     "reason": "Unschedulable",
                     "message": verdict.message,
@@ -141,21 +154,23 @@ class VerdictWriter:
                 await self._mark_pod(verdict, pod, now)
 
     async def _write_conditions(self, namespace: str, group: str, conditions: list[dict[str, Any]]) -> None:
+        """Put them in place of our own; those of other node pools are for their schedulers to change."""
         if not group:
             return  # a pod without a PodGroup carries its verdict itself
+        known = self._groups.get(group, namespace)
+        patch = replacing_conditions(known, self._node_pool, conditions)
         try:
-            await self._client.patch(
-                resources.POD_GROUPS,
-                group,
-                namespace,
-                patch={"status": {"schedulingConditions": conditions}},
-                subresource="status",
-            )
+            await self._client.patch(resources.POD_GROUPS, group, namespace, patch=patch, subresource="status")
         except kube.NotFound:
             return  # deleted meanwhile
         except kube.ApiError as error:
-            self._told.pop((namespace, group, ""), None)
-            log.warning("PodGroup %s/%s: its verdict is not written, trying again: %s", namespace, group, error)
+            self._untold((namespace, group, ""))
+            if not isinstance(error, kube.Conflict):  # it changed: the next cycle looks again
+                self._failed.append((f"PodGroup {namespace}/{group}", error))
+
+    def _untold(self, key: _Key) -> None:
+        """What could not be written is news in the next cycle, whether it is to be told or to be taken back."""
+        self._told.setdefault(key, _Told("", "", 0.0, 0)).reason = ""
 
     async def _mark_pod(self, verdict: scheduling.Verdict, pod: Pod, now: float) -> None:
         condition = {
@@ -177,6 +192,23 @@ class VerdictWriter:
         except kube.NotFound:
             return
         except kube.ApiError as error:
-            log.warning("pod %s/%s: its verdict is not written: %s", *pod.key, error)
+            if not verdict.group:
+                self._untold(_key(verdict))
+            self._failed.append((f"pod {verdict.namespace}/{pod.metadata.name}", error))
             return
         self._events.emit(pod, "Warning", "FailedScheduling", f"{verdict.reason}: {verdict.message}")
+
+
+def replacing_conditions(group: PodGroup | None, node_pool: str, conditions: list[dict[str, Any]]) -> dict[str, Any]:
+    """The patch of a PodGroup that puts `conditions` in place of those of a node pool and keeps all others.
+
+    The list is written as a whole, so the patch holds only for the version that was read.
+    """
+    if group is None:
+        return {"status": {"schedulingConditions": conditions}}
+    said = group.status.scheduling_conditions
+    others = [msgspec.to_builtins(c) for c in said if c.type != CONDITION or c.node_pool != node_pool]
+    return {
+        "metadata": {"resourceVersion": group.metadata.resource_version},
+        "status": {"schedulingConditions": [*others, *conditions]},
+    }

@@ -19,6 +19,7 @@ from capstan.kube.errors import (
     Gone,
     Invalid,
     NotFound,
+    NotLeading,
     TooManyRequests,
     Unauthorized,
     Unavailable,
@@ -27,6 +28,7 @@ from capstan.kube.errors import (
     UnknownResource,
     from_response,
     from_status,
+    severity,
     unreachable,
 )
 from capstan.kube.events import EventRecorder, reference
@@ -57,6 +59,7 @@ __all__ = [
     "LeaderElector",
     "Listing",
     "NotFound",
+    "NotLeading",
     "Response",
     "Status",
     "Token",
@@ -80,5 +83,6 @@ __all__ = [
     "kubeconfig",
     "owned",
     "reference",
+    "severity",
     "unreachable",
 ]

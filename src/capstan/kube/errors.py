@@ -11,6 +11,7 @@ ApiError                 the server answered with a Status, or nothing usable ca
 ├── Invalid              422
 ├── TooManyRequests      429
 └── Unavailable          5xx, or no answer at all (then the code is 503)
+    └── NotLeading       never sent: who writes leads no more
 ConfigError              a kubeconfig or service account that cannot be used
 UnknownKind              no served resource has this apiVersion and kind
 UnknownResource          no served resource is called so
@@ -20,6 +21,7 @@ Undecodable              an object whose fields do not have the types of its API
 from __future__ import annotations
 
 import http
+import logging
 
 import msgspec
 
@@ -83,6 +85,10 @@ class Unavailable(ApiError):
     """The server failed, or could not be reached."""
 
 
+class NotLeading(Unavailable):
+    """A write that a `Fence` held back. The elector reports that, once; who wrote need not say it for every object."""
+
+
 class ConfigError(Exception):
     """A kubeconfig or service account that cannot be used. `hint` says what to do."""
 
@@ -140,6 +146,11 @@ def from_response(code: int, body: bytes, retry_after: str | None = None) -> Api
     status.code = code
     status.message = status.message or http.HTTPStatus(code).phrase if code in set(http.HTTPStatus) else status.message
     return from_status(status, _seconds(retry_after))
+
+
+def severity(error: ApiError) -> int:
+    """The level at which to log that a write failed and is tried again."""
+    return logging.DEBUG if isinstance(error, NotLeading) else logging.WARNING
 
 
 def unreachable(what: str, error: BaseException | str) -> Unavailable:

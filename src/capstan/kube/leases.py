@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 
 from capstan.api import clock
+from capstan.api.base import Status
 from capstan.api.coordination import LeaseSpec
 from capstan.api.rbac import PolicyRule
 from capstan.api.resources import LEASES
@@ -168,6 +169,7 @@ class Fence:
 
     def __init__(self, transport: Transport, elector: LeaderElector) -> None:
         self._transport, self._elector = transport, elector
+        self._shut = False
 
     async def request(
         self,
@@ -179,7 +181,13 @@ class Fence:
         headers: Mapping[str, str] | None = None,
     ) -> Response:
         if method != "GET" and not self._elector.may_write:
-            raise errors.unreachable(f"{method} {path}", f"{self._elector.identity} does not lead any more")
+            message = f"{self._elector.identity} does not lead any more"
+            if not self._shut:
+                self._shut = True
+                _log.warning("%s: what it decides is not written", message)
+            status = Status(code=503, reason="ServiceUnavailable", message=f"{method} {path}: {message}")
+            raise errors.NotLeading(status)
+        self._shut = False
         return await self._transport.request(method, path, query=query, body=body, headers=headers)
 
     def stream(
