@@ -46,6 +46,15 @@ def test_the_device_is_selected(expression: str) -> None:
     assert matches(expression) is True
 
 
+def test_matches_are_remembered_by_the_value_they_are_of() -> None:
+    selector = cel.device.compile_selector("device.attributes['d'].name.trim().matches('^a100$')")
+    verdicts = [selector.matches("d", {"name": name}, {}) for name in ("a100 ", "A100", "a100 ", "A100")]
+    assert verdicts == [True, False, True, False]
+    for value in (1, True, ["a100"], cel.Semver.parse("1.0.0")):
+        with pytest.raises(cel.EvaluationError, match="no such overload: trim"):
+            selector.matches("d", {"name": value}, {})
+
+
 def test_an_unknown_domain_is_an_empty_map_but_not_a_key() -> None:
     assert matches("!('type' in device.attributes['other.example'])")
     assert matches("!('other.example' in device.attributes)")

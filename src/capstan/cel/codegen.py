@@ -95,6 +95,7 @@ _PAIR_LOOPS: Final[dict[str, Callable[..., bool]]] = {
     "exists_one": loops.one_pair,
     "existsOne": loops.one_pair,
 }
+_SIMPLE_FORMS: Final = frozenset(("lowerAscii", "upperAscii", "trim"))
 _ABSENT: Final = object()
 
 
@@ -438,10 +439,15 @@ class _Generator:
         return ""
 
     def match(self, text: Node, pattern: Node) -> str:
-        """A text that is known to be short, against a constant."""
+        """A text that is known to be short, or a simple form of it, against a constant."""
         constant = self.folded(pattern)
+        if type(constant) is not str:
+            return ""
+        prepare = None
+        if isinstance(text, Call) and text.function in _SIMPLE_FORMS and text.target is not None and not text.args:
+            prepare, text = self.environment.functions.find(text.function, member=True), text.target
         try:
-            return f"{self.use(matcher(constant))}({self.write(text)})" if type(constant) is str else ""
+            return f"{self.use(matcher(constant, prepare))}({self.write(text)})"
         except EvaluationError:
             return ""  # an error of the evaluation, see `folded`
 

@@ -15,6 +15,8 @@ from capstan.cel.values import register_type
 IPS: Final = Library("ip")
 CIDRS: Final = Library("cidr")
 
+_LONGEST: Final = 45
+"""Characters of an IPv6 address that ends in an IPv4 one."""
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -49,6 +51,8 @@ register_type("net.CIDR", CIDR)
 @lru_cache(maxsize=4096)
 def parse_ip(text: str) -> Address | None:
     """An IPv4 or IPv6 address without zone; IPv4 in IPv6 is refused, as its two spellings invite mistakes."""
+    if len(text) > _LONGEST:
+        return None
     try:
         address = ipaddress.ip_address(text)
     except ValueError:

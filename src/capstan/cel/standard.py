@@ -76,14 +76,14 @@ def matches(text: str, pattern: str) -> bool:
 
 
 @lru_cache(maxsize=512)
-def matcher(pattern: str) -> Callable[[str], bool]:
-    """Whether a short text matches, remembered: the same few values (product names) meet the same few patterns again
-    and again. Raises EvaluationError as `regex`."""
+def matcher(pattern: str, prepare: Callable[[Any], str] | None = None) -> Callable[[Any], bool]:
+    """Whether a short text, or what is prepared from it, matches; remembered: the same few values (product names) meet
+    the same few patterns again and again. Raises EvaluationError as `regex`."""
     search = regex(pattern).search
 
     @lru_cache(maxsize=512)
-    def matches_pattern(text: str) -> bool:
-        return search(text) is not None
+    def matches_pattern(text: Any) -> bool:
+        return search(prepare(text) if prepare else text) is not None
 
     return matches_pattern
 
