@@ -31,6 +31,7 @@ from capstan.scheduling.placement import fits
 from capstan.scheduling.queues import levelled
 from capstan.scheduling.session import Refusal, Session
 from capstan.scheduling.victims import preempt_protection, reclaim_min_runtime, runtime
+from capstan.scheduling.world import World
 
 # -- gangs: what to place and what to evict next -----------------------------------------------------------------------
 
@@ -443,12 +444,22 @@ def allocate(session: Session) -> None:
     while (gang := order.pop()) is not None:
         unit = tasks_to_place(gang.root)
         if unit and simulation.place_job(gang, unit, nodes, later=False):
-            session._wait_together(gang, [task for leaf in gang.root.leaves() for _, task in leaf.active])
+            _pipeline_together(world, gang, unit)
             session.refusals.pop(gang.key, None)
             if gang.pending:
                 order.push(gang)
         else:
             session.refuse(gang, Refusal("PodSchedulingErrors", "no room"))
+
+
+def _pipeline_together(world: World, gang: Gang, unit: list[Task]) -> None:
+    """Where a subgroup has promised pods and too few others, nothing of the unit starts before they can."""
+    for leaf in gang.root.leaves():
+        promised = sum(task.status == Status.PIPELINED for _, task in leaf.active)
+        if promised and len(leaf.active) - promised < leaf.minimum:
+            for task in unit:
+                if task.status == Status.ALLOCATED:
+                    world.move(task, Status.PIPELINED, task.node, task.devices, zones=task.zones)
 
 
 # -- the solver --------------------------------------------------------------------------------------------------------

@@ -6,14 +6,17 @@ One solver serves the first three: nothing is evicted unless the simulation has 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from capstan.scheduling import verdicts
 from capstan.scheduling.gangs import next_unit
 from capstan.scheduling.model import (
+    ACTIVE,
     GPU_COLUMN,
     HOLDS_NOW,
     Gang,
+    Group,
     Queue,
     Status,
     Task,
@@ -339,8 +342,19 @@ def evict_stale(session: Session) -> None:
 
 
 def _stale(gang: Gang) -> bool:
-    """Pods run, fewer than the minimum, and none of the missing ones is missing because it has finished."""
+    """Pods run, fewer than the minimum, and none of the missing ones is missing because it has finished.
+
+    Pods that terminate count as long as they are there.
+    """
     root = gang.root
     if root.satisfied or any(leaf.succeeded for leaf in root.leaves()):
         return False
-    return any(HOLDS_NOW[task.status] for leaf in root.leaves() for _, task in leaf.active)
+    there = Counter(task.group for task in gang.tasks.values() if ACTIVE[task.status] or HOLDS_NOW[task.status])
+    runs = any(HOLDS_NOW[task.status] for leaf in root.leaves() for _, task in leaf.active)
+    return runs and not _enough(root, there)
+
+
+def _enough(group: Group, there: Counter[Group | None]) -> bool:
+    if group.children:
+        return sum(_enough(child, there) for child in group.children) >= group.minimum
+    return there[group] >= group.minimum

@@ -172,7 +172,7 @@ class Session:
             if not self._place_modestly(gang, unit, by_leaf, later):
                 return False
         if not later:
-            self._wait_together(gang, unit)
+            self._wait_together(unit)
         return True
 
     def _too_few_devices(self, gang: Gang, unit: Sequence[Task]) -> bool:
@@ -244,9 +244,10 @@ class Session:
         """How many pods of the shape the cluster takes by its columns, terminating pods taken as gone."""
         return self.placer.slots(shape).total()
 
-    def _wait_together(self, gang: Gang, unit: Sequence[Task]) -> None:
-        """If the minimum depends on promised tasks, none of the unit may start yet."""
-        if not any(task.status == Status.PIPELINED for task in unit) or _satisfied_now(gang.root):
+    def _wait_together(self, unit: Sequence[Task]) -> None:
+        """If the minimum of a subgroup depends on promised tasks, none of the unit may start yet."""
+        promised = {task.group for task in unit if task.status == Status.PIPELINED}
+        if all(group is None or _satisfied_now(group) for group in promised):
             return
         for task in unit:
             if task.status == Status.ALLOCATED:
@@ -289,7 +290,7 @@ class Session:
         gangs = {task.gang: None for task, *_ in self.world.moves if task.status == Status.ALLOCATED}
         for gang in gangs:
             if gang is not None:
-                self._wait_together(gang, [task for leaf in gang.root.leaves() for _, task in leaf.active])
+                self._wait_together([task for leaf in gang.root.leaves() for _, task in leaf.active])
         made = self.book.made
         for key in [key for key, room in made.items() if not self._waits(room)]:
             del made[key]
@@ -412,8 +413,6 @@ def _all_groups(group: Group) -> Iterator[Group]:
         yield from _all_groups(child)
 
 
-def _satisfied_now(group: Group) -> bool:
+def _satisfied_now(leaf: Group) -> bool:
     """As `Group.satisfied`, without promised tasks."""
-    if group.children:
-        return sum(_satisfied_now(child) for child in group.children) >= group.minimum
-    return sum(task.status != Status.PIPELINED for _, task in group.active) >= group.minimum
+    return sum(task.status != Status.PIPELINED for _, task in leaf.active) >= leaf.minimum

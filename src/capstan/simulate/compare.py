@@ -13,7 +13,12 @@ from capstan.scheduling.model import GPU, GPU_COLUMN, Status, Task
 from capstan.simulate.scenario import JobSetup, Outcome, Scenario, task_names
 from capstan.simulate.stage import Stage
 
-_NAMES = {status: status.name.capitalize() for status in Status} | {Status.STUCK: "StuckInReleasing"}
+_NAMES = {status: status.name.capitalize() for status in Status} | {
+    Status.STUCK: "StuckInReleasing",
+    Status.ALLOCATED: "Binding",
+}
+_ALIASES = {"Allocated": "Binding"}
+"""What is placed is about to be bound; KAI has two words for that."""
 _MOST_STEPS = 100_000
 _CLOSE = 0.011
 """Fractions are rounded in tables."""
@@ -116,7 +121,7 @@ def _task(name: str, task: Task | None, outcome: Outcome) -> list[str]:
     found = []
     status = _NAMES[task.status]
     node = task.node.name if task.node is not None else None
-    if outcome.status is not None and status != outcome.status:
+    if outcome.status is not None and status != _ALIASES.get(outcome.status, outcome.status):
         place = f" on {node}" if node else ""
         found.append(f"task {name}: {status}{place}, expected {outcome.status}")
     elif outcome.node is not None and node != outcome.node:

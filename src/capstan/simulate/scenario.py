@@ -32,6 +32,9 @@ State = Literal[
 ]
 PLACED: frozenset[str] = frozenset({"Allocated", "Binding", "Bound", "Running", "Releasing", "StuckInReleasing"})
 
+BINDING: frozenset[str] = frozenset({"Allocated", "Binding"})
+"""Placed, and the cluster does not know yet."""
+
 
 class Strict(msgspec.Struct, rename="camel", forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """Base of everything in a scenario file."""

@@ -21,6 +21,7 @@ from capstan.api.scheduling import (
     MAX_RUNTIME,
     REQUEUE_DELAY,
     SEMI_PREEMPTIBLE,
+    BindRequest,
     PodGroup,
     PriorityClass,
     Queue,
@@ -30,6 +31,7 @@ from capstan.scheduling import Plan, World, cycle, durations
 from capstan.scheduling.gangs import LAST_START, STALE_SINCE
 from capstan.scheduling.model import Task
 from capstan.simulate.scenario import (
+    BINDING,
     PLACED,
     Bound,
     Constraint,
@@ -59,6 +61,8 @@ class Stage:
         self.world = World(Inventory(self.policy.features), self.policy)
         self.pods: dict[str, Document] = {}
         """task name -> Pod document"""
+        self.handed: dict[str, str] = {}
+        """task name -> the node to which it is about to be bound"""
         self.claims: dict[tuple[str, str], Document] = {}
         self.jobs = {name: job for job in scenario.jobs for name in task_names(job)}
         self._raise_curtain()
@@ -105,19 +109,33 @@ class Stage:
             notes = _runtimes(queue.max_runtime, None, queue.requeue_delay)
             meta = {"name": queue.name, "creationTimestamp": created, "annotations": notes}
             world.upsert(msgspec.convert({"metadata": meta, "spec": spec}, Queue))
+        youngest = _SETTLED_AGE
         for rank, job in enumerate(scenario.jobs):
-            self._raise_job(rank, job)
+            youngest = max(0.0, min(youngest, youngest if job.age is None else job.age) - 1)
+            self._raise_job(rank, job, youngest if job.age is None else job.age)
 
-    def _raise_job(self, rank: int, job: JobSetup) -> None:
+    def _raise_job(self, rank: int, job: JobSetup, age: float) -> None:
+        """`age`: as written, else that of a job which is younger than all before it in the file."""
         world = self.world
-        age = job.age if job.age is not None else _SETTLED_AGE - rank
         created = clock.render(START - age)
         world.upsert(PriorityClass(metadata=ObjectMeta(name=f"p{job.priority}"), value=job.priority))
         world.upsert(msgspec.convert(self._pod_group(rank, job, created), PodGroup))
         for index, (name, task) in enumerate(zip(task_names(job), job.tasks, strict=True)):
             pod = self._pod(rank, index, name, job, task, created)
             self.pods[name] = pod
+            if task.state in BINDING:
+                self._hand_over(pod, task)
             world.upsert(msgspec.convert(pod, Pod))
+
+    def _hand_over(self, pod: Document, task: TaskSetup) -> None:
+        """The pod is decided, and its binder has not come to it yet."""
+        meta = pod["metadata"]
+        request = {
+            "metadata": {key: meta[key] for key in ("name", "namespace")} | {"creationTimestamp": clock.render(START)},
+            "spec": {"podName": meta["name"], "selectedNode": task.node, "selectedGPUGroups": task.gpu_groups},
+        }
+        self.world.upsert(msgspec.convert(request, BindRequest))
+        self.handed[meta["name"]] = task.node or ""
 
     def _pod_group(self, rank: int, job: JobSetup, created: str) -> Document:
         notes = _runtimes(job.max_runtime, job.expected_runtime, job.requeue_delay)
@@ -201,9 +219,9 @@ class Stage:
         if task.gpu_groups:
             for group in task.gpu_groups:
                 labels[f"runai-gpu-group/{group}"] = group
-        if task.state in PLACED:
+        if task.state in PLACED - BINDING:
             spec["nodeName"] = task.node
-            status["phase"] = "Running" if task.state not in ("Allocated", "Binding", "Bound") else "Pending"
+            status["phase"] = "Pending" if task.state == "Bound" else "Running"
         if task.state == "Gated":
             spec["schedulingGates"] = [{"name": "scenario"}]
         elif task.state in ("Succeeded", "Failed"):
@@ -248,6 +266,10 @@ class Stage:
                 self.claims[key]["status"] = {"allocation": msgspec.to_builtins(allocation)}
                 self._put_claim(self.claims[key])
         evicted = {eviction.pod for eviction in plan.evictions}
+        for name, node in self.handed.items():
+            self.pods[name]["spec"] |= {} if name in evicted else {"nodeName": node}
+            self.world.delete("BindRequest", self.pods[name]["metadata"]["namespace"], name)
+        self.handed.clear()
         for name, pod in list(self.pods.items()):
             terminating = "deletionTimestamp" in pod["metadata"]
             stuck = terminating and clock.parse(pod["metadata"]["deletionTimestamp"]) < START - 300
@@ -263,6 +285,7 @@ class Stage:
         self.now += durations.seconds(self.scenario.round_length)
         self._end_jobs()
         self._end_claims()
+        self.world.begin(self.now)  # promises are for one round
 
     def _end_jobs(self) -> None:
         """Pods of jobs that last so long succeed when their time is over."""
