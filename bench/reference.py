@@ -644,8 +644,9 @@ class Search:
             for task in gone:
                 status, node, names, zones = was[task.uid]
                 world.move(task, Status.RELEASING, node, names, zones=zones)
-            if gone and tasks[0].gang is not None:
-                lost.append((tasks[0].gang, gone))
+            counted = gone if session.policy.reclaim_may_consolidate or self.action == "consolidate" else touched
+            if counted and tasks[0].gang is not None:
+                lost.append((tasks[0].gang, counted))
             if touched:
                 disturbed.append(tasks)
         if not self.judge(lost):

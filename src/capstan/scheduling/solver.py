@@ -124,6 +124,16 @@ class Solver:
 
     def _simulate(self, count: int) -> bool:
         """Evict the first `count` victims and place the unit; with conditions on the victims, those too."""
+        mark = self.session.world.mark()
+        if self._attempt(count, aside=False):
+            return True
+        if self.judge is None or not self._kept:
+            return False
+        # Where all that counts is who loses its place, those who come before the winner may change theirs.
+        self.session.world.rollback(mark)
+        return self._attempt(count, aside=True)
+
+    def _attempt(self, count: int, *, aside: bool) -> bool:
         session = self.session
         self._was.clear()
         for victim in self.taken[:count]:
@@ -134,7 +144,7 @@ class Solver:
                 self._evict(task)
         if self.every:
             return self._rearrange(count)
-        self._keep_higher(count)
+        self._keep_higher(count, aside=aside)
         if exceeded(self.gang, session.world.least_charge(self.unit)) is not None:
             return False
         session.placer.within_share = self.action == "reclaim"
@@ -158,8 +168,11 @@ class Solver:
         else:
             world.move(task, Status.RELEASING, task.node, task.devices, zones=task.zones)
 
-    def _keep_higher(self, count: int) -> None:
-        """Whoever would be scheduled before the winner, were both waiting, is not evicted for it."""
+    def _keep_higher(self, count: int, *, aside: bool) -> None:
+        """Whoever would be scheduled before the winner, were both waiting, is not evicted for it.
+
+        It keeps its place, or goes `aside` to the best there is for it.
+        """
         self._kept.clear()
         ours = self.gang.queue
         total = self.session.world.total
@@ -182,8 +195,11 @@ class Solver:
                 theirs_first = queue_key(their_side, best.amounts, nothing, total)
                 if theirs_first > queue_key(our_side, demand, nothing, total):
                     break
-                for task in best.tasks:
-                    self._put_back(task)
+                if not aside:
+                    for task in best.tasks:
+                        self._put_back(task)
+                elif not self._move(best):
+                    continue
                 self._kept.add(id(best))
 
     def _rearrange(self, count: int) -> bool:
@@ -277,6 +293,9 @@ class Solver:
         by_order = sorted(victim.tasks, key=lambda task: task.order)
         if not session.place(victim.gang, by_order, later=True):
             return False
+        for task in by_order:
+            if task.leaving is not None and task.leaving == (task.node, task.devices):
+                self._put_back(task)
         if all(self._was[task.uid][0] == Status.ALLOCATED for task in by_order):
             session.start_now(by_order)  # nothing of it runs yet, so nothing has to end first
         return True
