@@ -38,6 +38,8 @@ from capstan.scheduling.victims import (
     victims_of,
 )
 
+_UNTRIED = Refusal("", "")
+"""What says nothing about gangs that are alike: its own queue or kind forbids it."""
 _NODE_TRIES = 64
 """Consolidation tries so many single nodes to empty before it only combines several."""
 
@@ -84,7 +86,8 @@ def _each(session: Session, action: str, attempt: Callable[[Session, Gang, Seque
                 session.refusals.pop(gang.key, None)
                 order.done()
                 continue
-            failed[signature] = refusal
+            if refusal is not _UNTRIED:
+                failed[signature] = refusal
         if refusal.message:
             session.refuse(gang, refusal)
         order.done()
@@ -224,7 +227,7 @@ def _preempt_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal 
 
 def _consolidate_for(session: Session, gang: Gang, unit: Sequence[Task]) -> Refusal | None:
     if gang.bound_by_quota or session.over(gang, unit) is not None:
-        return Refusal("", "")
+        return _UNTRIED
     if demand_of(unit)[2] > session.free_gpus():
         return Refusal("", "")
     others = _leaves(session.world.queues.values())
