@@ -1,7 +1,7 @@
 """How fast the engine decides, next to a naive scheduler that looks at every node for every pod.
 
 Run with `python -m bench.scheduling [NAME...]`. Prints medians over several runs on fresh worlds; building the world is
-not part of the time unless the line says so. The ratio is that of the naive scheduler (bench/reference.py) to the
+not part of the time unless the line says so. The ratio is that of the naive scheduler (bench/naive) to the
 engine on the same cluster, a `PART`th of the full size, because at full size the naive one takes minutes to hours; it
 grows with the size.
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from bench import reference
+from bench import naive
 from bench.allocation import CLASS, NUMA, claim, encoded_slice, gpu_class
 from bench.measure import resident_mb
 from capstan.allocation import Inventory
@@ -275,13 +275,14 @@ def backfill() -> Result:
     return Result(seconds, text)
 
 
-def steady() -> Result:
-    world = cluster(4000, [queue("top"), *(queue(f"q{i}", "top", rank=i + 1) for i in range(20))])
-    for i in range(140_000):
+def steady(part: int = 1) -> Result:
+    nodes = 4000 // part
+    world = cluster(nodes, [queue("top"), *(queue(f"q{i}", "top", rank=i + 1) for i in range(20))])
+    for i in range(140_000 // part):
         name = f"s-{i:06d}"
         if i % 4 == 0:
             world.upsert(gang(name, f"q{i % 20}", 4, rank=i))
-        world.upsert(pod(f"{name}", f"s-{i - i % 4:06d}", 0, on=f"node-{i % 4000:05d}", rank=i))
+        world.upsert(pod(f"{name}", f"s-{i - i % 4:06d}", 0, on=f"node-{i % nodes:05d}", rank=i))
     cycle(world, Policy(), NOW)
     times = []
     for number in range(5):
@@ -366,10 +367,10 @@ def claims_cannot_fit() -> Result:
     return Result(seconds, "cannot fit: one pod more than nodes, a claim for 8 GPUs each")
 
 
-def growth() -> Result:
+def growth(part: int = 1) -> Result:
     """Microseconds per pod, and the memory of the process so far, when nodes and work grow together."""
     parts = []
-    for nodes in (1000, 2000, 4000, 8000):
+    for nodes in (1000 // part, 2000 // part, 4000 // part, 8000 // part):
         world = cluster(nodes, [queue("top"), queue("a", "top", rank=1)])
         jobs(world, nodes, "a")
         seconds = timed(lambda world=world: cycle(world, ALLOCATE, NOW))  # type: ignore[misc]
@@ -386,6 +387,8 @@ COMPARED: dict[str, Callable[[int], Result]] = {
     "reclaim-wide": reclaim_wide,
     "reclaim-all": reclaim_all,
     "consolidate": consolidate,
+    "steady": steady,
+    "growth": growth,
 }
 BENCHES: dict[str, tuple[Callable[[], Result], int]] = {
     "fill": (fill, 5),
@@ -408,9 +411,9 @@ BENCHES: dict[str, tuple[Callable[[], Result], int]] = {
 def compared(bench: Callable[[int], Result]) -> str:
     """The naive scheduler's time over the engine's, on the same small cluster."""
     engine = statistics.median(bench(PART).seconds for _ in range(3))
-    with reference.deciding():
-        naive = bench(PART).seconds
-    return f", {naive / engine:7.1f} x faster than naive at 1/{PART} of the size"
+    with naive.deciding():
+        slow = bench(PART).seconds
+    return f", {slow / engine:7.1f} x faster than naive at 1/{PART} of the size"
 
 
 def main(names: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from bench import reference
+from bench import naive
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -118,7 +118,7 @@ def test_what_starts_is_what_the_naive_scheduler_starts(cluster: MixedCluster, p
     """Pod for pod, node for node: indexes, shapes and counting bounds change how a start is found, not which."""
     assume(not unlike_under_a_topology(cluster))  # a difference on purpose: scenarios/differences.yaml
     policy = Policy(actions=("allocate",), gpu_placement=placement, cpu_placement=placement)  # type: ignore[arg-type]
-    with reference.deciding():
+    with naive.deciding():
         expected = cycle(cluster.build(), policy, START)
     plan = cycle(cluster.build(), policy, START)
     assert [(b.pod, b.node, b.gpu_groups) for b in plan.binds] == [

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
-from bench import reference
+from bench import naive
 
 from capstan.simulate import Scenario, load, run
 from capstan.simulate.scenario import Expect
@@ -54,7 +54,7 @@ def test_every_listed_scenario_passes() -> None:
 def test_the_naive_scheduler_passes_them_too() -> None:
     """What is compared with it below is then compared with KAI's rules."""
     known = {name: scenario for name, scenario in scenarios().items() if not scenario.dra and "many" not in name}
-    with reference.deciding():
+    with naive.deciding():
         failed = {name: found for name, scenario in known.items() if (found := run(scenario))}
     assert not failed
 
@@ -65,7 +65,7 @@ def test_own_scenarios(name: str) -> None:
     assert not run(scenario)
     if name.partition(":")[0] in BEYOND_KAI:
         return
-    with reference.deciding():
+    with naive.deciding():
         assert not run(scenario)
 
 
@@ -75,6 +75,6 @@ def test_what_differs_from_kai_differs_as_described(number: int) -> None:
     assert entry["fault"]
     scenario = msgspec.convert(entry["scenario"], Scenario)
     assert not run(scenario)
-    with reference.deciding():
+    with naive.deciding():
         assert run(scenario), "no difference any more: take it from the list"
         assert not run(msgspec.structs.replace(scenario, expect=msgspec.convert(entry["kai"], Expect)))

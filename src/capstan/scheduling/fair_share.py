@@ -50,7 +50,8 @@ def kept_back(quota: int, limit: int, lending: int, used: int) -> int:
 
 
 def divide(total: int, claimants: Sequence[Claimant], unit: int = 1, k: float = 1.0) -> None:
-    """Set every claimant's fair share of `total`: deserved first, then by priority level and weight, then remainders.
+    """Set every claimant's fair share of `total`: deserved first, then by priority level and weight in whole units,
+    then what is left to the largest remainders, level by level.
 
     What a claimant deserves, does not ask for and does not lend is given to nobody. Differs from KAI's resource
     division in one point: when the deserved amounts exceed the total, they are cut in proportion, so that no level
@@ -68,10 +69,20 @@ def divide(total: int, claimants: Sequence[Claimant], unit: int = 1, k: float = 
     for claimant, amount in zip(claimants, deserved, strict=True):
         claimant.fair = amount
         remaining -= amount
-    for level in sorted({claimant.priority for claimant in claimants}, reverse=True):
+    levels = [
+        [c for c in claimants if c.priority == level] for level in sorted({c.priority for c in claimants}, reverse=True)
+    ]
+    rests: list[dict[str, float]] = []
+    for level in levels:
         if remaining <= 0:
             return
-        remaining = _divide_level(remaining, [c for c in claimants if c.priority == level], unit, k)
+        remaining, rest = _divide_level(remaining, level, unit, k)
+        rests.append(rest)
+    for level, rest in zip(levels, rests, strict=True):
+        for claimant in sorted((c for c in level if c.name in rest), key=lambda c: (-rest[c.name], c.rank)):
+            give = min(unit, remaining)
+            claimant.fair += give
+            remaining -= give
 
 
 def _cut(total: int, claimants: Sequence[Claimant], deserved: Sequence[int], unit: int) -> None:
@@ -89,9 +100,12 @@ def _cut(total: int, claimants: Sequence[Claimant], deserved: Sequence[int], uni
         rest -= give
 
 
-def _divide_level(remaining: int, claimants: list[Claimant], unit: int, k: float) -> int:
-    """Hand out the over-quota part of one priority level; returns what is left."""
-    left_over: dict[str, float] = {}
+def _divide_level(remaining: int, claimants: list[Claimant], unit: int, k: float) -> tuple[int, dict[str, float]]:
+    """Hand out the over-quota part of one priority level in whole units.
+
+    Returns what is left, and whose share was rounded down by how much: they get of what no level could divide.
+    """
+    rest: dict[str, float] = {}
     again = True
     while again and remaining > 0:
         again = False
@@ -112,19 +126,15 @@ def _divide_level(remaining: int, claimants: list[Claimant], unit: int, k: float
             if want <= share:
                 claimant.fair += want
                 remaining -= want
-                left_over.pop(claimant.name, None)
+                rest.pop(claimant.name, None)
                 again = again or want < share
             else:
                 give = int(share // unit) * unit
                 claimant.fair += give
                 remaining -= give
-                left_over[claimant.name] = share - give
-    for claimant in sorted(claimants, key=lambda c: (-left_over.get(c.name, 0.0), c.rank)):
-        if claimant.name in left_over and remaining > 0:
-            give = min(unit, remaining, claimant.requestable - claimant.fair)
-            claimant.fair += give
-            remaining -= give
-    return remaining
+                if share > give:
+                    rest[claimant.name] = share - give
+    return remaining, rest
 
 
 def set_fair_shares(roots: Sequence[Queue], total: Amounts, usage: Mapping[str, Mapping[str, float]], k: float) -> None:
