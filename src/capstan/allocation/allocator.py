@@ -17,6 +17,7 @@ from capstan.allocation.model import (
     NodeView,
     Refusal,
 )
+from capstan.allocation.plain import question
 from capstan.allocation.pools import Device
 from capstan.allocation.result import allocation
 from capstan.allocation.score import BestFit
@@ -30,6 +31,8 @@ BUDGET = 20_000
 
 DEEPEST = 600
 """Requests (counted twice) and devices of a pod's claims together; all devices of a request for `All` count as none."""
+
+_USUAL = Features()
 
 
 def allocate(
@@ -47,8 +50,15 @@ def allocate(
     is not changed: `assume` what was decided. `kubernetes` takes the devices that kube-scheduler's allocator would
     take, `best-fit` those that cost least (score.py). A refusal other than BudgetExhausted is a proof.
     """
-    features = features or inventory.features
     devices = inventory.on_node(node)
+    usual = policy == "best-fit" and features is None and inventory.features == _USUAL
+    plain = question(inventory, devices, claims, budget) if usual else None
+    features = features or inventory.features
+    if plain is not None:
+        answer = inventory.answers.get(plain.key)
+        if answer is not None:
+            told, chosen = plain.picks(answer)
+            return _allocated(inventory, [told], chosen, node, now, answer.steps, answer.proven, features)
     try:
         preparation = Preparation(inventory, devices, features, patient=policy == "kubernetes")
         prepared: list[PreparedClaim] = []
@@ -70,7 +80,9 @@ def allocate(
         picks = search.first() if policy == "kubernetes" else search.best()
         if picks is None:
             return _refused(prepared, devices, search)
-        return _allocated(inventory, prepared, picks, node, now, search, features)
+        if plain is not None:
+            inventory.answers.put(plain.key, plain.answer(picks, search.steps, search.proven))
+        return _allocated(inventory, prepared, picks, node, now, search.steps, search.proven, features)
     except InvalidClaim as error:
         return Refusal(error.reason, str(error), error.claim, error.request, node.name)
     except BudgetExhausted as error:
@@ -84,7 +96,8 @@ def _allocated(
     picks: list[Pick],
     node: NodeView,
     now: str | None,
-    search: Search,
+    steps: int,
+    proven: bool,
     features: Features,
 ) -> Allocation:
     results = {}
@@ -95,7 +108,7 @@ def _allocated(
         Choice(p.request.claim.key, p.alternative.name, p.candidate.device.id, p.options, p.cost, p.parts)
         for p in picks
     )
-    return Allocation(results, explanation, search.steps, search.proven)
+    return Allocation(results, explanation, steps, proven)
 
 
 def _first_key(claims: Sequence[ResourceClaim]) -> ClaimKey | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from capstan.allocation.answers import Answers, Kind
 from capstan.allocation.holdings import Holdings
 from capstan.allocation.model import ClaimKey, Features, NodeView, Number, Problem, number
 from capstan.allocation.pools import Device, Errors, Pool, PoolKey, Scope, Shared, Slices
@@ -39,12 +40,14 @@ _NO_LABELS: dict[str, str] = {}
 class NodeDevices:
     """What one node sees: its pools in allocation order, and the devices of each that it may use."""
 
-    __slots__ = ("_largest", "_mixed", "_selectors", "node", "pools", "view")
+    __slots__ = ("_largest", "_mixed", "_selectors", "kinds", "node", "pools", "view")
 
     def __init__(self, node: NodeView, pools: list[Pool], selectors: Selectors) -> None:
         self.node = node.name
         self.view = node
         self.pools = pools
+        self.kinds: dict[Expressions, Kind | None] = {}
+        """What selectors match, where nothing but uses and counters tells its states apart: a cache for `plain`."""
         self._selectors = selectors
         self._largest: Number | None = None
         self._mixed = any(pool.mixed for pool in pools)
@@ -79,6 +82,7 @@ class Inventory:
         self.classes: dict[str, DeviceClass] = {}
         self.selectors = Selectors(list_attributes=self.features.list_attributes)
         self.tables = Tables()
+        self.answers = Answers()
         self._shared = Shared()
         self._slices: dict[str, ResourceSlice] = {}
         self._pools: dict[PoolKey, Slices] = {}

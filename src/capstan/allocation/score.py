@@ -57,7 +57,7 @@ class BestFit:
         devices = {candidate.device: None for option in alternatives for candidate in option.candidates}
         self._largest = largest
         self._weight = {d: weight(d, inventory.pool(d.pool).counters, largest) for d in devices}
-        self._values: dict[Device, tuple[Values, ...]] = {device: _alignment(device) for device in devices}
+        self._values: dict[Device, tuple[Values, ...]] = {device: alignment(device) for device in devices}
         self._spread: dict[Device, int] = {}
         self._floor: dict[Alternative, int] = {}
         self._grouped: Pick | None = None
@@ -158,7 +158,8 @@ class BestFit:
         ]
 
 
-def _alignment(device: Device) -> tuple[Values, ...]:
+def alignment(device: Device) -> tuple[Values, ...]:
+    """The NVLink domains, NUMA nodes and PCIe roots of a device."""
     groups = []
     for _, name, _ in ALIGNMENT:
         attribute = device.attribute(name)
