@@ -31,6 +31,22 @@ def test_the_outcomes_are_counted_per_file_and_in_sum(capsys: pytest.CaptureFixt
     assert [name for outcome, name in told if outcome == "skipped"] == ["bindings/message"]
 
 
+@pytest.mark.parametrize(
+    "test",
+    ['"text"', "1", "{ name: '\\377' expr: 1 }", "{ expr: '1' bindings: 2 }", "{ expr: '1' value: { value: {} } }"],
+)
+def test_a_test_that_cannot_be_read_fails_and_those_after_it_count(test: str) -> None:
+    content = f"section {{ name: 's' test: {test} test: {{ name: 'good' expr: 'true' }} }}"
+    outcomes = [outcome for _, outcome, _ in conformance.run_file(content)]
+    assert outcomes == ["failed", "passed"]
+
+
+@pytest.mark.parametrize("content", ["nothing: 1", "section: 1", "section { test { expr: 'true' } } tests: 2"])
+def test_a_file_of_another_kind_is_refused(content: str) -> None:
+    with pytest.raises(textproto.TextFormatError, match="no SimpleTestFile"):
+        list(conformance.run_file(content))
+
+
 @pytest.mark.parametrize("path", AREAS, ids=[path.stem for path in AREAS])
 def test_each_area_of_the_language_passes_and_only_messages_are_skipped(path: Path) -> None:
     for name, outcome, detail in conformance.run_file(path.read_text(encoding="utf-8")):

@@ -73,10 +73,16 @@ class Case(NamedTuple):
 
 
 def run_file(content: str) -> Iterator[tuple[str, str, str]]:
-    """(test name, passed|failed|skipped, detail) for every test of a file."""
-    for section in protos.repeated(textproto.parse(content), "section"):
+    """(test name, passed|failed|skipped, detail) for every test of a file. Raises TextFormatError for other files."""
+    file = textproto.parse(content)
+    strange = sorted({key for key, _ in file} - {"name", "description", "section"})
+    if strange:
+        raise textproto.TextFormatError(f"no SimpleTestFile: it has no field {', '.join(strange)}")
+    for section in protos.repeated(file, "section"):
+        if not isinstance(section, list):
+            raise textproto.TextFormatError(f"no SimpleTestFile: {section!r} is no section")
         for test in protos.repeated(section, "test"):
-            title = f"{text(section, 'name')}/{text(test, 'name')}"
+            title = f"{_name(section)}/{_name(test)}"
             try:
                 detail = run_test(test)
                 yield title, "failed" if detail else "passed", detail
@@ -84,6 +90,11 @@ def run_file(content: str) -> Iterator[tuple[str, str, str]]:
                 yield title, "skipped", f"needs the message {message}"
             except Exception as error:  # a test that cannot be read, or a defect here; those after it still count
                 yield title, "failed", f"{type(error).__name__}: {error}"
+
+
+def _name(message: Any) -> str:
+    name = field(message, "name", b"") if isinstance(message, list) else message
+    return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
 
 
 def run_test(test: Message) -> str:

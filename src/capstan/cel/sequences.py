@@ -95,7 +95,7 @@ def slice_(values: list[Any], start: int, end: int) -> list[Any]:
     return values[start:end]
 
 
-@LISTS.declare("<list(dyn)>.flatten() -> list(dyn)")
+@LISTS.declare("<list(list(A))>.flatten() -> list(A)")
 def flatten(values: list[Any]) -> list[Any]:
     return flatten_to(values, 1)
 
@@ -143,8 +143,8 @@ def last(values: list[Any]) -> Optional:
 
 @LISTS.declare("lists.range(int) -> list(int)")
 def range_(count: int) -> list[int]:
-    if count > MAX_RANGE:
-        raise EvaluationError(f"lists.range({count}) exceeds {MAX_RANGE} elements")
+    if not 0 <= count <= MAX_RANGE:
+        raise EvaluationError(f"lists.range({count}) is not between 0 and {MAX_RANGE} elements")
     return list(range(count))
 
 
