@@ -437,7 +437,7 @@ def test_lint_reports_everything_at_once() -> None:
         ),
         (
             "[{name: a, builtin: queues, values: {queues: {q: {gpu: {quota: many}}}}}]",
-            "addons.a.values.queues[...].gpu.quota: expected `float`, got `str`",
+            "addons.a.values.queues[...].gpu.quota: expected `float | null`, got `str`",
         ),
         (
             "[{name: a, builtin: queues, values: {queues: {q: {parent: p}}}}]",
@@ -502,6 +502,16 @@ def test_a_range_of_the_base_is_checked() -> None:
     lib = library(base="version: 1.4.2", top="{version: 1.0.0, extends: base@>=2}")
     assert "base has 1.4.2, which is not in '>=2'" in problems_of(lib)[0]
     assert not problems_of(library(base="version: 1.4.2", top="{version: 1.0.0, extends: base@>=1.4 <2}"))
+
+
+def test_a_queue_above_others_is_unlimited_unless_it_says_otherwise() -> None:
+    queues = "{company: {}, strict: {gpu: {quota: 2}}, a: {parent: company, gpu: {quota: 4}}, b: {parent: strict}}"
+    lib = library(top=f"{{version: 1.0.0, addons: [{{name: q, builtin: queues, values: {{queues: {queues}}}}}]}}")
+    made = {
+        item.manifest["metadata"]["name"]: item.manifest["spec"]["resources"] for item in compiled(lib, "top").items
+    }
+    assert [made[name]["gpu"]["quota"] for name in ("company", "strict", "a", "b")] == [-1, 2, 4, 0]
+    assert made["company"]["cpu"]["quota"] == made["strict"]["cpu"]["quota"] == -1
 
 
 # Publishing

@@ -169,7 +169,7 @@ def test_the_message_of_a_hopeless_reclaim_has_both_numbers() -> None:
     ("queues", "words"),
     [
         ([queue("a", "nobody")], "its parent queue nobody does not exist"),
-        ([queue("a", "b"), queue("b", "a")], "circle"),
+        ([queue("a", "b"), queue("b", "a")], "its chain of parents is a circle: a, b, a"),
         ([queue("a", quota=-5)], "gpu.quota is -5"),
         ([queue("a", limit=math.nan)], "gpu.limit is nan"),
         ([], "queue a does not exist"),

@@ -11,7 +11,7 @@ import pytest
 from capstan.allocation import Inventory
 from capstan.api.core import Pod
 from capstan.api.resource import DeviceClass
-from capstan.api.scheduling import PodGroup
+from capstan.api.scheduling import PodGroup, Topology
 from capstan.scheduling import Policy, World, cycle, resources_of, standings
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -122,6 +122,56 @@ def test_a_cluster_without_gpus_has_no_share_of_them_to_speak_of() -> None:
 def test_a_single_pod_is_no_plural() -> None:
     made = world(node("n0"), queue("a"), gang("g", "a", subgroups=TWO), pod("x-0", "g", subgroup="x"))
     assert verdict(made) == ("NotReady", "subgroup y needs 1 pod, 0 exist")
+
+
+# -- topologies
+
+
+def racks(topology: str, **counts: int) -> World:
+    """Nodes of one GPU each, so many a rack."""
+    made = world(queue("a"))
+    levels = {"levels": [{"nodeLabel": "example.com/zone"}, {"nodeLabel": "example.com/rack", "alias": "rack"}]}
+    made.upsert(msgspec.convert({"metadata": {"name": topology}, "spec": levels}, Topology))
+    for rack, number in counts.items():
+        for i in range(number):
+            labels = {"example.com/zone": "z", "example.com/rack": rack}
+            made.upsert(node(f"{rack}-{i}", gpus=1, labels=labels if rack != "none" else {}))
+    return made
+
+
+def in_a_rack(made: World, minimum: int) -> tuple[str, str]:
+    constraint = {"topology": "t", "requiredTopologyLevel": "rack"}
+    made.upsert(gang("g", "a", minimum=minimum, topologyConstraint=constraint))
+    for i in range(minimum):
+        made.upsert(pod(f"g-{i}", "g", gpus=1))
+    return verdict(made)
+
+
+def test_a_gang_that_fits_into_no_domain_is_told_what_the_roomiest_takes() -> None:
+    reason, message = in_a_rack(racks("t", x=2, y=3), 4)
+    assert reason == "PodSchedulingErrors"
+    assert message.startswith("needs 4 pods at once in one rack of topology t; the roomiest of 2 has room for 3")
+
+
+def test_nodes_without_the_labels_are_no_part_of_a_topology() -> None:
+    _, message = in_a_rack(racks("t", none=5), 2)
+    assert message.startswith("no node has all labels of the topology t (example.com/zone, example.com/rack)")
+
+
+def test_pods_that_run_decide_the_domain_of_the_others() -> None:
+    made = racks("t", x=1, y=3)
+    constraint = {"topology": "t", "requiredTopologyLevel": "rack"}
+    made.upsert(gang("g", "a", minimum=2, topologyConstraint=constraint))
+    made.upsert(pod("g-0", "g", gpus=1, on="x-0"))
+    made.upsert(pod("g-1", "g", gpus=1))
+    _, message = verdict(made)
+    assert message.startswith("needs 1 pod in one rack of topology t, where 1 pod of it already is; it has room for 0")
+
+
+def test_a_level_without_a_topology_is_refused_instead_of_constraining_nothing() -> None:
+    made = world(node("n0"), queue("a"), gang("g", "a", topologyConstraint={"requiredTopologyLevel": "rack"}))
+    made.upsert(pod("g-0", "g"))
+    assert verdict(made) == ("InvalidTopology", "the level rack needs the topology it belongs to")
 
 
 # -- resources that nothing offers

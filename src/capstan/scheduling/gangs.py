@@ -156,7 +156,8 @@ def _below(node: Group, ancestor: Group) -> bool:
 
 
 def _levels(constraint: TopologyConstraint | None) -> Levels | None:
-    if constraint is None or not constraint.topology:
+    """None where nothing is asked for. A level without a topology is kept, so that it is refused."""
+    if constraint is None or constraint == TopologyConstraint():
         return None
     return Levels(constraint.topology, constraint.required_topology_level, constraint.preferred_topology_level)
 

@@ -32,6 +32,8 @@ from capstan.scheduling.model import (
 _SCALES = {"cpu": 1, "memory": 1_000_000, "gpu": GPU}
 """Queue specs count CPU in millicores, memory in 10^6 bytes, GPUs in devices."""
 DEFAULT_PRIORITY = 100
+_MOST_NAMED = 5
+"""Queues of a circle."""
 
 
 def parse_queue(obj: ApiQueue) -> Queue:
@@ -125,8 +127,8 @@ def link(queues: Mapping[str, Queue], resources: tuple[str, ...]) -> list[Queue]
             roots.append(queue)
         elif parent is None:
             queue.error = queue.error or f"its parent queue {queue.parent_name} does not exist"
-        elif _circular(queue, queues):
-            queue.error = queue.error or "its chain of parents is a circle"
+        elif circle := _circle(queue, queues):
+            queue.error = queue.error or f"its chain of parents is a circle: {circle}"
         else:
             queue.parent = parent
             parent.children.append(queue)
@@ -150,15 +152,17 @@ def _link_lenders(roots: list[Queue], queues: Sequence[Queue]) -> None:
             queue.lenders, queue.pool = lenders, pool
 
 
-def _circular(queue: Queue, queues: Mapping[str, Queue]) -> bool:
-    seen = {queue.name}
+def _circle(queue: Queue, queues: Mapping[str, Queue]) -> str:
+    """The chain of parents up to the queue that comes twice, if one does: `a, b, a`."""
+    chain = {queue.name: None}
     current = queues.get(queue.parent_name)
     while current is not None:
-        if current.name in seen:
-            return True
-        seen.add(current.name)
+        if current.name in chain:
+            named = [*chain][:_MOST_NAMED] + ["..."] * (len(chain) > _MOST_NAMED)
+            return ", ".join((*named, current.name))
+        chain[current.name] = None
         current = queues.get(current.parent_name)
-    return False
+    return ""
 
 
 def levelled(left: Queue, right: Queue) -> tuple[Queue, Queue]:

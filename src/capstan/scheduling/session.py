@@ -325,7 +325,8 @@ class Session:
                 self.hopeless.add(gang.key)
                 return Refusal("PodSchedulingErrors", verdicts.no_room(unit, self._placed, never), {}, task)
         task = self._stuck or unit[0]
-        text = verdicts.no_room(unit, self._placed)
+        narrow = (verdicts.too_narrow(self.world, group, unit) for group in _all_groups(gang.root))
+        text = next(filter(None, narrow), "") or verdicts.no_room(unit, self._placed)
         said = self.placer.said.get(task.uid)
         return Refusal("PodSchedulingErrors", f"{text}; {said}" if said else text, {}, task)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -30,6 +31,8 @@ ANYWHERE = Scope()
 
 def contradiction(world: World, levels: Levels) -> str:
     """What is wrong with a constraint itself; empty when nothing is."""
+    if not levels.topology:
+        return f"the level {levels.required or levels.preferred} needs the topology it belongs to"
     known = world.topologies.get(levels.topology)
     if known is None:
         return f"topology {levels.topology} does not exist"
@@ -77,6 +80,39 @@ def scopes(
                 yield Scope(members, _merged(within.boost, boost))
     if required < 0 and room.fits(nodes):
         yield Scope(nodes, _merged(within.boost, _boost(tree, labels, lowest, nodes) if lowest >= 0 else {}))
+
+
+@dataclass(frozen=True, slots=True)
+class Roomiest:
+    """The domain of the required level that could take most of some tasks that are alike, by columns alone."""
+
+    level: str
+    domains: int
+    """So many there are to choose from."""
+    slots: int
+
+
+def roomiest(world: World, levels: Levels, tasks: Sequence[Task], active: Iterable[Task]) -> Roomiest | None:
+    """What decides for tasks that have to be in one domain; None where there is no such level or they are not alike."""
+    known = world.topologies[levels.topology]
+    labels, required = [level.node_label for level in known], _position(known, levels.required)
+    nodes = labelled(world, levels)
+    room = _Room(tasks, nodes)
+    if required < 0 or room.uniform is None:
+        return None
+    pinned = {_domain(task.node, labels, required) for task in active if task.node is not None}
+    found: Counter[tuple[str, ...]] = Counter()
+    for node in nodes:
+        domain = _domain(node, labels, required)
+        if not pinned or domain in pinned:
+            found[domain] += room.slots[node.name]
+    return Roomiest(known[required].alias or labels[required], len(found), max(found.values(), default=0))
+
+
+def labelled(world: World, levels: Levels) -> list[Node]:
+    """The nodes that carry all labels of the topology; others are outside of it."""
+    labels = [level.node_label for level in world.topologies[levels.topology]]
+    return [node for node in world.nodes.values() if all(label in node.labels for label in labels)]
 
 
 def _boost(tree: _Tree, labels: Sequence[str], level: int, within: Sequence[Node]) -> dict[str, int]:

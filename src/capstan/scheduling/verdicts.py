@@ -28,6 +28,7 @@ from capstan.scheduling.model import (
 from capstan.scheduling.plan import Verdict
 from capstan.scheduling.queues import Exceeded, by_importance, quantities
 from capstan.scheduling.reservations import Reservation
+from capstan.scheduling.topology import labelled, roomiest
 from capstan.scheduling.world import World
 
 _NAMES = {"cpu": ("CPU core", "CPU cores"), "memory": ("GB of memory", "GB of memory"), "gpu": ("GPU", "GPUs")}
@@ -149,6 +150,27 @@ def no_room(unit: Sequence[Task], placed: int, never: str = "") -> str:
     if len(unit) == 1:
         return never or "no node has room"
     return f"needs {len(unit)} pods at once, " + (never or f"room was found for {placed}")
+
+
+def too_narrow(world: World, group: Group, unit: Sequence[Task]) -> str:
+    """Why no domain of a topology takes the tasks of a group, where counting tells; empty where it does not."""
+    leaves = set(group.leaves())
+    own = [task for task in unit if task.group in leaves]
+    levels = group.levels
+    if levels is None or not own:
+        return ""
+    if not labelled(world, levels):
+        labels = ", ".join(level.node_label for level in world.topologies[levels.topology])
+        return f"no node has all labels of the topology {levels.topology} ({labels})"
+    active = [task for leaf in leaves for _, task in leaf.active]
+    most = roomiest(world, levels, own, active)
+    if most is None or most.slots >= len(own):
+        return ""
+    who = f"subgroup {group.name} needs" if group.name else "needs"
+    they = f", where {count(len(active), 'pod')} of it already {'is' if len(active) == 1 else 'are'}" if active else ""
+    has = f"the roomiest of {most.domains} has" if most.domains > 1 else "it has"
+    pods = f"{count(len(own), 'pod')} at once" if len(own) > 1 else "1 pod"
+    return f"{who} {pods} in one {most.level} of topology {levels.topology}{they}; {has} room for {most.slots}"
 
 
 def reserved(made: Reservation) -> str:

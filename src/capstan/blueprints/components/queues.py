@@ -12,7 +12,8 @@ from capstan.blueprints.components.values import InvalidValues, Manifest, Values
 class Bound(Values):
     """Units as in KAI: GPUs, millicores, megabytes; -1 is unlimited."""
 
-    quota: float = 0
+    quota: float | None = None
+    """If not said: 0, as in KAI; unlimited for a queue with child queues, whose quotas have to fit into its own."""
     limit: float = -1
     weight: float = 1
     lending_limit: float = -1
@@ -44,13 +45,14 @@ def render(values: Queues) -> list[Manifest]:
         _check_parent(name, queue, values)
         bounds = {"gpu": queue.gpu, "cpu": queue.cpu, "memory": queue.memory}
         for kind, bound in (*bounds.items(), *((f"gpuTypes.{p}", bound) for p, bound in queue.gpu_types.items())):
-            if bound.lending_limit != -1 and bound.quota == -1:
-                message = "it limits how much of the quota is lent, but the quota is unlimited"
+            if bound.lending_limit != -1 and bound.quota in (None, -1):
+                message = "it limits how much of the quota is lent, but there is none"
                 raise InvalidValues(f"queues.{name}.{kind}.lendingLimit", message, "give a quota, or leave it out")
-            if -1 < bound.limit < bound.quota:
+            if bound.quota is not None and -1 < bound.limit < bound.quota:
                 message = f"the limit {bound.limit:g} is below the quota {bound.quota:g}"
                 raise InvalidValues(f"queues.{name}.{kind}.limit", message, "raise the limit, or use -1 for none")
-    return [_queue(name, queue) for name, queue in values.queues.items()]
+    parents = {queue.parent for queue in values.queues.values()}
+    return [_queue(name, queue, -1 if name in parents else 0) for name, queue in values.queues.items()]
 
 
 def _check_parent(name: str, queue: Queue, values: Queues) -> None:
@@ -67,12 +69,13 @@ def _check_parent(name: str, queue: Queue, values: Queues) -> None:
         parent = values.queues[parent].parent
 
 
-def _queue(name: str, queue: Queue) -> Manifest:
+def _queue(name: str, queue: Queue, quota: float) -> Manifest:
+    """`quota` is that of resources for which the queue says none."""
     resources: dict[str, Any] = {
-        kind: _bound(bound) for kind, bound in (("gpu", queue.gpu), ("cpu", queue.cpu), ("memory", queue.memory))
+        kind: _bound(bound, quota) for kind, bound in (("gpu", queue.gpu), ("cpu", queue.cpu), ("memory", queue.memory))
     }
     if queue.gpu_types:
-        resources["gpuTypes"] = {product: _bound(bound) for product, bound in queue.gpu_types.items()}
+        resources["gpuTypes"] = {product: _bound(bound, quota) for product, bound in queue.gpu_types.items()}
     optional = {
         "parentQueue": queue.parent,
         "displayName": queue.display_name,
@@ -86,8 +89,9 @@ def _queue(name: str, queue: Queue) -> Manifest:
     return manifest("scheduling.run.ai/v2", "Queue", name, spec=spec)
 
 
-def _bound(bound: Bound) -> dict[str, float]:
-    said = {"quota": bound.quota, "limit": bound.limit, "overQuotaWeight": bound.weight}
+def _bound(bound: Bound, quota: float) -> dict[str, float]:
+    own = quota if bound.quota is None else bound.quota
+    said = {"quota": own, "limit": bound.limit, "overQuotaWeight": bound.weight}
     if bound.lending_limit != -1:
         said["lendingLimit"] = bound.lending_limit
     return {field: _number(value) for field, value in said.items()}
