@@ -12,6 +12,7 @@ from capstan import __version__
 _COMMANDS: Mapping[str, tuple[str, str]] = {
     "up": ("up", "Start the whole platform on this machine."),
     "controllers": ("controllers", "Run the scheduler and the grouper against a cluster."),
+    "manifests": ("manifests", "Print what a cluster needs before the controllers run in it."),
     "demo": ("demo", "Show what the platform does, step by step, each step verified."),
     "status": ("status", "Nodes, GPUs, queues and waiting gangs at a glance."),
     "explain": ("explain", "Why a pod or gang runs where it runs, or why it waits."),

@@ -41,6 +41,13 @@ NAMES = ("scheduler", "grouper")
 @click.option("--tls-key", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Its private key.")
 @feature_gates_option("Features of Kubernetes that the cluster's API server has.")
 @click.option(
+    "--lease-seconds",
+    type=click.IntRange(min=3),
+    default=15,
+    show_default=True,
+    help="How long after a leader has died another takes over.",
+)
+@click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
 @cluster_options
@@ -50,6 +57,7 @@ def controllers(
     tls_cert: Path | None,
     tls_key: Path | None,
     gates: FeatureGates,
+    lease_seconds: int,
     log_level: str,
     kubeconfig: Path | None,
     context: str | None,
@@ -70,7 +78,7 @@ def controllers(
         raise click.BadParameter(f"{listen!r} is not HOST:PORT, e.g. 127.0.0.1:8443", param_hint="--listen")
     if (tls_cert is None) != (tls_key is None):
         raise click.UsageError("--tls-cert and --tls-key belong together")
-    _work(only or NAMES, gates, host.strip("[]"), int(port), tls_cert, tls_key, kubeconfig, context)
+    _work(only or NAMES, gates, host.strip("[]"), int(port), tls_cert, tls_key, lease_seconds, kubeconfig, context)
 
 
 @asynchronous
@@ -81,6 +89,7 @@ async def _work(
     port: int,
     certificate: Path | None,
     key: Path | None,
+    lease_seconds: int,
     kubeconfig: Path | None,
     context: str | None,
 ) -> None:
@@ -94,7 +103,7 @@ async def _work(
             listener = Listener(client, pages, host=host, port=port, certificate=certificate, key=key)
         except ValueError as wrong:
             raise click.UsageError(str(wrong)) from wrong
-        work = asyncio.ensure_future(run(client, names, gates, pages, listener))
+        work = asyncio.ensure_future(run(client, names, gates, pages, listener, lease_seconds))
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, work.cancel)
         try:
@@ -119,7 +128,12 @@ async def _work(
 
 
 async def run(
-    client: kube.Client, names: tuple[str, ...], gates: FeatureGates, pages: dict[str, Page], listener: Listener
+    client: kube.Client,
+    names: tuple[str, ...],
+    gates: FeatureGates,
+    pages: dict[str, Page],
+    listener: Listener,
+    lease_seconds: int,
 ) -> None:
     """Until cancelled, or one of them fails: then the process ends, and whoever started it starts it again."""
     from capstan import allocation, kube, scheduling
@@ -131,5 +145,13 @@ async def run(
         group.create_task(listener.run())
         for component in components(pages, scheduling.Policy(features=allocation.Features.under(gates))):
             if component.name in names:
-                elector = kube.LeaderElector(client, f"capstan-{component.name}", accounts.NAMESPACE, identity)
+                elector = kube.LeaderElector(
+                    client,
+                    f"capstan-{component.name}",
+                    accounts.NAMESPACE,
+                    identity,
+                    lease_seconds=lease_seconds,
+                    renew_seconds=lease_seconds * 2 / 3,
+                    retry_seconds=lease_seconds * 2 / 15,
+                )
                 group.create_task(elector.run(partial(component.run, elector.fenced(client))))

@@ -49,6 +49,12 @@ DEFAULT_NODES = "2xdgx-a100,1xl4x4"
 )
 @feature_gates_option("Features of Kubernetes that the API server and the scheduler have.")
 @click.option(
+    "--without",
+    type=click.Choice(["scheduler", "grouper"]),
+    multiple=True,
+    help="Leave this controller to `capstan controllers`; may be given twice.",
+)
+@click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="warning", show_default=True
 )
 def up(
@@ -58,6 +64,7 @@ def up(
     port: int,
     demo_queues: bool,
     gates: FeatureGates,
+    without: tuple[str, ...],
     log_level: str,
 ) -> None:
     """Start a whole platform on this machine: API server, GPU nodes, node driver, scheduler, blueprint agent.
@@ -71,6 +78,7 @@ def up(
       capstan up --nodes 1xdgx-h100,2xl4x4 --port 0
       capstan up --data-dir /tmp/try --no-demo-queues
       capstan up --feature-gates DRASharedConsumableCapacity=true,DRADerivedAttributes=true
+      capstan up --without scheduler --without grouper
     """
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # read when grpc is imported; it reports each closed connection
     import uvloop
@@ -91,7 +99,14 @@ def up(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)  # until the event loop takes over
     click.echo(f"Starting {len(fleet)} {'node' if len(fleet) == 1 else 'nodes'} …")
-    platform = Platform(fleet, data_dir=data_dir or state_directory(), port=port, demo_queues=demo_queues, gates=gates)
+    platform = Platform(
+        fleet,
+        data_dir=data_dir or state_directory(),
+        port=port,
+        demo_queues=demo_queues,
+        gates=gates,
+        without=without,
+    )
     try:
         uvloop.run(_serve(platform))
     except PlatformError as error:

@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from importlib import resources as package_files
@@ -49,7 +49,7 @@ class Platform:
 
     `name` is the cluster's name in its kubeconfig and its Cluster object; `labels` and `extended`
     are extra labels and extra resources by node name. `gates` are the features of Kubernetes that the API server and
-    the scheduler have.
+    the scheduler have. Controllers named in `without` are left to somebody else, with their accounts.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class Platform:
         labels: Mapping[str, Mapping[str, str]] | None = None,
         extended: Mapping[str, Mapping[str, int]] | None = None,
         gates: FeatureGates = FeatureGates(),  # noqa: B008  # immutable
+        without: Collection[str] = (),
     ) -> None:
         self.fleet = fleet
         self.data_dir = data_dir
@@ -74,6 +75,7 @@ class Platform:
         self._port = port
         self._gates = gates
         self._demo_queues = demo_queues
+        self._without = without
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Platform:
@@ -122,13 +124,14 @@ class Platform:
             credentials.write_kubeconfig(self.kubeconfig, self.url, self.server.credentials, name=self.name)
         admin = self.client("capstan-bootstrap")
         await install(admin, crds.load())
-        await install(admin, _packaged("platform.yaml"))
+        await install(admin, packaged("platform.yaml"))
         if self._demo_queues:
-            await install(admin, _packaged("demo-queues.yaml"))
+            await install(admin, packaged("demo-queues.yaml"))
         await self._forget_other_nodes(admin)
         policy = dataclasses.replace(POLICY, features=Features.under(self._gates))
         for component in (*controllers(self.server.pages, policy), *self._parts()):
-            await self._run(admin, component)
+            if component.name not in self._without:
+                await self._run(admin, component)
 
     async def _forget_other_nodes(self, admin: kube.Client) -> None:
         """A node that an earlier start simulated and this one does not is gone, as if it had been scaled away."""
@@ -199,7 +202,7 @@ async def _end(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-def _packaged(name: str) -> list[manifests.Manifest]:
+def packaged(name: str) -> list[manifests.Manifest]:
     text = (package_files.files("capstan.embedded") / "manifests" / name).read_text()
     return manifests.load_manifests(text, name)
 
