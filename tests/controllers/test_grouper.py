@@ -198,8 +198,9 @@ async def test_the_gang_of_a_grove_pod_is_read_from_its_pod_gang(house, grouper)
 
 
 async def test_a_pod_that_names_an_upstream_group_joins_it_in_whichever_version_is_served(house, grouper):
-    policy = {"schedulingPolicy": {"gang": {"minCount": 4}}}
-    await custom(house, "scheduling.k8s.io/v1alpha2", "PodGroup", "gang", policy)
+    upstream = resources.unstructured("scheduling.k8s.io", "v1alpha2", "podgroups", "PodGroup", namespaced=True)
+    body = {"metadata": {"name": "gang"}, "spec": {"schedulingPolicy": {"gang": {"minCount": 4}}}}
+    await house.client.create(upstream, body, "default")
     await house.pod("p", schedulingGroup={"podGroupName": "gang"})
     name = await house.until(lambda: group_of(house, "p"), "p is grouped")
     group = await house.client.get(resources.POD_GROUPS, name, "default")

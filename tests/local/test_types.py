@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from capstan.local.types import Undecodable, builtin_types
 
-from .types_samples import complaints, created, input_manifests, kind, kinds, placed, pod
+from .types_samples import Object, complaints, created, input_manifests, kind, kinds, placed, pod
 
 
 def test_a_minimal_pod_gets_the_defaults_users_know() -> None:
@@ -351,3 +351,40 @@ def test_no_body_makes_a_type_stumble(item: Any, body: dict[str, Any]) -> None:
     assert item.unknown_fields(made) == []
     assert msgspec.json.decode(msgspec.json.encode(made)) == made
     item.selectable_fields(made)
+
+
+def upstream_workload(**policy: Any) -> Object:
+    return {
+        "apiVersion": "scheduling.k8s.io/v1alpha1",
+        "kind": "Workload",
+        "metadata": {"name": "trainer"},
+        "spec": {"podGroups": [{"name": "workers", "policy": policy}]},
+    }
+
+
+def test_a_workload_of_kubernetes_1_35_is_stored_as_that_of_1_36_and_shown_as_written() -> None:
+    obj = created(upstream_workload(gang={"minCount": 4}))
+    item = kind("scheduling.k8s.io/v1alpha1", "Workload")
+    stored = item.to_storage(copy.deepcopy(obj))
+    assert stored["apiVersion"] == "scheduling.k8s.io/v1alpha2"
+    assert stored["spec"] == {"podGroupTemplates": [{"name": "workers", "schedulingPolicy": {"gang": {"minCount": 4}}}]}
+    assert kind("scheduling.k8s.io/v1alpha2", "Workload").validate(stored) == []
+    assert item.from_storage(stored) == obj
+
+
+def test_upstream_groups_have_one_policy_and_keep_it() -> None:
+    one = "exactly one of `basic` and `gang` must be set"
+    for policy in ({}, {"basic": {}, "gang": {"minCount": 2}}):
+        said = complaints(created(upstream_workload(**policy)))
+        assert one in said["spec.podGroupTemplates[0].schedulingPolicy"]
+    none = complaints(created(upstream_workload(gang={"minCount": 0})))
+    assert "spec.podGroups[0].policy.gang.minCount" in none
+    group = {
+        "apiVersion": "scheduling.k8s.io/v1alpha2",
+        "kind": "PodGroup",
+        "metadata": {"name": "trainer"},
+        "spec": {"schedulingPolicy": {"gang": {"minCount": 2}}},
+    }
+    old = created(copy.deepcopy(group))
+    group["spec"] = {"schedulingPolicy": {"gang": {"minCount": 3}}}
+    assert "spec" in complaints(created(group), old)

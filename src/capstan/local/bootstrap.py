@@ -41,6 +41,7 @@ _VIEWED: dict[str, list[str]] = {
     "networking.k8s.io": ["ingresses", "networkpolicies"],
     "policy": ["poddisruptionbudgets"],
     "resource.k8s.io": ["resourceclaims", "resourceclaimtemplates"],
+    "scheduling.k8s.io": ["podgroups", "workloads"],
     "scheduling.run.ai": ["podgroups", "bindrequests"],
 }
 _EDITED: dict[str, list[str]] = {
@@ -59,6 +60,7 @@ _EDITED: dict[str, list[str]] = {
     "networking.k8s.io": ["ingresses", "networkpolicies"],
     "policy": ["poddisruptionbudgets"],
     "resource.k8s.io": ["resourceclaims", "resourceclaimtemplates"],
+    "scheduling.k8s.io": ["podgroups", "workloads"],
     "scheduling.run.ai": ["podgroups"],
 }
 

@@ -16,6 +16,10 @@ _JSON = "application/json"
 _VERSION = re.compile(r"v(\d+)(?:(alpha|beta)(\d+))?")
 _STAGES = {None: 2, "beta": 1, "alpha": 0}
 
+_LAST = "scheduling.k8s.io"
+"""Clients take a name without a group from the first that has it: `podgroups` are KAI's, as on clusters without
+upstream's alpha kinds; upstream's are `podgroups.scheduling.k8s.io`."""
+
 _WRITE_STATUS = ("get", "patch", "update")
 # subresource → (group, version, kind, verbs); an empty kind is that of the resource
 _SUBRESOURCES: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
@@ -78,10 +82,12 @@ def version_key(version: str) -> tuple[int, int, int, int, str]:
 
 
 def _groups(types: Iterable[ResourceType]) -> dict[str, dict[str, list[ResourceType]]]:
-    """group → version → types; groups in order of first appearance, versions best first."""
+    """group → version → types; groups in order of first appearance but for `_LAST`, versions best first."""
     found: dict[str, dict[str, list[ResourceType]]] = {}
     for item in types:
         found.setdefault(item.group, {}).setdefault(item.version, []).append(item)
+    if _LAST in found:
+        found[_LAST] = found.pop(_LAST)
     return {
         group: {version: versions[version] for version in sorted(versions, key=version_key)}
         for group, versions in found.items()

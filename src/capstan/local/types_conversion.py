@@ -1,8 +1,8 @@
 """Older shapes of built-in kinds, turned into the shape that is stored and back.
 
 `resource.k8s.io/v1beta1` writes requests flat (v1: below `exactly`) and devices with a `basic` level (v1: without);
-`events.k8s.io/v1` names the fields of a core event differently. Everything works in place; a field that only one shape
-has does not exist in the other, so nothing is lost.
+`events.k8s.io/v1` names the fields of a core event differently, `scheduling.k8s.io/v1alpha1` those of a Workload.
+Everything works in place; a field that only one shape has does not exist in the other, so nothing is lost.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _EVENT_NAMES = (
 )
 
 
-def _claim_spec(holder: Object) -> Object:
+def _spec(holder: Object) -> Object:
     spec = holder.get("spec")
     return spec if isinstance(spec, dict) else {}
 
@@ -72,30 +72,30 @@ def _versioned(api_version: str, kind: str, change: Callable[[Object], None]) ->
 
 
 def _claim_to(obj: Object) -> None:
-    _nest(_claim_spec(obj))
+    _nest(_spec(obj))
 
 
 def _claim_from(obj: Object) -> None:
-    _flatten(_claim_spec(obj))
+    _flatten(_spec(obj))
 
 
 def _template_to(obj: Object) -> None:
-    _nest(_claim_spec(_claim_spec(obj)))
+    _nest(_spec(_spec(obj)))
 
 
 def _template_from(obj: Object) -> None:
-    _flatten(_claim_spec(_claim_spec(obj)))
+    _flatten(_spec(_spec(obj)))
 
 
 def _slice_to(obj: Object) -> None:
     """A device without `basic` stays one without attributes."""
-    spec = _claim_spec(obj)
+    spec = _spec(obj)
     if devices := spec.get("devices"):
         spec["devices"] = [{"name": device.get("name"), **(device.get("basic") or {})} for device in devices]
 
 
 def _slice_from(obj: Object) -> None:
-    spec = _claim_spec(obj)
+    spec = _spec(obj)
     if devices := spec.get("devices"):
         spec["devices"] = [
             {"name": device.get("name"), "basic": {key: value for key, value in device.items() if key != "name"}}
@@ -118,13 +118,29 @@ def _event_from(obj: Object) -> None:
     _rename(obj, [(new, old) for old, new in _EVENT_NAMES])
 
 
+def _workload_to(obj: Object) -> None:
+    spec = _spec(obj)
+    for group in spec.get("podGroups") or []:
+        _rename(group, [("policy", "schedulingPolicy")])
+    _rename(spec, [("podGroups", "podGroupTemplates")])
+
+
+def _workload_from(obj: Object) -> None:
+    spec = _spec(obj)
+    for group in spec.get("podGroupTemplates") or []:
+        _rename(group, [("schedulingPolicy", "policy")])
+    _rename(spec, [("podGroupTemplates", "podGroups")])
+
+
 _DEVICES = "resource.k8s.io"
 _V1BETA1 = f"{_DEVICES}/v1beta1"
+_WORKLOADS = "scheduling.k8s.io/v1alpha1"
 
 STORAGE_VERSIONS = {
     _V1BETA1: f"{_DEVICES}/v1",
     f"{_DEVICES}/v1beta2": f"{_DEVICES}/v1",
     "events.k8s.io/v1": "v1",
+    _WORKLOADS: "scheduling.k8s.io/v1alpha2",
 }
 """apiVersion → the apiVersion its objects are stored with, where they differ."""
 
@@ -142,6 +158,7 @@ CONVERSIONS: dict[tuple[str, str], tuple[Convert, Convert]] = {
     (_V1BETA1, "ResourceClaim"): _pair(_V1BETA1, "ResourceClaim", _claim_to, _claim_from),
     (_V1BETA1, "ResourceClaimTemplate"): _pair(_V1BETA1, "ResourceClaimTemplate", _template_to, _template_from),
     (_V1BETA1, "ResourceSlice"): _pair(_V1BETA1, "ResourceSlice", _slice_to, _slice_from),
+    (_WORKLOADS, "Workload"): _pair(_WORKLOADS, "Workload", _workload_to, _workload_from),
     ("events.k8s.io/v1", "Event"): _pair("events.k8s.io/v1", "Event", _event_to, _event_from),
 }
 """(apiVersion, kind) → (to the stored shape, from the stored shape)"""

@@ -182,6 +182,28 @@ def _validate_priority_class(new: Object, old: Object | None) -> Causes:
     return causes
 
 
+def _policy(policy: Object, path: str, causes: Causes) -> None:
+    if len(policy.keys() & {"basic", "gang"}) != 1:
+        causes.append(invalid(path, policy, "exactly one of `basic` and `gang` must be set"))
+
+
+def _validate_pod_group(new: Object, old: Object | None) -> Causes:
+    causes: Causes = []
+    _policy(new["spec"]["schedulingPolicy"], "spec.schedulingPolicy", causes)
+    if old is not None:
+        immutable(new["spec"], old["spec"], "spec", causes)
+    return causes
+
+
+def _validate_workload(new: Object, old: Object | None) -> Causes:
+    causes: Causes = []
+    for at, template in enumerate(new["spec"]["podGroupTemplates"]):
+        _policy(template["schedulingPolicy"], f"spec.podGroupTemplates[{at}].schedulingPolicy", causes)
+    if old is not None:
+        immutable(new["spec"], old["spec"], "spec", causes)
+    return causes
+
+
 def _validate_runtime_class(new: Object, old: Object | None) -> Causes:
     causes: Causes = []
     if overhead := new.get("overhead"):
@@ -325,6 +347,8 @@ RULES: dict[tuple[str, str], Rules] = {
         validate=_validate_budget,
     ),
     ("scheduling.k8s.io", "PriorityClass"): Rules(validate=_validate_priority_class),
+    ("scheduling.k8s.io", "PodGroup"): Rules(validate=_validate_pod_group),
+    ("scheduling.k8s.io", "Workload"): Rules(validate=_validate_workload),
     ("node.k8s.io", "RuntimeClass"): Rules(validate=_validate_runtime_class),
     ("coordination.k8s.io", "Lease"): Rules(validate=_validate_lease),
     ("storage.k8s.io", "StorageClass"): Rules(validate=_validate_storage_class),
