@@ -113,7 +113,7 @@ def start(cluster):
     started = []
 
     def start(name, *options):
-        started.append(Process(cluster, name, "--lease-seconds", "3", *options))
+        started.append(Process(cluster, name, "--lease-seconds", "6", *options))
         return started[-1]
 
     yield start
@@ -155,7 +155,7 @@ def gangs(count, size=4, seconds=3600):
 def test_the_manifest_runs_a_gang_and_reclaims_with_no_more_rights(cluster, start):
     scheduler, grouper = start("scheduler"), start("grouper")
     cluster.kubectl("create", "-f", "-", stdin=gangs(4))
-    cluster.until(lambda: Counter(cluster.phases("default").values()) == {"Running": 16}, "the gangs run")
+    cluster.until(lambda: Counter(cluster.phases("default").values()) == {"Running": 16}, "the gangs run", 90)
     assert scheduler.get("/healthz") == "ok"
     entitled = {
         "apiVersion": "scheduling.run.ai/v2",
