@@ -247,7 +247,8 @@ class _Generator:
             written = f"{self.use(values.select_optional)}({operand}, {key!r})"
             convert = self.environment.conversions.get(place)
             return f"{self.use(optionals.optional_map)}({written}, {self.use(convert)})" if convert else written
-        if self.exact or node.operand.type.name == "optional_type":
+        kind = node.operand.type
+        if self.exact or not (kind.is_dynamic or kind.name == "map" or kind.name in self.environment.objects):
             return self.converted(f"{self.use(values.select)}({operand}, {key!r})", place)
         return self.converted(f"{operand}[{key!r}]", place)
 
@@ -268,8 +269,8 @@ class _Generator:
         if node.optional:
             return f"{self.use(values.select_optional)}({operand}, {key})"
         if not self.exact and isinstance(node.index, Literal):
-            value = node.index.value
-            if type(value) is str and node.operand.type.name != "optional_type":
+            value, kind = node.index.value, node.operand.type
+            if type(value) is str and (kind.is_dynamic or kind.name == "map"):
                 return f"{operand}[{key}]"
             if type(value) is int and value >= 0 and self.static(node.operand) == "list":
                 return f"{operand}[{key}]"
@@ -305,6 +306,8 @@ class _Generator:
         return f"{self.use(values.build_map)}({', '.join(written)})"
 
     def message(self, node: MessageLiteral) -> str:
+        if self.environment.message_named(node.name) is None:  # only where the environment does not check
+            return f"{self.use(undeclared)}({node.name!r})"
         written = [
             f"*{self.use(optionals.optional_entry)}({entry.name!r}, {self.write(entry.value)})"
             if entry.optional
@@ -364,7 +367,7 @@ class _Generator:
             return self.alternative(node)
         function = self.environment.functions.find(name, member=node.target is not None)
         if function is None:  # only where the environment does not check
-            return f"{self.use(unknown_function)}({name!r})"
+            return f"{self.use(undeclared)}({name!r})"
         arguments = [self.write(operand) for operand in operands]
         implementation: Any = function if self.exact else self.implementation(function, operands)
         if self.metered and (cost := sized(node)) is not None:
@@ -480,7 +483,7 @@ def _is_known(param: Type, static: Type) -> bool:
     return all(map(_is_known, param.params, static.params))
 
 
-def unknown_function(name: str) -> Any:
+def undeclared(name: str) -> Any:
     raise EvaluationError(f"undeclared reference to '{name}'")
 
 

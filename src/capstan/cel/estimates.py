@@ -98,7 +98,6 @@ ZERO: Final = Range(0, 0)
 ONE: Final = Range(1, 1)
 _SCALAR: Final = Size(ONE)
 _PLAIN_TYPES: Final = SCALAR_TYPES | {"string", "bytes"}
-_SEARCHES: Final = frozenset(("matches", "find", "findAll", "regex.extract", "regex.extractAll"))
 _SAME_SIZE: Final = frozenset(
     ("lowerAscii", "upperAscii", "trim", "substring", "reverse", "sort", "distinct", "slice", "dyn")
 )
@@ -259,67 +258,69 @@ class _Estimator:
             cost, size = self.cost(operand)
             costs.append(cost)
             sizes.append(size)
-        total = sum(costs, ONE)
-        name = node.function
-        ranges = [size.range for size in sizes]
         result = _SCALAR if node.type.name in SCALAR_TYPES else self.derived(node, sizes)
-        if name in _SAME_SIZE:
-            result = Size(Range(0, ranges[0].high), sizes[0].element, sizes[0].total)
-        if name not in SIZED:
-            return total, result
-        if name == "_+_" and node.type.name not in SCALAR_TYPES:
-            joined = ranges[0] + ranges[1]
-            return total + joined.scaled(TRAVERSAL), Size(joined, sizes[0].union(sizes[1]).element)
-        if name in _SEARCHES:
-            own = (ranges[0] + ONE).scaled(TRAVERSAL).times(ranges[1].scaled(PATTERN))
-            if name in ("findAll", "regex.extractAll"):
-                result = Size(Range(0, ranges[0].high + 1), Size(Range(0, ranges[0].high)))
-        elif name == "regex.replace":
-            grown = (ranges[0] + ONE).times(ranges[2] + ONE)
-            own = (ranges[0] + ONE).scaled(TRAVERSAL).times(ranges[1].scaled(PATTERN)) + grown.scaled(TRAVERSAL)
-            result = Size(Range(0, grown.high))
-        elif name in ("contains",):
-            own = ranges[0].scaled(TRAVERSAL).times(ranges[1].scaled(TRAVERSAL))
-        elif name == "check":
-            own = Range(AUTHORIZATION, AUTHORIZATION)
-        elif name == "@in":
-            own = ZERO if node.args[1].type.name == "map" else Range(0, ranges[1].high)
-        elif name in ("_==_", "_!=_", "_<_", "_<=_", "_>_", "_>=_"):
-            deep = [self.deep(size, operand.type) for size, operand in zip(sizes, node.operands, strict=True)]
-            plain = any(operand.type.name in _PLAIN_TYPES for operand in node.args)
-            own = Range(0, min(deep)).scaled(TRAVERSAL if plain else 1)
-        elif name in ("sets.contains", "sets.equivalent", "sets.intersects", "distinct"):
-            own = ranges[0].times(ranges[-1])
-        elif name == "replace":
-            grown = Range(ranges[0].low, _times(ranges[0].high, ranges[2].high + 1) + ranges[2].high)
-            own, result = grown.scaled(TRAVERSAL), Size(Range(0, grown.high))
-        elif name == "join":
-            parts = (
-                sizes[0].element.range if sizes[0].element else Range(0, self.environment.sizes.get("string", math.inf))
-            )
-            separator = ranges[1] if len(ranges) > 1 else ZERO
-            text = Range(0, min(_times(ranges[0].high, parts.high), sizes[0].total))
-            joined = text + ranges[0].times(separator)
-            own, result = joined.scaled(TRAVERSAL), Size(Range(0, joined.high))
-        elif name == "lists.range":
-            bound = getattr(node.args[0], "value", math.inf)
-            own = Range(0, float(bound))
-            result = Size(Range(0, float(bound)), _SCALAR)
-        elif name in ("isSorted", "sum", "min", "max", "sort", "slice", "first", "last", "includes"):
-            own = ranges[0]
-        elif name == "flatten":
-            own = Range(0, self.deep(sizes[0], node.operands[0].type))
-            result = Size(own, result.element)
-        elif name == "split":
-            own, result = (
-                ranges[0].scaled(TRAVERSAL),
-                Size(Range(0, ranges[0].high + 1), Size(Range(0, ranges[0].high)), 2 * ranges[0].high + 1),
-            )
-        elif name == "string":
-            own, result = ranges[0].scaled(TRAVERSAL), Size(Range(0, max(ranges[0].high, 64)))
-        elif name == "format":
-            own = Range(1, ranges[0].high + self.deep(sizes[1], node.operands[1].type))
-            result = Size(Range(0, _times(own.high, _LONGEST_FORMATTED)))
-        else:
-            own = ranges[0].scaled(TRAVERSAL)
-        return total + own, result
+        if node.function in _SAME_SIZE:
+            result = Size(Range(0, sizes[0].range.high), sizes[0].element, sizes[0].total)
+        own = ZERO
+        if node.function in SIZED:
+            own, larger = self.sized(node, sizes)
+            result = larger or result
+        return sum(costs, ONE) + own, result
+
+    def sized(self, node: Call, sizes: list[Size]) -> tuple[Range, Size | None]:
+        """What a function of `cost.SIZED` costs by the sizes of its operands, and how large its result may be where
+        `derived` does not know it."""
+        first, *others = [size.range for size in sizes]
+        match node.function:
+            case "_+_" if node.type.name not in SCALAR_TYPES:
+                joined = first + others[0]
+                return joined.scaled(TRAVERSAL), Size(joined, sizes[0].union(sizes[1]).element)
+            case "matches" | "find" | "regex.extract":
+                return _searched(first, others[0]), None
+            case "findAll" | "regex.extractAll":
+                return _searched(first, others[0]), Size(Range(0, first.high + 1), Size(Range(0, first.high)))
+            case "regex.replace":
+                grown = (first + ONE).times(others[1] + ONE)
+                return _searched(first, others[0]) + grown.scaled(TRAVERSAL), Size(Range(0, grown.high))
+            case "contains":
+                return first.scaled(TRAVERSAL).times(others[0].scaled(TRAVERSAL)), None
+            case "check":
+                return Range(AUTHORIZATION, AUTHORIZATION), None
+            case "@in":
+                return ZERO if node.args[1].type.name == "map" else Range(0, others[0].high), None
+            case "_==_" | "_!=_" | "_<_" | "_<=_" | "_>_" | "_>=_":
+                deep = [self.deep(size, operand.type) for size, operand in zip(sizes, node.operands, strict=True)]
+                plain = any(operand.type.name in _PLAIN_TYPES for operand in node.args)
+                return Range(0, min(deep)).scaled(TRAVERSAL if plain else 1), None
+            case "sets.contains" | "sets.equivalent" | "sets.intersects" | "distinct":
+                return first.times(others[0] if others else first), None
+            case "replace":
+                grown = Range(first.low, _times(first.high, others[1].high + 1) + others[1].high)
+                return grown.scaled(TRAVERSAL), Size(Range(0, grown.high))
+            case "join":
+                element, most = sizes[0].element, self.environment.sizes.get("string", math.inf)
+                parts = element.range if element else Range(0, most)
+                text = Range(0, min(_times(first.high, parts.high), sizes[0].total))
+                joined = text + first.times(others[0] if others else ZERO)
+                return joined.scaled(TRAVERSAL), Size(Range(0, joined.high))
+            case "lists.range":
+                count = Range(0, float(getattr(node.args[0], "value", math.inf)))
+                return count, Size(count, _SCALAR)
+            case "isSorted" | "sum" | "min" | "max" | "sort" | "slice" | "first" | "last" | "includes":
+                return first, None
+            case "flatten":
+                opened = Range(0, self.deep(sizes[0], node.operands[0].type))
+                return opened, Size(opened, self.derived(node, sizes).element)
+            case "split":
+                pieces = Size(Range(0, first.high + 1), Size(Range(0, first.high)), 2 * first.high + 1)
+                return first.scaled(TRAVERSAL), pieces
+            case "string":
+                return first.scaled(TRAVERSAL), Size(Range(0, max(first.high, 64)))
+            case "format":
+                own = Range(1, first.high + self.deep(sizes[1], node.operands[1].type))
+                return own, Size(Range(0, _times(own.high, _LONGEST_FORMATTED)))
+        return first.scaled(TRAVERSAL), None
+
+
+def _searched(text: Range, pattern: Range) -> Range:
+    return (text + ONE).scaled(TRAVERSAL).times(pattern.scaled(PATTERN))
