@@ -8,7 +8,8 @@ from bench.naive.gangs import demand, tasks_to_place
 from bench.naive.order import Order
 from bench.naive.placing import Simulation
 from bench.naive.search import Search
-from capstan.scheduling.model import GPU, GPU_COLUMN, UNLIMITED, Gang, Group, Status, Task
+from capstan.scheduling.amounts import GPU, GPU_COLUMN, UNLIMITED
+from capstan.scheduling.model import Gang, Group, Status, Task
 from capstan.scheduling.queues import levelled
 from capstan.scheduling.session import Refusal, Session
 from capstan.scheduling.victims import preempt_protection, reclaim_min_runtime, runtime

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from capstan.scheduling.model import Amounts, Gang, Group, Task
+from capstan.scheduling.amounts import Amounts
+from capstan.scheduling.model import Gang, Group, Task
 
 
 def _members(group: Group, have: Callable[[Group], int]) -> tuple[int, int]:

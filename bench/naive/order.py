@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from functools import cmp_to_key
 
 from bench.naive.gangs import active_of, demand, phase, tasks_to_place
-from capstan.scheduling.model import GPU, UNLIMITED, Amounts, Gang, Queue, Task
+from capstan.scheduling.amounts import DEALT, UNLIMITED, Amounts
+from capstan.scheduling.model import Gang, Queue, Task
 from capstan.scheduling.session import Session
 
 
@@ -18,7 +19,7 @@ def _dominant(queue: Queue, amounts: Sequence[int], total: Sequence[int]) -> flo
     worst = 0.0
     for i in range(3):
         share = _bounded(queue.share[i], total[i])
-        worst = max(worst, amounts[i] / share if share else amounts[i] / (1, 1, GPU)[i] * 1000)
+        worst = max(worst, amounts[i] / share if share else amounts[i] / DEALT[i] * 1000)
     return worst
 
 

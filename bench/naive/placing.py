@@ -4,18 +4,8 @@ from __future__ import annotations
 
 from bench.naive.gangs import active, rank
 from capstan.scheduling import devices
-from capstan.scheduling.model import (
-    CPU_COLUMN,
-    GPU,
-    GPU_COLUMN,
-    PODS_COLUMN,
-    UNLIMITED,
-    Amounts,
-    Gang,
-    Group,
-    Node,
-    Task,
-)
+from capstan.scheduling.amounts import CPU_COLUMN, GPU, GPU_COLUMN, PODS_COLUMN, UNLIMITED, Amounts
+from capstan.scheduling.model import Gang, Group, Node, Task
 from capstan.scheduling.placement import fits
 from capstan.scheduling.session import Session
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from bench.naive.gangs import demand, tasks_to_evict, tasks_to_place
 from bench.naive.order import Order
 from bench.naive.placing import Simulation
-from capstan.scheduling.model import GPU, GPU_COLUMN, Gang, Status, Task
+from capstan.scheduling.amounts import GPU, GPU_COLUMN
+from capstan.scheduling.model import Gang, Status, Task
 from capstan.scheduling.session import Session
 
 Judge = Callable[[list[tuple[Gang, list[Task]]]], bool]

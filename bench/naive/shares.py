@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from capstan.scheduling.model import GPU, UNLIMITED, Amounts, Queue
+from capstan.scheduling.amounts import UNLIMITED, Amounts, dealt
+from capstan.scheduling.model import Queue
 
 Usage = Mapping[str, Mapping[str, float]]
 
@@ -28,7 +29,7 @@ def _divide_among(queues: Sequence[Queue], total: Sequence[int], usage: Usage, k
 
 def divide(total: int, queues: Sequence[Queue], i: int, usage: Usage, k: float) -> dict[str, int]:
     """Queue -> its fair share of the resource at place `i`."""
-    unit = 1 if i < 2 else GPU
+    unit = dealt(i)
     wanted, fair = {}, {}
     for queue in queues:
         limit, quota = queue.limit[i], queue.quota[i]

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from capstan.api import clock
 from capstan.api.scheduling import PodGroup
 from capstan.scheduling import Plan, Policy, World, cycle
+from capstan.scheduling.amounts import GPU_COLUMN
 from capstan.scheduling.canonical import dump
-from capstan.scheduling.model import GPU_COLUMN, HOLDS_LATER, Status
+from capstan.scheduling.model import HOLDS_LATER, Status
 
 sys.path.insert(0, str(Path(__file__).parent))
 from clusters import START, gang, node, pod, queue, world

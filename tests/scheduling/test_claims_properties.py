@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from capstan.api.quantity import whole
 from capstan.api.resource import AllocationResult, ResourceClaimStatus
 from capstan.scheduling import Plan, Policy, World, cycle, devices
-from capstan.scheduling.model import GPU, UNLIMITED
+from capstan.scheduling.amounts import GPU, UNLIMITED
 from capstan.scheduling.placement import ShapeIndex
 from capstan.scheduling.session import Session
 

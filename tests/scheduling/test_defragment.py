@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from capstan.api import clock
 from capstan.scheduling import DefragmentWindow, Policy, World, cycle
+from capstan.scheduling.amounts import GPU_COLUMN
 from capstan.scheduling.canonical import dump
-from capstan.scheduling.model import GPU_COLUMN
 
 sys.path.insert(0, str(Path(__file__).parent))
 from clusters import START, Cluster, clusters, gang, node, pod, queue, world

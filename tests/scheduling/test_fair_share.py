@@ -9,8 +9,8 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from capstan.scheduling.amounts import GPU
 from capstan.scheduling.fair_share import Claimant, divide
-from capstan.scheduling.model import GPU
 
 sys.path.insert(0, str(Path(__file__).parent))
 from clusters import START, Cluster, clusters

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from capstan.api.scheduling import Queue
 from capstan.scheduling import Policy, World, cycle
-from capstan.scheduling.model import GPU
+from capstan.scheduling.amounts import GPU
 
 sys.path.insert(0, str(Path(__file__).parent))
 from clusters import PRODUCT, START, ApiObject, gang, node, pod, queue, world

@@ -12,8 +12,8 @@ from capstan.api.core import Pod
 from capstan.api.resource import ResourceClaim
 from capstan.api.scheduling import Queue
 from capstan.scheduling import Plan, Policy, World, cycle, explain
+from capstan.scheduling.amounts import GPU
 from capstan.scheduling.canonical import dump
-from capstan.scheduling.model import GPU
 from capstan.scheduling.world import Object
 
 sys.path.insert(0, str(Path(__file__).parent))

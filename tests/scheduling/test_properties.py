@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from capstan.api.scheduling import Queue
 from capstan.scheduling import Plan, Policy, World, cycle
+from capstan.scheduling.amounts import GPU, GPU_COLUMN, UNLIMITED
 from capstan.scheduling.canonical import dump
-from capstan.scheduling.model import ACTIVE, GPU, GPU_COLUMN, HOLDS_LATER, HOLDS_NOW, UNLIMITED, Group, Status, Task
+from capstan.scheduling.model import ACTIVE, HOLDS_LATER, HOLDS_NOW, Group, Status, Task
 
 sys.path.insert(0, str(Path(__file__).parent))
 from clusters import PRODUCT, START, Cluster, clusters, queue

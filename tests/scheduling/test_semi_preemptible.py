@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from capstan.api.scheduling import PodGroup
 from capstan.scheduling import Policy, World, cycle
+from capstan.scheduling.amounts import GPU
 from capstan.scheduling.canonical import dump
-from capstan.scheduling.model import ACTIVE, GPU
+from capstan.scheduling.model import ACTIVE
 
 sys.path.insert(0, str(Path(__file__).parent))
 from clusters import START, Cluster, clusters, gang, node, pod, queue, world

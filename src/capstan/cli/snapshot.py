@@ -18,7 +18,7 @@ from capstan.api import clock, kai, manifests
 from capstan.cli.connection import asynchronous, cluster_options, connect, output_option
 from capstan.cli.output import escape, hanging, machine, show, table
 from capstan.controllers.scheduler import OBSERVED
-from capstan.scheduling.model import GPU
+from capstan.scheduling.amounts import GPU
 from capstan.scheduling.snapshot import LARGEST_FILE, capture, encode, policy_document, policy_from, restore
 from capstan.simulate import Replay, read
 

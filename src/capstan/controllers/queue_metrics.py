@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from capstan import scheduling
 from capstan.api.scheduling import Queue, QueueResource, QueueResources
-from capstan.scheduling.model import GPU, RESOURCES
+from capstan.scheduling.amounts import GPU, RESOURCES
 from capstan.scheduling.settings import QUEUE_METRIC_LABELS
 
 _CPU, _MEMORY, _GPU = range(3)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from capstan.scheduling.amounts import GPU, GPU_COLUMN
 from capstan.scheduling.gangs import next_unit, shrink
-from capstan.scheduling.model import GPU, GPU_COLUMN, Gang, Node, Status, Task
+from capstan.scheduling.model import Gang, Node, Status, Task
 from capstan.scheduling.order import JobOrder, demand_of
 from capstan.scheduling.queues import exceeded
 from capstan.scheduling.runtimes import started

@@ -10,9 +10,11 @@ import msgspec
 from capstan.allocation import FRACTION_ANNOTATION, Allocation, Inventory, NodeView
 from capstan.allocation import allocate as allocate_claims
 from capstan.api.resource import MAX_RESERVED_FOR, ExactDeviceRequest, ResourceClaim, ResourceClaimSpec
-from capstan.scheduling.model import GPU, GPU_COLUMN, Node, Shape, Share, Status, Task
+from capstan.scheduling.amounts import GPU, GPU_COLUMN
+from capstan.scheduling.model import Node, Status, Task
 from capstan.scheduling.policy import Policy
 from capstan.scheduling.queues import too_many_of_a_product
+from capstan.scheduling.shape import Shape, Share
 from capstan.scheduling.world import World
 
 _UNKNOWN = 1 << 40

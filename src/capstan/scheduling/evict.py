@@ -10,17 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from capstan.scheduling import verdicts
+from capstan.scheduling.amounts import GPU_COLUMN
 from capstan.scheduling.gangs import next_unit
-from capstan.scheduling.model import (
-    ACTIVE,
-    GPU_COLUMN,
-    HOLDS_NOW,
-    Gang,
-    Group,
-    Queue,
-    Status,
-    Task,
-)
+from capstan.scheduling.model import ACTIVE, HOLDS_NOW, Gang, Group, Queue, Status, Task
 from capstan.scheduling.order import JobOrder, demand_of
 from capstan.scheduling.queues import exceeded, levelled
 from capstan.scheduling.session import Refusal, Session

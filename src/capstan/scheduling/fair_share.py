@@ -5,14 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from capstan.scheduling.model import FIRST_PRODUCT, GPU, UNLIMITED, Amounts, Queue
-
-UNITS = (1, 1, GPU)
-"""The unit in which left-over fair share is handed out: a millicore, a byte, a whole GPU (of a product, too)."""
-
-
-def unit_of(resource: int) -> int:
-    return UNITS[resource] if resource < FIRST_PRODUCT else GPU
+from capstan.scheduling.amounts import UNLIMITED, Amounts, dealt
+from capstan.scheduling.model import Queue
 
 
 @dataclass(slots=True)
@@ -166,7 +160,7 @@ def _divide_children(
             for q in queues
             if not q.error
         ]
-        divide(max(0, amount), claimants, unit_of(i), k)
+        divide(max(0, amount), claimants, dealt(i), k)
         fair = {claimant.name: claimant for claimant in claimants}
         for q in queues:
             own = fair.get(q.name)

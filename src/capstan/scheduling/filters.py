@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from capstan.api.core import PodAffinityTerm, Taint, TopologySpreadConstraint, tolerates
 from capstan.scheduling import volumes
-from capstan.scheduling.model import ACTIVE, Node, NodeClass, Shape, Status, Task
+from capstan.scheduling.model import ACTIVE, Node, NodeClass, Status, Task
+from capstan.scheduling.shape import Shape
 
 if TYPE_CHECKING:
     from capstan.scheduling.world import World

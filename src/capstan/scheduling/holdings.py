@@ -7,12 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from capstan.allocation import Inventory
 from capstan.api.resource import AllocationResult, DeviceSelector, ResourceClaim
+from capstan.scheduling.amounts import FIRST_PRODUCT, GPU, Amounts
 from capstan.scheduling.filters import node_reason
 from capstan.scheduling.layout import Layout
-from capstan.scheduling.model import ACTIVE, FIRST_PRODUCT, GPU, Amounts, Node, Shape, Status, Task
+from capstan.scheduling.model import ACTIVE, Node, Status, Task
 from capstan.scheduling.policy import Policy
 from capstan.scheduling.portions import Portions, part, percent
 from capstan.scheduling.products import held, product_of
+from capstan.scheduling.shape import Shape
 
 Key = tuple[str, str]
 Wanted = tuple[tuple[str, tuple[DeviceSelector, ...]], ...]

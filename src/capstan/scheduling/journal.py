@@ -11,13 +11,11 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from operator import add, itemgetter, sub
 
+from capstan.scheduling.amounts import GPU_COLUMN, NOTHING, Amounts
 from capstan.scheduling.model import (
     ACTIVE,
-    GPU_COLUMN,
     HOLDS_LATER,
     HOLDS_NOW,
-    NOTHING,
-    Amounts,
     Gang,
     Node,
     Queue,

@@ -9,20 +9,10 @@ from capstan.allocation import Inventory
 from capstan.api import quantity
 from capstan.api.core import Node as ApiNode
 from capstan.api.resource import ResourceSlice
+from capstan.scheduling.amounts import FIRST_PRODUCT, GPU, GPU_COLUMN, GPU_RESOURCE, PODS_COLUMN, RESOURCES, Amounts
 from capstan.scheduling.facts import GPU_MEMORY_LABEL, NUMA_ANNOTATION, encode, gpu_memory, largest_memory, read_numa
 from capstan.scheduling.journal import Ledger
-from capstan.scheduling.model import (
-    FIRST_PRODUCT,
-    GPU,
-    GPU_COLUMN,
-    GPU_PRODUCT_LABEL,
-    GPU_RESOURCE,
-    PODS_COLUMN,
-    RESOURCES,
-    Amounts,
-    Node,
-    NodeClass,
-)
+from capstan.scheduling.model import GPU_PRODUCT_LABEL, Node, NodeClass
 from capstan.scheduling.policy import Policy
 from capstan.scheduling.products import counted
 from capstan.scheduling.shapes import Shapes, mig_slices

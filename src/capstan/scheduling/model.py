@@ -1,8 +1,7 @@
-"""What the engine thinks in: shapes, tasks, gangs, queues and nodes, as plain mutable records.
+"""What the engine thinks in: tasks, gangs, queues and nodes, as plain mutable records.
 
 `World` owns and indexes these objects; only `World.move` changes where a task is, so that the undo journal sees
-everything. Units everywhere: CPU in millicores, memory in bytes, GPUs in millionths of a device (`GPU`), time in POSIX
-seconds. All amounts are integers: what is added and taken away again leaves exactly what was there.
+everything. Amounts are those of `capstan.scheduling.amounts`, time is in POSIX seconds.
 """
 
 from __future__ import annotations
@@ -11,36 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from capstan.api.core import (
-    PodAffinity,
-    PreferredSchedulingTerm,
-    Taint,
-    Toleration,
-    TopologySpreadConstraint,
-)
+from capstan.api.core import Taint
 from capstan.api.resource import ResourceClaim
 from capstan.api.scheduling import PREEMPTIBLE_BELOW
-from capstan.api.selectors import NodeSelector
+from capstan.scheduling.amounts import FIRST_PRODUCT, NOTHING, RESOURCES, UNLIMITED, Amounts
+from capstan.scheduling.shape import Shape
 
-GPU = 1_000_000
-"""One whole device in quota arithmetic."""
-GPU_RESOURCE = "nvidia.com/gpu"
 GPU_PRODUCT_LABEL = "nvidia.com/gpu.product"
 """On nodes: the product of their GPUs, as queues name it."""
 MIG_PREFIX = "nvidia.com/mig-"
-UNLIMITED = -1
-
-CPU_COLUMN, MEMORY_COLUMN, PODS_COLUMN, GPU_COLUMN = range(4)
-"""The fixed first columns of every node (GPU_COLUMN counts devices); extended resources follow as they appear."""
-
-Amounts = tuple[int, ...]
-"""(CPU, memory, GPU, then GPUs of each product that a queue names): the resources that queues divide.
-
-GPUs of a product count twice: as GPUs and as GPUs of that product.
-"""
-RESOURCES = ("cpu", "memory", "gpu")
-FIRST_PRODUCT = len(RESOURCES)
-NOTHING: Amounts = (0,) * FIRST_PRODUCT
 
 
 class Status(IntEnum):
@@ -69,84 +47,6 @@ HOLDS_LATER = tuple(s in (2, 3, 4, 5, 6, 8) for s in range(11))
 ACTIVE = tuple(s in (2, 3, 4, 5, 6) for s in range(11))
 """Statuses whose resources are charged to the queue and that count towards a gang's minimum."""
 WAITING = tuple(s in (0, 1) for s in range(11))
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """A part of each of `devices` GPUs: `portion` in millionths of one, or `memory` in MiB (the other is 0)."""
-
-    portion: int
-    memory: int
-    devices: int
-
-    def on(self, gpu_memory: int) -> int:
-        """Millionths of one device on a node with GPUs of `gpu_memory` MiB; more than a device when it cannot fit."""
-        if not self.memory:
-            return self.portion
-        return -(-self.memory * GPU // gpu_memory) if gpu_memory > 0 else GPU + 1
-
-
-@dataclass(frozen=True, slots=True)
-class HostPort:
-    ip: str
-    protocol: str
-    port: int
-
-    def clashes(self, other: HostPort) -> bool:
-        wild = "", "0.0.0.0"
-        return (self.port, self.protocol) == (other.port, other.protocol) and (
-            self.ip == other.ip or self.ip in wild or other.ip in wild
-        )
-
-
-@dataclass(slots=True, eq=False)
-class Shape:
-    """Everything about a pod that matters for where it may run. Pods that are alike share one shape."""
-
-    number: int
-    requests: tuple[tuple[int, int], ...]
-    """(column, amount) of what a node must have free; the GPU column only for whole devices."""
-    quota: Amounts
-    """What it costs its queue; for a share in MiB the GPU part depends on the node (`World.charge`)."""
-    share: Share | None = None
-    node_selector: tuple[tuple[str, str], ...] = ()
-    node_affinity: NodeSelector | None = None
-    preferred_nodes: list[PreferredSchedulingTerm] = field(default_factory=list)
-    tolerations: list[Toleration] = field(default_factory=list)
-    pod_affinity: PodAffinity | None = None
-    pod_anti_affinity: PodAffinity | None = None
-    spread: list[TopologySpreadConstraint] = field(default_factory=list)
-    ports: tuple[HostPort, ...] = ()
-    claims: bool = False
-    """Uses ResourceClaims by name."""
-    volumes: bool = False
-    by_name: bool = False
-    """Its node rules name single nodes, so that the verdict for a node class does not hold for its members."""
-    error: str = ""
-    """Set when the request itself is wrong; such a pod never starts."""
-    lacks: tuple[str, ...] = ()
-    """Resources it asks for that nothing in the cluster offers: they have no column, and no node suits the shape."""
-    numa: tuple[tuple[str, int], ...] = ()
-    """What NUMA alignment concerns: devices always, CPU and memory only of Guaranteed pods."""
-
-    @property
-    def gpus(self) -> int:
-        """Whole devices asked for."""
-        return next((amount for column, amount in self.requests if column == GPU_COLUMN), 0)
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.share is not None or self.quota[2] > 0
-
-    @property
-    def dynamic(self) -> bool:
-        """Whether other pods or single devices decide about feasibility, beyond the columns of the node."""
-        return self.claims or self.company
-
-    @property
-    def company(self) -> bool:
-        """Whether volumes or what other pods are and do decide about feasibility."""
-        return bool(self.volumes or self.ports or self.pod_affinity or self.pod_anti_affinity or self.spread)
 
 
 @dataclass(slots=True, eq=False)

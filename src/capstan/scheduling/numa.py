@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate, combinations
 
-from capstan.scheduling.model import Node, Shape, Zone, Zones
+from capstan.scheduling.model import Node, Zone, Zones
+from capstan.scheduling.shape import Shape
 
 Wanted = list[tuple[str, int]]
 

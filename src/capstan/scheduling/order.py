@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from heapq import heapify, heappop, heappush
 
+from capstan.scheduling.amounts import Amounts
 from capstan.scheduling.gangs import next_unit, phase
-from capstan.scheduling.model import Amounts, Gang, Queue, Task
+from capstan.scheduling.model import Gang, Queue, Task
 from capstan.scheduling.queues import QueueKey, queue_key
 from capstan.scheduling.users import UserShares, user_of
 from capstan.scheduling.world import World

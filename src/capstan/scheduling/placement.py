@@ -16,10 +16,12 @@ from typing import Generic, TypeVar, cast
 
 from capstan.allocation import Inventory
 from capstan.scheduling import devices, numa, verdicts, volumes
+from capstan.scheduling.amounts import CPU_COLUMN, GPU, GPU_COLUMN
 from capstan.scheduling.filters import company_score, dynamic_reason, needs_company, node_reason, preference
-from capstan.scheduling.model import CPU_COLUMN, GPU, GPU_COLUMN, Gang, Node, Shape, Status, Task, Zones
+from capstan.scheduling.model import Gang, Node, Status, Task, Zones
 from capstan.scheduling.policy import Policy
 from capstan.scheduling.queues import Exceeded, exceeded, over_product
+from capstan.scheduling.shape import Shape
 from capstan.scheduling.topology import ANYWHERE, Scope, slots
 from capstan.scheduling.world import World
 

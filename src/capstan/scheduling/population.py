@@ -11,6 +11,7 @@ from capstan.api import clock
 from capstan.api.core import Node as ApiNode
 from capstan.api.core import Pod, Toleration
 from capstan.api.scheduling import TASK_PRIORITY_LABEL, PodGroup, RuntimeClass
+from capstan.scheduling.amounts import NOTHING
 from capstan.scheduling.facts import (
     NUMA_ANNOTATION,
     claim_names,
@@ -24,10 +25,11 @@ from capstan.scheduling.facts import (
 from capstan.scheduling.gangs import build_gang
 from capstan.scheduling.handoffs import Handoffs
 from capstan.scheduling.holdings import Key
-from capstan.scheduling.model import ACTIVE, HOLDS_NOW, NOTHING, Gang, Node, Shape, Status, Task, Zones
+from capstan.scheduling.model import ACTIVE, HOLDS_NOW, Gang, Node, Status, Task, Zones
 from capstan.scheduling.plan import Bind, Eviction
 from capstan.scheduling.policy import Policy
 from capstan.scheduling.runtimes import History, run_key, started
+from capstan.scheduling.shape import Shape
 from capstan.scheduling.tenancy import Tenancy
 
 _SHARING_OFF = "GPU sharing is switched off in this cluster (Config spec.admission.gpuSharing); ask for whole GPUs"

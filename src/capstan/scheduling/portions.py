@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from capstan.allocation import Device, Inventory, PoolKey
 from capstan.api import quantity
 from capstan.api.resource import DeviceRequestAllocationResult, DeviceSelector
-from capstan.scheduling.model import GPU
+from capstan.scheduling.amounts import GPU
 
 _MEMORY = "memory"
 _MOST_ASKED = 20_000

@@ -11,7 +11,8 @@ from collections.abc import Collection
 
 from capstan.allocation import Device, Inventory
 from capstan.api.resource import AllocationResult
-from capstan.scheduling.model import GPU_COLUMN, GPU_PRODUCT_LABEL, Node
+from capstan.scheduling.amounts import GPU_COLUMN
+from capstan.scheduling.model import GPU_PRODUCT_LABEL, Node
 from capstan.scheduling.portions import Portions
 
 _ATTRIBUTE = "productName"

@@ -13,24 +13,20 @@ from capstan.api import clock, quantity
 from capstan.api.scheduling import MAX_RUNTIME, REQUEUE_DELAY, QueueResource
 from capstan.api.scheduling import Queue as ApiQueue
 from capstan.scheduling import durations
-from capstan.scheduling.fair_share import kept_back, unit_of
-from capstan.scheduling.model import (
+from capstan.scheduling.amounts import (
     FIRST_PRODUCT,
     GPU,
-    GPU_PRODUCT_LABEL,
     GPU_RESOURCE,
     RESOURCES,
-    UNBOUNDED,
+    UNITS,
     UNLIMITED,
     Amounts,
-    Bounds,
-    Gang,
-    Pool,
-    Queue,
+    dealt,
+    unit_of,
 )
+from capstan.scheduling.fair_share import kept_back
+from capstan.scheduling.model import GPU_PRODUCT_LABEL, UNBOUNDED, Bounds, Gang, Pool, Queue
 
-_SCALES = {"cpu": 1, "memory": 1_000_000, "gpu": GPU}
-"""Queue specs count CPU in millicores, memory in 10^6 bytes, GPUs in devices."""
 DEFAULT_PRIORITY = 100
 _MOST_NAMED = 5
 """Queues of a circle."""
@@ -43,7 +39,7 @@ def parse_queue(obj: ApiQueue) -> Queue:
     bounds, gpu_types = UNBOUNDED, {}
     if spec.resources is not None:
         bounds = {
-            name: _bounds(getattr(spec.resources, name), scale, name, problems) for name, scale in _SCALES.items()
+            name: _bounds(getattr(spec.resources, name), unit.queue, name, problems) for name, unit in UNITS.items()
         }
         gpu_types = {
             product: _bounds(said, GPU, f"gpuTypes.{product}", problems)
@@ -337,7 +333,7 @@ def dominant_share(queue: Queue, allocated: Sequence[int], total: Sequence[int])
     largest = 0.0
     for i, held in enumerate(allocated):
         share = _bounded(queue.share[i], total[i])
-        ratio = held / share if share else held / unit_of(i) * 1000
+        ratio = held / share if share else held / dealt(i) * 1000
         if ratio > largest:
             largest = ratio
     return largest
@@ -382,12 +378,11 @@ def status_of(queue: Queue, total: Sequence[int]) -> QueueStatus:
 
 def quantities(queue: Queue, amounts: Sequence[int]) -> dict[str, str]:
     """Amounts as API quantities, by resource name; without those that are unlimited."""
-    scales = (1000, 1, GPU)
-    named = zip(("cpu", "memory", GPU_RESOURCE), amounts, scales, strict=False)
-    found = {name: quantity.render(Decimal(amount) / scale) for name, amount, scale in named if amount != UNLIMITED}
-    for product, amount in zip(queue.resources[FIRST_PRODUCT:], amounts[FIRST_PRODUCT:], strict=False):
-        if amount != UNLIMITED and (amount or product in queue.gpu_types):
-            found[product] = quantity.render(Decimal(amount) / GPU)
+    found = {}
+    for resource, amount in zip(queue.resources, amounts, strict=False):
+        if amount != UNLIMITED and (amount or resource in UNITS or resource in queue.gpu_types):
+            name = GPU_RESOURCE if resource == "gpu" else resource
+            found[name] = quantity.render(Decimal(amount) / unit_of(resource).quantity)
     return found
 
 
@@ -400,6 +395,6 @@ def _warnings(queue: Queue, total: Sequence[int]) -> Iterator[str]:
         quota = queue.quota[i]
         promised = [child.quota[i] for child in queue.children if not child.error]
         if quota != UNLIMITED and sum(amount for amount in promised if amount != UNLIMITED) > quota:
-            unit = _SCALES.get(resource, GPU)
+            unit = unit_of(resource).queue
             has, wants = quota / unit, sum(amount for amount in promised if amount != UNLIMITED) / unit
             yield f"{resource}: the quotas of its child queues are {wants:g} in all, more than its own {has:g}"

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from capstan.scheduling.model import GPU_COLUMN, HOLDS_LATER, UNLIMITED, Amounts, Gang, Node, Task
+from capstan.scheduling.amounts import GPU_COLUMN, UNLIMITED, Amounts
+from capstan.scheduling.model import HOLDS_LATER, Gang, Node, Task
 from capstan.scheduling.queues import levelled
 from capstan.scheduling.runtimes import Ends
 

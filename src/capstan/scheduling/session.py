@@ -12,7 +12,7 @@ from capstan.scheduling import devices, runtimes, verdicts
 from capstan.scheduling.budgets import Spending
 from capstan.scheduling.filters import dynamic_reason, needs_company, node_reason
 from capstan.scheduling.measures import Lap, Measures, untimed
-from capstan.scheduling.model import Gang, Group, Node, Queue, Shape, Status, Task
+from capstan.scheduling.model import Gang, Group, Node, Queue, Status, Task
 from capstan.scheduling.order import demand_of
 from capstan.scheduling.placement import Placer
 from capstan.scheduling.plan import Verdict
@@ -20,6 +20,7 @@ from capstan.scheduling.policy import Policy
 from capstan.scheduling.queues import Exceeded, exceeded
 from capstan.scheduling.reservations import Bars, Book, Reservation
 from capstan.scheduling.runtimes import Ends
+from capstan.scheduling.shape import Shape
 from capstan.scheduling.topology import ANYWHERE, Scope, contradiction, scopes
 from capstan.scheduling.world import World
 

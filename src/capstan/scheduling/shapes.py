@@ -14,18 +14,9 @@ import msgspec
 from capstan.api import quantity
 from capstan.api.core import Container, Pod, Quantity, Resources
 from capstan.api.selectors import NodeSelector
-from capstan.scheduling.model import (
-    CPU_COLUMN,
-    GPU,
-    GPU_COLUMN,
-    GPU_RESOURCE,
-    MEMORY_COLUMN,
-    MIG_PREFIX,
-    PODS_COLUMN,
-    HostPort,
-    Shape,
-    Share,
-)
+from capstan.scheduling.amounts import CPU_COLUMN, GPU, GPU_COLUMN, GPU_RESOURCE, MEMORY_COLUMN, PODS_COLUMN
+from capstan.scheduling.model import MIG_PREFIX
+from capstan.scheduling.shape import HostPort, Shape, Share
 
 FRACTION = "gpu-fraction"
 MEMORY = "gpu-memory"

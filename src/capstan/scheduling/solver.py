@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from capstan.api.resource import AllocationResult
 from capstan.scheduling import verdicts
+from capstan.scheduling.amounts import GPU, GPU_COLUMN, Amounts
 from capstan.scheduling.filters import dynamic_reason, needs_company
 from capstan.scheduling.gangs import next_unit
-from capstan.scheduling.model import GPU, GPU_COLUMN, Amounts, Gang, Node, Shape, Status, Task, Zones
+from capstan.scheduling.model import Gang, Node, Status, Task, Zones
 from capstan.scheduling.order import JobOrder, demand_of
 from capstan.scheduling.queues import exceeded, levelled, queue_key
 from capstan.scheduling.session import Refusal, Session
+from capstan.scheduling.shape import Shape
 from capstan.scheduling.topology import slots
 from capstan.scheduling.victims import Victim
 from capstan.scheduling.world import World

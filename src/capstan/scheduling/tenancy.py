@@ -8,10 +8,11 @@ from operator import add, sub
 from capstan.allocation import Inventory
 from capstan.api.core import Pod
 from capstan.api.scheduling import POD_GROUP_ANNOTATION, PRIORITY_CLASSES, SUBGROUP_LABEL, USER_LABEL, PodGroup
+from capstan.scheduling.amounts import FIRST_PRODUCT
 from capstan.scheduling.fair_share import set_fair_shares
 from capstan.scheduling.gangs import build_gang, implicit_gang
 from capstan.scheduling.holdings import Holdings, Key
-from capstan.scheduling.model import ACTIVE, FIRST_PRODUCT, HOLDS_NOW, UNBOUNDED, Gang, Queue, Status, Task
+from capstan.scheduling.model import ACTIVE, HOLDS_NOW, UNBOUNDED, Gang, Queue, Status, Task
 from capstan.scheduling.policy import Policy
 from capstan.scheduling.pools import Membership
 from capstan.scheduling.queues import link, resources_of

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from capstan.api.scheduling import TopologyLevel
+from capstan.scheduling.amounts import GPU, GPU_COLUMN, PODS_COLUMN
 from capstan.scheduling.filters import node_reason
-from capstan.scheduling.model import GPU, GPU_COLUMN, PODS_COLUMN, Levels, Node, Shape, Task
+from capstan.scheduling.model import Levels, Node, Task
+from capstan.scheduling.shape import Shape
 from capstan.scheduling.world import World
 
 _NONE: Mapping[int, int] = {}

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from capstan.api import clock
 from capstan.api.scheduling import SUBGROUP_LABEL
-from capstan.scheduling.filters import named
-from capstan.scheduling.model import (
+from capstan.scheduling.amounts import (
     CPU_COLUMN,
     GPU,
     GPU_COLUMN,
@@ -17,25 +16,20 @@ from capstan.scheduling.model import (
     RESOURCES,
     UNLIMITED,
     Amounts,
-    Gang,
-    Group,
-    Node,
-    Queue,
-    Shape,
-    Status,
-    Task,
+    unit_of,
 )
+from capstan.scheduling.filters import named
+from capstan.scheduling.model import Gang, Group, Node, Queue, Status, Task
 from capstan.scheduling.plan import Verdict
 from capstan.scheduling.queues import Exceeded, by_importance, quantities
 from capstan.scheduling.reservations import Reservation
+from capstan.scheduling.shape import Shape
 from capstan.scheduling.topology import labelled, roomiest
 from capstan.scheduling.world import World
 
-_NAMES = {"cpu": ("CPU core", "CPU cores"), "memory": ("GB of memory", "GB of memory"), "gpu": ("GPU", "GPUs")}
 _NAMED = 3
 """So many gangs are listed by name."""
 _NAMED_SUBGROUPS = 10
-_SCALE = {"cpu": 1000, "memory": 10**9, "gpu": GPU}
 
 
 def count(number: int, what: str) -> str:
@@ -45,9 +39,9 @@ def count(number: int, what: str) -> str:
 
 def amount(value: int, resource: str) -> str:
     """`79 GPUs`, `1.5 CPU cores`, `4 GB of memory`, `8 NVIDIA-H200 GPUs`."""
-    number = value / _scale(resource)
-    names = _NAMES.get(resource) or (f"{resource} GPU", f"{resource} GPUs")
-    return f"{number:.6g} {names[number != 1]}"
+    unit = unit_of(resource)
+    number = value / unit.spoken
+    return f"{number:.6g} {unit.one if number == 1 else unit.many}"
 
 
 def leading(demand: Amounts, queue: Queue) -> tuple[str, int] | None:
@@ -56,11 +50,7 @@ def leading(demand: Amounts, queue: Queue) -> tuple[str, int] | None:
 
 
 def bare(value: int, resource: str) -> str:
-    return "unlimited" if value == UNLIMITED else f"{value / _scale(resource):.6g}"
-
-
-def _scale(resource: str) -> int:
-    return _SCALE.get(resource, GPU)
+    return "unlimited" if value == UNLIMITED else f"{value / unit_of(resource).spoken:.6g}"
 
 
 def over_bound(bound: Exceeded) -> str:

@@ -13,8 +13,9 @@ from heapq import heapify, heappop, heappush
 from operator import add, neg, sub
 from typing import Literal
 
+from capstan.scheduling.amounts import FIRST_PRODUCT, UNLIMITED, Amounts
 from capstan.scheduling.gangs import Part, shrink
-from capstan.scheduling.model import FIRST_PRODUCT, UNLIMITED, Amounts, Gang, Queue, Status, Task
+from capstan.scheduling.model import Gang, Queue, Status, Task
 from capstan.scheduling.order import demand_of
 from capstan.scheduling.policy import Policy
 from capstan.scheduling.queues import QueueKey, by_importance, dominant_share, levelled, queue_key

@@ -9,7 +9,8 @@ import msgspec
 
 from capstan.api import quantity
 from capstan.scheduling import Plan
-from capstan.scheduling.model import GPU, GPU_COLUMN, Status, Task
+from capstan.scheduling.amounts import GPU, GPU_COLUMN
+from capstan.scheduling.model import Status, Task
 from capstan.simulate.scenario import JobSetup, Outcome, Scenario, task_names
 from capstan.simulate.stage import Stage
 
