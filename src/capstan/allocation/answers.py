@@ -35,10 +35,12 @@ class Kind(NamedTuple):
     number: int
     """Equal for nodes whose devices compare alike."""
     devices: list[Device]
+    ids: list[tuple[PoolKey, str]]
+    """Pool and name of each."""
     takes: list[dict[str, Number] | None]
     """What a request that names no amount takes of each; None for all of it."""
-    sets: list[tuple[tuple[PoolKey, str, dict[str, Number]], ...]]
-    """The counter sets that each takes from: (pool, name, what the set declares)."""
+    sets: list[tuple[tuple[str, dict[str, Number]], ...]]
+    """The counter sets that each takes from, with what they declare."""
 
 
 Touched = tuple[int, tuple[Number, ...]]

@@ -38,7 +38,8 @@ class Holdings:
         """What the API server says a claim holds. An assumed allocation outlasts a claim that has none yet."""
         if allocation is None and self._assumed.get(key) is not None:
             return
-        self._hold(key, allocation)
+        if allocation is None or allocation != self.allocation(key):  # mostly it is what was decided here
+            self._hold(key, allocation)
         self._assumed.pop(key, None)
         if allocation is None:
             self._observed.pop(key, None)

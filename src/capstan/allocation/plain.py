@@ -72,20 +72,21 @@ def question(inventory: Inventory, node: NodeDevices, claims: Sequence[ResourceC
     kind = _kind(inventory, node, request)
     if kind is None:
         return None
-    if any(names for pool in node.pools for use in inventory.uses(pool.key).values() for _, names in use.groups):
+    uses = {pool.key: inventory.uses(pool.key) for pool in node.pools}
+    if any(names for some in uses.values() for use in some.values() for _, names in use.groups):
         return None  # without compatibility groups, what shares counters with those that have some is left alone
     free, touched = 0, []
-    for at, device in enumerate(kind.devices):
-        use = inventory.use(device)
+    for at, (pool, name) in enumerate(kind.ids):
+        use = uses[pool].get(name)
         if use is None:
             free |= 1 << at
-            for pool, name, declared in kind.sets[at]:
-                left = inventory.left(pool)[name]
+            for counters, declared in kind.sets[at]:
+                left = inventory.left(pool)[counters]
                 if left != declared:
                     touched.append((at, tuple(left.values())))
-        elif device.multiple and not use.whole:
+        elif not use.whole and kind.devices[at].multiple:
             taken = kind.takes[at]
-            if taken is None or fits(device, use.consumed, taken):
+            if taken is None or fits(kind.devices[at], use.consumed, taken):
                 return None  # one more share of a device in use: how much is left of it counts, too
     return Question((kind.number, free, tuple(touched), request.count, budget), kind, claim, request)
 
@@ -112,7 +113,7 @@ def _find_kind(inventory: Inventory, node: NodeDevices, expressions: Expressions
     for device, taken in zip(devices, takes, strict=True):
         pool = inventory.pool(device.pool)
         tables = inventory.tables.of(pool, node.largest)
-        sets.append(tuple((device.pool, name, pool.counters[name]) for name, _ in device.consumption))
+        sets.append(tuple((name, pool.counters[name]) for name, _ in device.consumption))
         signature.append(
             (
                 device.order,
@@ -125,7 +126,8 @@ def _find_kind(inventory: Inventory, node: NodeDevices, expressions: Expressions
                 ),
             )
         )
-    return Kind(inventory.answers.number(tuple(signature)), devices, takes, sets)
+    ids = [(device.pool, device.name) for device in devices]
+    return Kind(inventory.answers.number(tuple(signature)), devices, ids, takes, sets)
 
 
 def _is_special(device: Device) -> bool:

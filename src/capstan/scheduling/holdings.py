@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
 from capstan.allocation import Inventory
 from capstan.api.resource import AllocationResult, DeviceSelector, ResourceClaim
@@ -71,6 +71,10 @@ class Holdings(Layout):
         """Take back what was granted to a task."""
         self._grants.append((task, task.held))
         self.release_claims(task)
+
+    def granted_only_to(self, uids: Container[str]) -> bool:
+        """Whether nothing but what these tasks were granted has changed in the inventory in this cycle."""
+        return all(isinstance(subject, Task) and subject.uid in uids for subject, _ in self._grants)
 
     def is_drained(self, node: Node) -> bool:
         """Whether the inventory shows the node without the claims of its terminating pods."""

@@ -14,7 +14,14 @@ from capstan.allocation import Inventory
 from capstan.api.core import Namespace, PersistentVolume, PersistentVolumeClaim, Pod
 from capstan.api.core import Node as ApiNode
 from capstan.api.policy import PodDisruptionBudget
-from capstan.api.resource import DeviceClass, DeviceTaintRule, ResourceClaim, ResourceClaimTemplate, ResourceSlice
+from capstan.api.resource import (
+    AllocationResult,
+    DeviceClass,
+    DeviceTaintRule,
+    ResourceClaim,
+    ResourceClaimTemplate,
+    ResourceSlice,
+)
 from capstan.api.scheduling import (
     PRIORITY_CLASSES,
     BindRequest,
@@ -231,9 +238,7 @@ class World(Population):
             task = self.tasks.get(bind.uid)
             if task is None or task.status not in (Status.PENDING, Status.GATED):
                 continue
-            allocations = dict(bind.claims)
-            if bind.implied is not None:
-                allocations[bind.implied.claim.key] = bind.implied.allocation
+            allocations = _allocations(bind)
             if self.inventory is not None:
                 for key, allocation in allocations.items():
                     self.inventory.assume(key, allocation)
@@ -301,19 +306,16 @@ class World(Population):
             self.standing[gang.key] = {
                 task.uid: task.node.name for task in tasks if task.status == Status.PIPELINED and task.node is not None
             }
-        if self.inventory is not None:
+        bound = {bind.uid for bind in plan.binds}
+        if self.inventory is not None and not self.granted_only_to(bound):
             self.inventory.rollback(start[1])
+            for bind in plan.binds:
+                for key, allocation in _allocations(bind).items():
+                    self.inventory.assume(key, allocation)
         self._drained.clear()
         for bind in plan.binds:
-            task = self.tasks[bind.uid]
-            allocations = dict(bind.claims)
-            if bind.implied is not None:
-                allocations[bind.implied.claim.key] = bind.implied.allocation
-            if self.inventory is not None:
-                for key, allocation in allocations.items():
-                    self.inventory.assume(key, allocation)
             self.binds[bind.uid] = bind
-            self.rename(task, Status.BINDING)
+            self.rename(self.tasks[bind.uid], Status.BINDING)
         for promise in plan.promises:
             self.tasks[promise.uid].held = ()
             self._promised.append(promise.uid)
@@ -330,3 +332,9 @@ class World(Population):
             self._relink_queues()
         self.share_out(self.policy)
         return {name: status_of(queue, self.total) for name, queue in sorted(self.queues.items())}
+
+
+def _allocations(bind: Bind) -> dict[Key, AllocationResult]:
+    """Of all claims that a bind allocates."""
+    implied = bind.implied
+    return bind.claims if implied is None else {**bind.claims, implied.claim.key: implied.allocation}
