@@ -151,7 +151,7 @@ async def test_settings_are_followed_without_a_restart_and_a_new_pool_with_one(h
     await house.client.patch(resources.SCHEDULING_SHARDS, "default", patch={"spec": {"partitionLabelValue": "red"}})
 
     async def restarted():
-        return shards.schedulers["default"] is not first
+        return shards.schedulers.get("default", first) is not first
 
     await house.until(restarted, "another World is made")
 

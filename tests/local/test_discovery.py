@@ -22,7 +22,12 @@ def test_the_groups_prefer_their_best_version() -> None:
     groups = {entry["name"]: entry for entry in discovery.group_list(builtin_types())["groups"]}
     assert "" not in groups
     assert groups["resource.k8s.io"]["preferredVersion"]["version"] == "v1"
-    assert [each["version"] for each in groups["resource.k8s.io"]["versions"]] == ["v1", "v1beta2", "v1beta1"]
+    assert [each["version"] for each in groups["resource.k8s.io"]["versions"]] == [
+        "v1",
+        "v1beta2",
+        "v1beta1",
+        "v1alpha3",
+    ]
 
 
 def test_subresources_name_the_kind_they_take() -> None:

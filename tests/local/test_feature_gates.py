@@ -105,7 +105,10 @@ def test_the_schema_shows_the_fields_and_hides_our_marks(api: Any) -> None:
 
 @pytest.mark.parametrize(
     ("gate", "version", "plural"),
-    [("DRADeviceTaintRules", "v1", "devicetaintrules")],
+    [
+        ("DRADeviceTaintRules", "v1", "devicetaintrules"),
+        ("DRAResourcePoolStatus", "v1alpha3", "resourcepoolstatusrequests"),
+    ],
 )
 def test_a_kind_is_served_only_with_its_gate(fresh_api: Any, gate: str, version: str, plural: str) -> None:
     for on, code in ((True, 200), (False, 404)):

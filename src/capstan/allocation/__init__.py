@@ -19,11 +19,13 @@ from capstan.allocation.model import (
 )
 from capstan.allocation.node_resources import node_resources
 from capstan.allocation.pods import claim_for_pod, request_mappings, resolved
+from capstan.allocation.pool_status import INCOMPLETE, pool_statuses
 from capstan.allocation.pools import Device, PoolKey
 
 __all__ = [
     "BUDGET",
     "FRACTION_ANNOTATION",
+    "INCOMPLETE",
     "Allocation",
     "AllocationError",
     "Choice",
@@ -43,6 +45,7 @@ __all__ = [
     "allocate",
     "claim_for_pod",
     "node_resources",
+    "pool_statuses",
     "request_mappings",
     "resolved",
 ]

@@ -289,3 +289,61 @@ class DeviceTaintRuleSpec(Struct):
 
 class DeviceTaintRule(Object):
     spec: DeviceTaintRuleSpec = msgspec.field(default_factory=DeviceTaintRuleSpec)
+
+
+class ResourcePoolStatusRequestSpec(Struct):
+    driver: str = ""
+    pool_name: str | None = None
+    limit: int = 100
+    default_partition_type_attribute: str | None = None
+
+
+class PartitionTypeStatus(msgspec.Struct, rename="camel", frozen=True):
+    attribute: str
+    type: str
+    total: int
+    allocatable: int
+
+
+class ShareableCapacityStatus(msgspec.Struct, rename="camel", frozen=True):
+    name: str
+    total: Quantity
+    consumed: Quantity
+    available: Quantity
+
+
+class ShareableSummaryStatus(msgspec.Struct, rename="camel", frozen=True):
+    fully_available_devices: int
+    partially_available_devices: int
+    capacity: list[ShareableCapacityStatus] = []
+
+
+class PoolStatus(msgspec.Struct, rename="camel", frozen=True, omit_defaults=True, kw_only=True):
+    """Counts that are unknown are absent; a count of zero is not."""
+
+    driver: str
+    pool_name: str
+    generation: int
+    node_name: str | None = None
+    resource_slice_count: int | None = None
+    total_devices: int | None = None
+    allocated_devices: int | None = None
+    available_devices: int | None = None
+    unavailable_devices: int | None = None
+    validation_error: str | None = None
+    partition_summary: list[PartitionTypeStatus] = []
+    shareable_summary: ShareableSummaryStatus | None = None
+
+
+class ResourcePoolStatusRequestStatus(Struct):
+    pool_count: int = 0
+    pools: list[PoolStatus] = []
+    conditions: list[Condition] = []
+
+
+class ResourcePoolStatusRequest(Object):
+    """`resource.k8s.io/v1alpha3`: how many devices the pools of a driver have left (KEP-5677)."""
+
+    spec: ResourcePoolStatusRequestSpec = msgspec.field(default_factory=ResourcePoolStatusRequestSpec)
+    status: ResourcePoolStatusRequestStatus | None = None
+    """Absent until it is answered."""

@@ -85,6 +85,9 @@ DEVICE_CLASSES = _of("resource.k8s.io/v1", "deviceclasses", resource.DeviceClass
 RESOURCE_SLICES = _of("resource.k8s.io/v1", "resourceslices", resource.ResourceSlice, namespaced=False)
 RESOURCE_CLAIMS = _of("resource.k8s.io/v1", "resourceclaims", resource.ResourceClaim)
 RESOURCE_CLAIM_TEMPLATES = _of("resource.k8s.io/v1", "resourceclaimtemplates", resource.ResourceClaimTemplate)
+RESOURCE_POOL_STATUS_REQUESTS = _of(
+    "resource.k8s.io/v1alpha3", "resourcepoolstatusrequests", resource.ResourcePoolStatusRequest, namespaced=False
+)
 DEVICE_TAINT_RULES = _of("resource.k8s.io/v1", "devicetaintrules", resource.DeviceTaintRule, namespaced=False)
 
 PRIORITY_CLASSES = _of("scheduling.k8s.io/v1", "priorityclasses", scheduling.PriorityClass, namespaced=False)

@@ -24,6 +24,7 @@ from capstan.allocation import Features
 from capstan.api import crds, manifests, resources
 from capstan.api.feature_gates import FeatureGates
 from capstan.controllers.blueprint_agent import BlueprintAgent
+from capstan.controllers.pool_status import PoolStatusController
 from capstan.embedded import accounts, marks
 from capstan.embedded.components import POLICY, Component, controllers
 from capstan.embedded.nodes import Drivers, NodeDirectories
@@ -161,10 +162,15 @@ class Platform:
         async def keep_blueprint(client: kube.Client) -> None:
             await BlueprintAgent(client, self.name).run()
 
+        async def answer_requests(client: kube.Client) -> None:
+            await PoolStatusController(client, Features.under(self._gates)).run()
+
         if self.fleet:
             yield Component("node-driver", Drivers.RULES, drive, single=False)
             yield Component("node-agent", Fleet.RULES, run_pods, single=False)
         yield Component("blueprint-agent", BlueprintAgent.RULES, keep_blueprint)
+        if "DRAResourcePoolStatus" in self._gates:
+            yield Component("pool-status", PoolStatusController.RULES, answer_requests)
 
     async def _run(self, admin: kube.Client, component: Component) -> None:
         own_rules = [*component.own_rules, *(kube.LeaderElector.RULES if component.single else ())]

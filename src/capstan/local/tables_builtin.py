@@ -189,6 +189,13 @@ def _slice_cells(obj: Object, now: float) -> list[Any]:
     return [name_of(obj), node, spec.get("driver", ""), (spec.get("pool") or {}).get("name", ""), age(obj, now)]
 
 
+def _pool_request_cells(obj: Object, now: float) -> list[Any]:
+    spec, status = spec_of(obj), obj.get("status") or {}
+    state = next((c["type"] for c in status.get("conditions") or () if c.get("status") == "True"), "Pending")
+    pools = status.get("poolCount", 0)
+    return [name_of(obj), spec.get("driver", ""), spec.get("poolName") or "<All>", pools, state, age(obj, now)]
+
+
 def _taint_rule_cells(obj: Object, now: float) -> list[Any]:
     spec = spec_of(obj)
     selector, taint = spec.get("deviceSelector") or {}, spec.get("taint") or {}
@@ -345,6 +352,9 @@ PRINTERS: dict[tuple[str, str], Printer] = {
     ),
     ("resource.k8s.io", "ResourceClaim"): Printer(_columns("Name|State|Age"), _claim_cells),
     ("resource.k8s.io", "ResourceSlice"): Printer(_columns("Name|Node|Driver|Pool|Age"), _slice_cells),
+    ("resource.k8s.io", "ResourcePoolStatusRequest"): Printer(
+        _columns("Name|Driver|Pool|Pools:integer|Status|Age"), _pool_request_cells
+    ),
     ("resource.k8s.io", "DeviceTaintRule"): Printer(_columns("Name|Devices|Taint|Age"), _taint_rule_cells),
     ("coordination.k8s.io", "Lease"): Printer(_columns("Name|Holder|Age"), _of_fields(("spec", "holderIdentity"))),
     ("scheduling.k8s.io", "PriorityClass"): Printer(

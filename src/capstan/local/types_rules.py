@@ -13,6 +13,7 @@ from capstan.local import validation_claims as claims
 from capstan.local import validation_crds as crds
 from capstan.local import validation_pods as pods
 from capstan.local import validation_policies as policies
+from capstan.local import validation_pools as pools
 from capstan.local import validation_slices as slices
 from capstan.local import validation_workloads as workloads
 from capstan.local.structural_errors import forbidden, invalid, required
@@ -379,6 +380,11 @@ RULES: dict[tuple[str, str], Rules] = {
         update=slices.update_taint_rule,
         validate=slices.validate_taint_rule,
         validate_status=slices.validate_taint_rule_status,
+    ),
+    (_DEVICES, "ResourcePoolStatusRequest"): Rules(
+        create=pools.leave_unanswered,
+        validate=pools.validate_request,
+        validate_status=pools.validate_answer,
     ),
     (_ADMISSION, "ValidatingAdmissionPolicy"): Rules(validate=policies.validate_policy),
     (_ADMISSION, "ValidatingAdmissionPolicyBinding"): Rules(validate=policies.validate_policy_binding),

@@ -12,7 +12,7 @@ from capstan.scheduling.evict import consolidate, evict_stale, preempt, reclaim
 from capstan.scheduling.gangs import LAST_START, REQUEUE_NOT_BEFORE, STALE_SINCE, smallest_start
 from capstan.scheduling.measures import Lap, untimed
 from capstan.scheduling.model import Gang, Status, Task
-from capstan.scheduling.plan import Bind, Eviction, ImpliedClaim, Plan, Promise, Stamp
+from capstan.scheduling.plan import Bind, Eviction, Grant, ImpliedClaim, Plan, Promise, Stamp
 from capstan.scheduling.policy import Policy
 from capstan.scheduling.requeue import requeue
 from capstan.scheduling.session import Session
@@ -120,7 +120,7 @@ def _plan_order(task: Task) -> tuple[str, str, tuple[int, int, float, str]]:
 def _bind(world: World, task: Task, group: str) -> Bind:
     assert task.node is not None
     inventory = world.inventory
-    claims = {}
+    grants: list[Grant] = []
     implied = None
     if inventory is not None:
         for key in task.held:
@@ -131,7 +131,7 @@ def _bind(world: World, task: Task, group: str) -> Bind:
                 mappings = tuple(request_mappings(world.pod(task.uid), inventory))
                 implied = ImpliedClaim(resolved(task.implied, allocation), allocation, mappings)
             else:
-                claims[key] = allocation
+                grants.append(Grant(*key, allocation))
     reserve = tuple((task.namespace, name) for _, name in task.claims if name is not None)
     return Bind(
         namespace=task.namespace,
@@ -139,7 +139,7 @@ def _bind(world: World, task: Task, group: str) -> Bind:
         uid=task.uid,
         node=task.node.name,
         group=group,
-        claims=claims,
+        grants=tuple(grants),
         implied=implied,
         reserve=(*reserve, implied.claim.key) if implied is not None else reserve,
         gpu_groups=task.devices,

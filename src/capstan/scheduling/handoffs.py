@@ -13,7 +13,7 @@ from capstan.api.core import Pod
 from capstan.api.resource import AllocationResult
 from capstan.api.scheduling import BindRequest
 from capstan.scheduling.facts import claim_names
-from capstan.scheduling.plan import Bind
+from capstan.scheduling.plan import Bind, Grant
 
 Key = tuple[str, str]
 
@@ -57,11 +57,11 @@ class Handoffs:
             return None
         names, spec = dict(claim_names(pod)), request.spec
         namespace = pod.metadata.namespace
-        claims = {
-            (namespace, names.get(each.name) or each.name): each.allocation
+        grants = tuple(
+            Grant(namespace, names.get(each.name) or each.name, each.allocation)
             for each in spec.resource_claim_allocations
             if each.allocation is not None
-        }
+        )
         extended = spec.extended_resource_claim_allocation
         bind = Bind(
             namespace=namespace,
@@ -69,7 +69,7 @@ class Handoffs:
             uid=pod.metadata.uid,
             node=spec.selected_node,
             group="",
-            claims=claims,
+            grants=grants,
             gpu_groups=tuple(spec.selected_gpu_groups),
         )
         return bind, extended.allocation if extended is not None else None

@@ -20,11 +20,19 @@ class ImpliedClaim(msgspec.Struct, frozen=True, gc=False):
     mappings: tuple[ExtendedResourceRequestMapping, ...] = ()
 
 
+class Grant(msgspec.Struct, frozen=True, gc=False):
+    """What is allocated to a claim that has nothing yet."""
+
+    namespace: str
+    name: str
+    allocation: AllocationResult
+
+
 class Bind(msgspec.Struct, frozen=True, gc=False):
     """Start a pod on a node now.
 
-    `claims` are allocations to write first (claims that have none yet); `reserve` names every claim that must list the
-    pod in `reservedFor`. `gpu_groups` are the shared devices on device-plugin nodes.
+    `grants` are allocations to write first; `reserve` names every claim that must list the pod in `reservedFor`.
+    `gpu_groups` are the shared devices on device-plugin nodes.
     """
 
     namespace: str
@@ -32,7 +40,7 @@ class Bind(msgspec.Struct, frozen=True, gc=False):
     uid: str
     node: str
     group: str
-    claims: dict[Key, AllocationResult] = {}
+    grants: tuple[Grant, ...] = ()
     implied: ImpliedClaim | None = None
     reserve: tuple[Key, ...] = ()
     gpu_groups: tuple[str, ...] = ()
@@ -40,6 +48,11 @@ class Bind(msgspec.Struct, frozen=True, gc=False):
     """(PersistentVolumeClaim, PersistentVolume) to bind before the pod; an empty volume: have one made on the node."""
     zones: tuple[tuple[str, str, int], ...] = ()
     """(NUMA zone, resource, amount in millicores, bytes or pieces) that the engine counts on, on nodes that align."""
+
+    @property
+    def claims(self) -> dict[Key, AllocationResult]:
+        """`grants` by claim."""
+        return {(grant.namespace, grant.name): grant.allocation for grant in self.grants}
 
 
 class Eviction(msgspec.Struct, frozen=True, gc=False):

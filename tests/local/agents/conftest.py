@@ -192,11 +192,11 @@ class House:
         }
         await self.client.post(PODS, name, "default", "binding", body)
 
-    async def claim(self, name: str) -> None:
+    async def claim(self, name: str, **result: Any) -> None:
         requests = [{"name": "gpu", "exactly": {"deviceClassName": "test"}}]
         spec = {"devices": {"requests": requests}}
         await self.client.create(RESOURCE_CLAIMS, {"metadata": {"name": name, "namespace": "default"}, "spec": spec})
-        results = [{"request": "gpu", "driver": DRIVER, "pool": NODE, "device": "dev"}]
+        results = [{"request": "gpu", "driver": DRIVER, "pool": NODE, "device": "dev", **result}]
         status = {"allocation": {"devices": {"results": results}}}
         await self.client.patch(RESOURCE_CLAIMS, name, "default", patch={"status": status}, subresource="status")
 

@@ -72,6 +72,16 @@ async def test_claims_of_a_pod_go_to_the_plugin_together_and_come_back(house: An
     assert not house.plugin.prepared and house.checkpoint() == []
 
 
+@pytest.mark.parametrize(("skipped", "calls"), [(["*"], []), (["NodeUnprepareResources"], [("prepare", "one")])])
+async def test_a_plugin_is_not_called_for_what_its_devices_do_not_need(house: Any, skipped: Any, calls: Any) -> None:
+    await house.claim("one", skipNodeOperations=skipped)
+    await run(house, "p", "one")
+    await house.reach("p", "Running")
+    await house.client.delete(PODS, "p", "default")
+    await house.gone("p")
+    assert house.plugin.calls == calls and house.checkpoint() == []
+
+
 async def test_a_shared_claim_is_prepared_once_and_given_back_with_its_last_pod(house: Any) -> None:
     await house.claim("one")
     for name in ("p", "q"):

@@ -18,7 +18,7 @@ import msgspec
 
 from capstan import kube
 from capstan.api.core import Pod
-from capstan.api.resource import ResourceClaim
+from capstan.api.resource import AllocationResult, ResourceClaim
 from capstan.api.resources import RESOURCE_CLAIMS
 from capstan.local.agents.plugins import ClaimRef, Plugins, PreparedDevice
 
@@ -37,6 +37,9 @@ class _Prepared(msgspec.Struct, omit_defaults=True):
     uid: str
     pods: set[str]
     drivers: list[str]
+    """Those that prepare devices of the claim."""
+    lasting: list[str] = []
+    """Those of them that need not be told when it ends."""
     devices: dict[str, list[PreparedDevice]] = {}
     prepared: bool = False
 
@@ -111,8 +114,10 @@ class NodeClaims:
     def _remember(self, claim: ResourceClaim) -> _Prepared:
         assert claim.status.allocation is not None, "checked before"
         metadata = claim.metadata
-        drivers = list(dict.fromkeys(result.driver for result in claim.status.allocation.devices.results))
-        fresh = _Prepared(metadata.namespace, metadata.name, metadata.uid, set(), drivers)
+        drivers = _called(claim.status.allocation, "NodePrepareResources")
+        ended = _called(claim.status.allocation, "NodeUnprepareResources")
+        lasting = [driver for driver in drivers if driver not in ended]
+        fresh = _Prepared(metadata.namespace, metadata.name, metadata.uid, set(), drivers, lasting)
         return self._claims.setdefault(metadata.uid, fresh)
 
     async def unprepare(self, pod_uid: str) -> None:
@@ -131,7 +136,8 @@ class NodeClaims:
             by_driver: defaultdict[str, list[_Prepared]] = defaultdict(list)
             for info in released:
                 for driver in info.drivers:
-                    by_driver[driver].append(info)
+                    if driver not in info.lasting:
+                        by_driver[driver].append(info)
             for driver, infos in by_driver.items():
                 await self._plugins.unprepare(driver, [info.ref for info in infos])
             for info in released:
@@ -217,3 +223,14 @@ def uses_of(pod: Pod, container: str) -> list[tuple[str, str]]:
         mappings = [mapping for mapping in extended.request_mappings if mapping.container_name == container]
         found += [(extended.resource_claim_name, mapping.request_name) for mapping in mappings]
     return found
+
+
+def _called(allocation: AllocationResult, operation: str) -> list[str]:
+    """The drivers with a device that does not skip the operation (KEP-5945), each once."""
+    return list(
+        dict.fromkeys(
+            result.driver
+            for result in allocation.devices.results
+            if not {operation, "*"}.intersection(result.skip_node_operations)
+        )
+    )
