@@ -83,10 +83,19 @@ class MatchAttribute(Constraint):
         self._by_value: dict[int, dict[AttributeValue, list[Any]]] = {}
         """Candidates by value, for each list of candidates by its identity."""
 
+    @property
+    def value(self) -> AttributeValue | None:
+        """The one value that the devices so far leave; None if there are none yet, or several values."""
+        if not self._shared or len(self._shared[-1]) != 1:
+            return None
+        (value,) = self._shared[-1]
+        return value
+
     def among(self, candidates: list[C]) -> list[C]:
         """The candidates that may join, in order; found by value where the devices so far leave one. The list must
         live as long as the constraint, and not change."""
-        if not self._shared or len(self._shared[-1]) != 1:
+        value = self.value
+        if value is None:
             return candidates
         by_value = self._by_value.get(id(candidates))
         if by_value is None:
@@ -94,7 +103,6 @@ class MatchAttribute(Constraint):
             for candidate in candidates:
                 for value in self.values(candidate):
                     by_value.setdefault(value, []).append(candidate)
-        (value,) = self._shared[-1]
         return by_value.get(value, [])
 
     def admits(self, candidate: Candidate) -> bool:

@@ -12,7 +12,7 @@
 | binding | 300 | the device must be prepared before the pod can be bound |
 | leftover | up to 100 | a share leaves much of an already shared device unused |
 
-Size is the device's share of the node's largest.
+Size is the device's share of the node's largest; what is free is summed by size². Admin access costs nothing.
 Squaring the size makes one large MIG placement worth more than the small ones it could be cut into.
 """
 
@@ -23,10 +23,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from capstan.allocation.capacity import MEMORY, qualified
-from capstan.allocation.claims import Alternative, Candidate, PreparedClaim
+from capstan.allocation.claims import Alternative, Candidate, PreparedClaim, Request
+from capstan.allocation.constraints import Constraint, MatchAttribute
 from capstan.allocation.inventory import Inventory
 from capstan.allocation.model import Number
-from capstan.allocation.pools import AttributeValue, Device, values
+from capstan.allocation.pools import AttributeValue, Device, PoolKey, values
 from capstan.allocation.symmetry import Reader, Symmetry
 from capstan.allocation.tables import WHOLE, memory, weight
 
@@ -44,6 +45,8 @@ BINDING = 300
 SMALL = 100
 
 Values = frozenset[AttributeValue]
+Home = tuple[PoolKey, str]
+"""A counter set."""
 
 
 class BestFit:
@@ -60,6 +63,10 @@ class BestFit:
         self._values: dict[Device, tuple[Values, ...]] = {device: alignment(device) for device in devices}
         self._spread: dict[Device, int] = {}
         self._floor: dict[Alternative, int] = {}
+        """What one device of the alternative costs at least."""
+        self._homes: dict[Constraint, dict[AttributeValue, Home | None]] = {}
+        """Per match constraint, the counter set that all devices with a value take from, if it is one."""
+        self._least: dict[tuple[Alternative, Home], tuple[int, dict[str, Number]]] = {}
         self._grouped: Pick | None = None
         self._groups: tuple[Values, ...] = ()
         """Up to the pick `_grouped`: the NVLink domains, NUMA nodes and PCIe roots of the devices taken."""
@@ -79,19 +86,79 @@ class BestFit:
                 for value in self._values[candidate.device][place]:
                     points = SMALL * free[value] * self._weight[candidate.device] // (most * WHOLE)
                     self._spread[candidate.device] = max(self._spread.get(candidate.device, 0), points)
-        fixed = (
-            0
-            if option.admin
-            else self._fixed(candidate) + (0 if candidate.takes is not None else self._weight[candidate.device])
-            for candidate in option.candidates
+        costs = (
+            0 if option.admin else self._certain(c) + (0 if c.takes is not None else self._weight[c.device])
+            for c in option.candidates
         )
-        self._floor[option] = min(fixed, default=0)
+        self._floor[option] = min(costs, default=0)
 
     def rank(self, position: int) -> int:
         return PREFERENCE * position
 
-    def floor(self, alternative: Alternative) -> int:
-        return self._floor[alternative]
+    def floor(self, search: Search, index: int, alternative: Alternative, need: int) -> int:
+        return need * self._floor[alternative] + sum(map(self._lowest, search.requests[index + 1 :]))
+
+    def _lowest(self, request: Request) -> int:
+        costs = (0 if option.every else option.count * self._floor[option] for option in request.alternatives)
+        return min(costs, default=0)
+
+    def ahead(self, search: Search, index: int, alternative: Alternative, need: int) -> int:
+        """Where a match constraint ties the devices to one counter set, what no longer fits beside the least they take
+        of it is lost for certain. Devices that are not tied to it are not among that: those must fit."""
+        floor = self.floor(search, index, alternative, need)
+        for constraint in alternative.constraints:
+            home = self._home(constraint)
+            if home is None:
+                continue
+            tied, other = [(alternative, need)], 0
+            for request in search.requests[index + 1 :]:
+                (option, *others) = request.alternatives
+                if others or option.every or constraint not in option.constraints:
+                    other += self._lowest(request)
+                else:
+                    tied.append((option, option.count))
+            taken: dict[str, Number] = {}
+            for option, count in tied:
+                points, least = self._at_home(option, home)
+                other += count * points
+                for name, amount in least.items():
+                    taken[name] = taken.get(name, 0) + count * amount
+            pool, name = home
+            table = self._tables.of(self._inventory.pool(pool), self._largest)[name]
+            floor = max(floor, other + table.lost(search.left(pool, name), tuple(sorted(taken.items()))))
+        return floor
+
+    def _home(self, constraint: Constraint) -> Home | None:
+        """The counter set that the constraint leaves; None if several, or devices without one, are left."""
+        if not isinstance(constraint, MatchAttribute) or constraint.value is None:
+            return None
+        homes = self._homes.get(constraint)
+        if homes is None:
+            homes = self._homes[constraint] = {}
+            for option in (option for request in self._requests for option in request.alternatives):
+                for candidate in option.candidates if constraint in option.constraints else ():
+                    device = candidate.device
+                    home = (device.pool, device.consumption[0][0]) if len(device.consumption) == 1 else None
+                    for value in constraint.values(candidate):
+                        homes[value] = home if homes.setdefault(value, home) == home else None
+        return homes.get(constraint.value)
+
+    def _at_home(self, option: Alternative, home: Home) -> tuple[int, dict[str, Number]]:
+        """What one device of the option that takes from the counter set costs at least, fragmentation aside, and the
+        least that it takes."""
+        known = self._least.get((option, home))
+        if known is None:
+            own = [
+                c
+                for c in option.candidates
+                if c.device.pool == home[0] and [name for name, _ in c.device.consumption] == [home[1]]
+            ]
+            points, least = min(map(self._certain, own), default=0), dict[str, Number]()
+            if option.exclusive and own:
+                rows = [dict(taken) for c in own for _, taken in c.device.consumption]
+                least = {name: min(row.get(name, 0) for row in rows) for name in rows[0]}
+            known = self._least[option, home] = (0 if option.admin else points, least)
+        return known
 
     def symmetry(self, readers: list[Reader]) -> Symmetry:
         alignment = [partial(self._aligned, place) for place in range(len(ALIGNMENT))]
@@ -103,7 +170,7 @@ class BestFit:
     def _traits(self, device: Device) -> tuple[Hashable, ...]:
         return (self._weight[device], self._spread.get(device, 0), bool(device.taints), device.binding)
 
-    def _fixed(self, candidate: Candidate) -> int:
+    def _certain(self, candidate: Candidate) -> int:
         device = candidate.device
         return self._spread.get(device, 0) + (TAINT if device.taints else 0) + (BINDING if device.binding else 0)
 

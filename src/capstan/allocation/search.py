@@ -54,8 +54,12 @@ class Cost(Protocol):
     def rank(self, position: int) -> int:
         """The cost of using the alternative at this position of a request."""
 
-    def floor(self, alternative: Alternative) -> int:
-        """What one device of the alternative costs at least."""
+    def floor(self, search: Search, index: int, alternative: Alternative, need: int) -> int:
+        """What `need` devices of the alternative of the request at `index`, and all requests after it, cost at least,
+        whatever else is taken."""
+
+    def ahead(self, search: Search, index: int, alternative: Alternative, need: int) -> int:
+        """The same under what is taken, as near as can be told quickly."""
 
     def symmetry(self, readers: list[Reader]) -> Symmetry:
         """Which devices are interchangeable, costs included. `readers`: what the constraints compare."""
@@ -214,6 +218,8 @@ class Search:
             states = self._states(request)
             if self._seen_before(index, position, need, states):
                 return False
+        if self._best is not None and not self._improves(index, alternative, need):
+            return self._fail()
         options = self._options(request, alternative, banned)
         erring = self._first and any(candidate.error for _, candidate, _ in options)
         if not erring and (len(options) < need or not self._hopeful(index, alternative, need, banned)):
@@ -221,7 +227,7 @@ class Search:
         excluded: list[Device] = []
         failed: set[tuple[int, int, Device | None]] = set()
         symmetry, done = self._symmetry, False
-        floor = self._floor(index, alternative, need - 1) if self._cost is not None else 0
+        floor = self._cost.floor(self, index, alternative, need - 1) if self._cost is not None else 0
         for tried, (cost, candidate, parts) in enumerate(options):
             if len(options) - tried < need and not erring:
                 break  # devices are taken in order, so those before are out of the question
@@ -245,6 +251,10 @@ class Search:
             self._undo()
         banned.difference_update(excluded)
         return done or self._fail()
+
+    def _improves(self, index: int, alternative: Alternative, need: int) -> bool:
+        """Whether a cheaper solution than the best so far may lie ahead."""
+        return self._cost is None or self._total + self._cost.ahead(self, index, alternative, need) < self._best_total
 
     def _step(self) -> None:
         self.steps += 1
@@ -344,17 +354,6 @@ class Search:
         if self._cost is not None:
             options.sort(key=lambda option: option[0])
         return options
-
-    def _floor(self, index: int, alternative: Alternative, need: int) -> int:
-        """What the rest of the search costs at least."""
-        assert self._cost is not None
-        total = need * self._cost.floor(alternative)
-        for request in self.requests[index + 1 :]:
-            total += min(
-                (0 if option.every else option.count * self._cost.floor(option) for option in request.alternatives),
-                default=0,
-            )
-        return total
 
     # State
 
