@@ -182,6 +182,27 @@ def test_a_status_update_changes_nothing_but_the_status() -> None:
     assert made == {**old, "status": {"replicas": 1}}
 
 
+@pytest.mark.parametrize(
+    ("status", "prepared", "wrong"),
+    [
+        ({"capacity": {"cpu": 4}}, {"capacity": {"cpu": "4"}, "allocatable": {"cpu": "4"}}, []),
+        ({"phase": "Running", "unknown": 1}, {"phase": "Running"}, []),
+        ({"conditions": [{"type": "Ready"}]}, {"conditions": [{"type": "Ready"}]}, ["status.conditions[0].status"]),
+    ],
+)
+def test_a_status_is_judged_alike_whatever_else_the_writer_sends(
+    status: dict[str, Any], prepared: dict[str, Any], wrong: list[str]
+) -> None:
+    item = kind("v1", "Node")
+    old = created({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}})
+    alone = {**old, "status": status}
+    beside = {**old, "status": copy.deepcopy(status), "spec": {"unschedulable": True}}
+    for new in (alone, beside):
+        made = item.prepare_status_update(new, old)
+        assert made == {**old, "status": prepared}
+        assert [cause.field for cause in item.validate_status(made, old)] == wrong
+
+
 def test_the_selector_of_a_deployment_cannot_change() -> None:
     old = _deployment()
     new = copy.deepcopy(old)

@@ -152,6 +152,8 @@ def _union(left: Tree, right: Tree) -> Tree:
 
 def _difference(left: Tree, right: Tree) -> Tree | None:
     """None when nothing is left of the node."""
+    if not _is_member(right) and left.keys().isdisjoint(right):
+        return left
     result: Tree = {}
     for step, below in left.items():
         if step == SELF:

@@ -110,7 +110,8 @@ class Writes:
                 f"the name on the URL ({target.name})"
             )
         record = self.existing(served, target)
-        changed = self.change(request, served, target, record, document, warnings)
+        old = resource.from_storage(record.decode())
+        changed = self.change(request, served, target, record, old, document, warnings)
         return await self._answer(200, changed, view, served, warnings)
 
     async def patch(self, request: Request, served: Served, target: Target) -> Response:
@@ -122,14 +123,17 @@ class Writes:
         if kind == bodies.APPLY_PATCH:
             return await self._apply(request, served, target, bodies.mapping(content), view, warnings)
         record = self.existing(served, target)
-        base = resource.from_storage(record.decode())
-        document = bodies.mapping(patched(resource, base, content, kind))
+        old = resource.from_storage(record.decode())
+        document = bodies.mapping(patched(resource, old, content, kind))
         check_kind(resource, document)
         check_namespace(resource, document["metadata"], target.namespace)
         if _name(resource, document["metadata"]) != target.name:
             raise status.bad_request(f"metadata.name: a patch cannot rename {target.name}")
         check_fields(request, resource, document, warnings)
-        changed = self.change(request, served, target, record, document, warnings)
+        if target.subresource not in STATUS_LIKE:
+            # What the patch left alone is shared with what it was applied to.
+            old = resource.from_storage(record.decode())
+        changed = self.change(request, served, target, record, old, document, warnings)
         return await self._answer(200, changed, view, served, warnings)
 
     async def _apply(
@@ -178,7 +182,8 @@ class Writes:
         if record is None:
             created = self._insert(request, served, target, document, warnings, applied=True)
             return await self._answer(201, created, view, served, warnings)
-        changed = self.change(request, served, target, record, document, warnings, applied=True)
+        old = resource.from_storage(record.decode())
+        changed = self.change(request, served, target, record, old, document, warnings, applied=True)
         return await self._answer(200, changed, view, served, warnings)
 
     async def delete(self, request: Request, served: Served, target: Target) -> Response:
@@ -281,6 +286,7 @@ class Writes:
         served: Served,
         target: Target,
         record: Record,
+        old: Json,
         document: Json,
         warnings: list[str],
         *,
@@ -288,12 +294,12 @@ class Writes:
     ) -> Record | Json:
         """Store `document` in place of `record`, or only its status for a status-like subresource.
 
+        `old` is what `record` holds. Only a write of the status may share parts of it: nothing there is prepared anew.
         Returns the record (the old one when nothing changed, the tombstone when this was the last finalizer), or the
         document for a dry run. Raises 409 on a stale resourceVersion or uid.
         """
         resource = served.type
         subresource = target.subresource
-        old = resource.from_storage(record.decode())
         metadata = document["metadata"]
         self._check_identity(resource, record, old, metadata)
         for field in _SERVER_METADATA:

@@ -134,7 +134,8 @@ class Subresources:
         if asked and asked != str(record.revision):
             raise status.conflict(resource.plural, resource.group, target.name, status.MODIFIED)
         _put(document, paths[0], replicas)
-        changed = self._writes.change(request, served, target, record, document, [])
+        old = resource.from_storage(record.decode())
+        changed = self._writes.change(request, served, target, record, old, document, [])
         if isinstance(changed, Record):
             await self._writes.store.committed(changed.revision)
             changed = resource.from_storage(changed.decode())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from functools import cache
+from functools import cache, cached_property
 
 from capstan.api import openapi
 from capstan.api.base import StatusCause
 from capstan.api.feature_gates import FeatureGates, GatedFields
 from capstan.api.openapi import BuiltinResource
 from capstan.local import tables, validation
+from capstan.local.structural import Structural
 from capstan.local.tables import Printer
 from capstan.local.tables_builtin import PRINTERS
 from capstan.local.types_base import Object, ResourceType, SelectableField, Undecodable
@@ -75,8 +76,9 @@ class BuiltinType(ResourceType):
                 )
             structural.prune(obj)
         structural.default(obj)
-        if self.rules.default is not None:
-            self.rules.default(obj)
+        for default in (self.rules.default, self.rules.default_status):
+            if default is not None:
+                default(obj)
         self._gated.drop(obj, old)
 
     def prepare_create(self, obj: Object) -> Object:
@@ -102,16 +104,36 @@ class BuiltinType(ResourceType):
         return new
 
     def prepare_status_update(self, new: Object, old: Object) -> Object:
-        self._decode(new, old)
-        meta = dict(old["metadata"])
-        for key in ("managedFields", "resourceVersion", *self.rules.status_metadata):
-            _take(meta, new["metadata"], key)
-        kept: Object = {key: value for key, value in old.items() if key != "status"}
-        kept["metadata"] = meta
-        _take(kept, new, "status")
+        if self._differs_in_status_only(new, old):
+            kept = new
+            self._status.default(kept["status"])
+            if self.rules.default_status is not None:
+                self.rules.default_status(kept)
+            self._gated.drop(kept, old)
+        else:
+            self._decode(new, old)
+            meta = dict(old["metadata"])
+            for key in ("managedFields", "resourceVersion", *self.rules.status_metadata):
+                _take(meta, new["metadata"], key)
+            kept = {key: value for key, value in old.items() if key != "status"}
+            kept["metadata"] = meta
+            _take(kept, new, "status")
         if self.rules.status_update is not None:
             self.rules.status_update(kept, old)
         return kept
+
+    @cached_property
+    def _status(self) -> Structural:
+        return Structural(self.schema["properties"]["status"], self.definitions)
+
+    def _differs_in_status_only(self, new: Object, old: Object) -> bool:
+        """Whether `new` is what is stored but for a well-formed status. Then nothing else needs a second look: most
+        writes of a status are such, and a status is small beside its object."""
+        return (
+            new.keys() | _STATUS == old.keys() | _STATUS
+            and all(value == old[key] for key, value in new.items() if key != "status")
+            and self._status.valid(new.get("status"))
+        )
 
     def validate(self, new: Object, old: Object | None = None) -> list[StatusCause]:
         rules = self.rules
@@ -131,7 +153,9 @@ class BuiltinType(ResourceType):
 
     def validate_status(self, new: Object, old: Object) -> list[StatusCause]:
         causes = validation.metadata_update(new, old)
-        if not self.structural.valid(new):
+        # Field tracking has its own checks of the managed fields that it takes.
+        as_stored = self._differs_in_status_only(_without_tracking(new), _without_tracking(old))
+        if not as_stored and not self.structural.valid(new):
             causes += self.structural.errors(new)
             if causes:
                 return causes
@@ -155,6 +179,12 @@ def _api_version(resource: BuiltinResource) -> str:
 
 
 _NOT_DESIRED = {"apiVersion", "kind", "metadata", "status"}
+_STATUS = frozenset(("status",))
+
+
+def _without_tracking(obj: Object) -> Object:
+    metadata = {key: value for key, value in obj["metadata"].items() if key != "managedFields"}
+    return {**obj, "metadata": metadata}
 
 
 def _take(target: Object, source: Object, key: str) -> None:

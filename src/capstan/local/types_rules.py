@@ -29,6 +29,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     name_rule: str = "k8s-long-name"
     default: Change | None = None
     """Defaults that depend on other fields; runs after those of the schema."""
+    default_status: Change | None = None
+    """Those of the status alone, which a write of the status gets as well."""
     create: Change | None = None
     update: Compare | None = None
     status_update: Compare | None = None
@@ -149,6 +151,9 @@ def _keep_service_address(new: Object, old: Object) -> None:
 
 def _default_node(node: Object) -> None:
     node.setdefault("spec", {})
+
+
+def _default_node_status(node: Object) -> None:
     status = node.setdefault("status", {})
     if "allocatable" not in status and "capacity" in status:
         status["allocatable"] = dict(status["capacity"])
@@ -276,6 +281,7 @@ RULES: dict[tuple[str, str], Rules] = {
     ),
     ("", "Node"): Rules(
         default=_default_node,
+        default_status=_default_node_status,
         creates_with_status=True,
         selectable=("spec.unschedulable?false",),
         status_metadata=("annotations", "labels"),
