@@ -389,11 +389,26 @@ def test_pods_without_group_and_queue_run_without_quota() -> None:
 
 def test_a_gang_below_its_minimum_is_ended_after_its_grace() -> None:
     made = world(node("n0"), queue("a"), gang("g", "a", minimum=2), pod("g-0", "g", gpus=1, on="n0"))
-    assert cycle(made, POLICY, START).stamps[0].annotation == "kai.scheduler/stale-podgroup-timestamp"
+    (stamp,) = cycle(made, POLICY, START).stamps
+    assert stamp.annotation == "kai.scheduler/stale-podgroup-timestamp"
+    rest = "the rest of it ends in 60 s unless it is complete again"
+    assert stamp.news == f"runs below its minimum: needs 2 pods, 1 runs; {rest}"
     assert cycle(made, POLICY, START + 59).evictions == []
     (eviction,) = cycle(made, POLICY, START + 61).evictions
     assert eviction.action == "evict-stale"
     assert cycle(made, POLICY, START + 62).evictions == []
+
+
+def test_since_when_a_gang_is_below_its_minimum_stays_written_on_its_pod_group() -> None:
+    group = gang("g", "a", minimum=2)
+    made = world(node("n0"), queue("a"), group, pod("g-0", "g", gpus=1, on="n0"))
+    (stamp,) = cycle(made, POLICY, START).stamps
+    notes = {stamp.annotation: stamp.value or ""}
+    stamped = msgspec.structs.replace(group, metadata=msgspec.structs.replace(group.metadata, annotations=notes))
+    made.upsert(stamped)
+    assert cycle(made, POLICY, START + 1).stamps == [], "what was written is true"
+    made.upsert(pod("g-1", "g", gpus=1, on="n0"))
+    assert [(s.annotation, s.value) for s in cycle(made, POLICY, START + 2).stamps] == [(stamp.annotation, None)]
 
 
 def test_a_clock_that_jumps_back_harms_nothing() -> None:

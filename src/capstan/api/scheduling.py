@@ -26,6 +26,8 @@ EXPECTED_RUNTIME = "kai.scheduler/expected-runtime"
 """On PodGroups and pods: how long a gang is thought to take; nothing happens when it takes longer."""
 REQUEUE_DELAY = "kai.scheduler/requeue-delay"
 """On PodGroups, pods and queues: how long a gang that was evicted for its run time waits for the next."""
+STALE_SINCE = "kai.scheduler/stale-podgroup-timestamp"
+"""On PodGroups: since when fewer pods of the gang run than its minimum."""
 DEFAULT_QUEUE = "default-queue"
 PREEMPTIBLE_BELOW = 100
 """A gang without an explicit preemptibility is preemptible below this priority (KAI)."""

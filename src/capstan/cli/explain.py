@@ -15,7 +15,13 @@ from capstan import kube
 from capstan.api import quantity, resources
 from capstan.api.core import Pod
 from capstan.api.resource import ResourceClaim
-from capstan.api.scheduling import CLAIMED_BY_ONE, POD_GROUP_ANNOTATION, PodGroup, UnschedulableExplanation
+from capstan.api.scheduling import (
+    CLAIMED_BY_ONE,
+    POD_GROUP_ANNOTATION,
+    STALE_SINCE,
+    PodGroup,
+    UnschedulableExplanation,
+)
 from capstan.cli.completion import names_in_cluster, namespaces
 from capstan.cli.connection import asynchronous, cluster_options, connect, output_option
 from capstan.cli.output import escape, hanging, machine, show, table
@@ -61,6 +67,8 @@ class GangExplanation(msgspec.Struct, rename="camel"):
     pods: dict[str, int]
     """Phase -> number of pods."""
     reasons: list[UnschedulableExplanation]
+    below_minimum_since: str | None
+    """It runs with fewer pods than its minimum, and ends after its grace period (`stalenessGracePeriod`)."""
     members: list[PodExplanation]
     usage: dict[str, list[QueueUsage]] = {}
     """What its queue and those above used of late, where shards count that: it lowers their fair shares."""
@@ -238,6 +246,7 @@ def _gang(group: PodGroup, pods: list[Pod], claims: Mapping[str, ResourceClaim])
         min_member=group.spec.min_member,
         pods=dict(Counter(pod.status.phase for pod in pods)),
         reasons=_reasons(group),
+        below_minimum_since=group.metadata.annotations.get(STALE_SINCE),
         members=[_pod(pod, group, claims) for pod in sorted(pods, key=lambda pod: pod.metadata.name)],
     )
 
@@ -351,7 +360,10 @@ def _gang_lines(gang: GangExplanation) -> list[object]:
     queue = f" in queue {gang.queue}" if gang.queue else ""
     head = f"[bold]{gang.workload}[/] in namespace {gang.namespace}{queue}{needs}: {_counted(gang.members)}"
     verdicts = [_because("waits", reason.reason, reason.message) for reason in gang.reasons]
-    warnings = [
+    warnings = [hanging(f"[yellow]runs below its minimum since {gang.below_minimum_since}[/]")] * bool(
+        gang.below_minimum_since
+    )
+    warnings += [
         hanging(f"[yellow]pod {member.name}: {escape(text)}[/]") for member in gang.members for text in member.warnings
     ]
     return [head, hanging(f"gang: {gang.name}"), *verdicts, *warnings, *_usage_lines([gang]), _members(gang.members)]

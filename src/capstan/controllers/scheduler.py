@@ -430,6 +430,9 @@ class Scheduler:
             stamp.namespace,
             patch={"metadata": {"annotations": {stamp.annotation: stamp.value}}},
         )
+        group = self.pod_groups.get(stamp.group, stamp.namespace)
+        if stamp.news and group is not None:
+            self._events.emit(group, "Warning", "StaleGang", stamp.news)
 
 
 _EVICTION_REASONS = {

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 
 from capstan.allocation import request_mappings, resolved
 from capstan.api import clock
+from capstan.api.scheduling import STALE_SINCE
+from capstan.scheduling import verdicts
 from capstan.scheduling.allocate import allocate
 from capstan.scheduling.defragment import defragment
-from capstan.scheduling.evict import consolidate, evict_stale, preempt, reclaim
-from capstan.scheduling.gangs import LAST_START, REQUEUE_NOT_BEFORE, STALE_SINCE, smallest_start
+from capstan.scheduling.evict import consolidate, evict_stale, preempt, reclaim, stale_grace
+from capstan.scheduling.gangs import LAST_START, REQUEUE_NOT_BEFORE, smallest_start
 from capstan.scheduling.measures import Lap, untimed
 from capstan.scheduling.model import Gang, Status, Task
 from capstan.scheduling.plan import Bind, Eviction, Grant, ImpliedClaim, Plan, Promise, Stamp
@@ -106,7 +108,11 @@ def _stamps(session: Session, plan: Plan) -> Iterator[Stamp]:
             if not gang.implicit:
                 yield Stamp(gang.namespace, gang.name, LAST_START, clock.render(session.now))
     for gang, since in session.stale.items():
-        yield Stamp(gang.namespace, gang.name, STALE_SINCE, clock.render(since) if since is not None else None)
+        if since is None:
+            yield Stamp(gang.namespace, gang.name, STALE_SINCE, None)
+            continue
+        news = verdicts.below_minimum(gang, stale_grace(gang, session.policy))
+        yield Stamp(gang.namespace, gang.name, STALE_SINCE, clock.render(since), news)
     for gang, again in session.requeued.items():
         if not gang.implicit:
             yield Stamp(gang.namespace, gang.name, REQUEUE_NOT_BEFORE, clock.render(again))

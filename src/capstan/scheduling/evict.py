@@ -14,6 +14,7 @@ from capstan.scheduling.amounts import GPU_COLUMN
 from capstan.scheduling.gangs import next_unit
 from capstan.scheduling.model import ACTIVE, HOLDS_NOW, Gang, Group, Queue, Status, Task
 from capstan.scheduling.order import JobOrder, demand_of
+from capstan.scheduling.policy import Policy
 from capstan.scheduling.queues import exceeded, levelled
 from capstan.scheduling.session import Refusal, Session
 from capstan.scheduling.solver import Solver, also
@@ -317,7 +318,10 @@ def evict_stale(session: Session) -> None:
     suspects = [*world.stale, *world.changed]
     world.changed.clear()
     for gang in dict.fromkeys(suspects):
-        if world.gangs.get(gang.key) is not gang or gang.error or not _stale(gang):
+        if world.gangs.get(gang.key) is not gang:
+            world.stale.pop(gang, None)  # its PodGroup changed: the gang in its place has its times, and is looked at
+            continue
+        if gang.error or not _stale(gang):
             if gang.stale_since is not None:
                 gang.stale_since = session.stale[gang] = None
             world.stale.pop(gang, None)
@@ -325,7 +329,7 @@ def evict_stale(session: Session) -> None:
         world.stale[gang] = None
         if gang.stale_since is None or gang.stale_since > now:
             gang.stale_since = session.stale[gang] = now
-        grace = session.policy.stale_grace if gang.stale_grace is None else gang.stale_grace
+        grace = stale_grace(gang, session.policy)
         if grace < 0 or now - gang.stale_since < grace:
             continue
         text = (
@@ -334,6 +338,11 @@ def evict_stale(session: Session) -> None:
         tasks = [task for leaf in gang.root.leaves() for _, task in leaf.active]
         for task in tasks if spending.take(tasks) else ():
             session.evict(task, "evict-stale", f"{gang.namespace}/{gang.name}", text)
+
+
+def stale_grace(gang: Gang, policy: Policy) -> float:
+    """Seconds for which a gang may run below its minimum; for ever if negative."""
+    return policy.stale_grace if gang.stale_grace is None else gang.stale_grace
 
 
 def _stale(gang: Gang) -> bool:

@@ -18,6 +18,7 @@ from capstan.api.scheduling import (
     QUEUE_LABEL,
     REQUEUE_DELAY,
     SEMI_PREEMPTIBLE,
+    STALE_SINCE,
     USER_LABEL,
     PodGroup,
     TopologyConstraint,
@@ -26,7 +27,6 @@ from capstan.scheduling import durations
 from capstan.scheduling.model import Gang, Group, Levels, Task
 from capstan.scheduling.policy import Policy
 
-STALE_SINCE = "kai.scheduler/stale-podgroup-timestamp"
 LAST_START = "kai.scheduler/last-start-timestamp"
 REQUEUE_NOT_BEFORE = "kai.scheduler/requeue-not-before"
 

@@ -101,6 +101,8 @@ class Stamp(msgspec.Struct, frozen=True, gc=False):
     group: str
     annotation: str
     value: str | None
+    news: str = ""
+    """For people, if they are to hear of it."""
 
 
 class Plan(msgspec.Struct, frozen=True, gc=False):

@@ -23,6 +23,7 @@ from capstan.api.policy import PodDisruptionBudget
 from capstan.api.resource import DeviceClass, DeviceTaintRule, ResourceClaim, ResourceClaimTemplate, ResourceSlice
 from capstan.api.scheduling import (
     POD_GROUP_ANNOTATION,
+    STALE_SINCE,
     BindRequest,
     PodGroup,
     PriorityClass,
@@ -31,7 +32,7 @@ from capstan.api.scheduling import (
     Topology,
 )
 from capstan.api.storage import StorageClass
-from capstan.scheduling.gangs import LAST_START, STALE_SINCE
+from capstan.scheduling.gangs import LAST_START
 from capstan.scheduling.plan import Bind, Eviction
 from capstan.scheduling.policy import Policy
 from capstan.scheduling.world import Object, World

@@ -103,6 +103,21 @@ def _lacking(group: Group) -> str:
     return next((text for child in group.children if (text := _lacking(child))), "")
 
 
+def below_minimum(gang: Gang, grace: float) -> str:
+    """`runs below its minimum: needs 24 pods, 16 run; the rest of it ends in 60 s unless it is complete again`."""
+    ends = f"; the rest of it ends in {grace:g} s unless it is complete again" if grace >= 0 else ""
+    return f"runs below its minimum: {_broken(gang.root)}{ends}"
+
+
+def _broken(group: Group) -> str:
+    where = f"subgroup {group.name} " if group.name else ""
+    if not group.children:
+        run = len(group.active)
+        return f"{where}needs {count(group.minimum, 'pod')}, {run} run{'s' if run == 1 else ''}"
+    broken = [child for child in group.children if not child.satisfied]
+    return _broken(min(broken, key=lambda child: child.name))
+
+
 def gated(tasks: Sequence[Task]) -> str:
     first = min(tasks, key=lambda task: task.order)
     return f"{count(len(tasks), 'pod')} held back, {first.name} by: {first.blocked}"

@@ -21,6 +21,7 @@ from capstan.api.scheduling import (
     MAX_RUNTIME,
     REQUEUE_DELAY,
     SEMI_PREEMPTIBLE,
+    STALE_SINCE,
     BindRequest,
     PodGroup,
     PriorityClass,
@@ -28,7 +29,7 @@ from capstan.api.scheduling import (
     Topology,
 )
 from capstan.scheduling import Plan, World, cycle, durations
-from capstan.scheduling.gangs import LAST_START, STALE_SINCE
+from capstan.scheduling.gangs import LAST_START
 from capstan.scheduling.model import Task
 from capstan.simulate.scenario import (
     BINDING,
