@@ -169,6 +169,31 @@ def test_nobody_else_is_evicted_while_the_claim_of_a_pod_that_has_ended_is_relea
     assert [bind.pod for bind in cycle(made, Policy(), START + 2).binds] == ["starved"]
 
 
+def test_a_pod_whose_binding_failed_keeps_the_devices_that_its_claim_has_in_the_cluster() -> None:
+    """An allocation cannot be changed: to allocate the claim anew would fail for ever."""
+    made = platform(gpus=2, nodes=2)
+    made.upsert(gang("job", "a"))
+    made.upsert(pod("job", "job", gpus=1))
+    (bind,) = cycle(made, Policy(), START).binds
+    assert bind.implied is not None
+    status = ResourceClaimStatus(allocation=bind.implied.allocation)
+    made.upsert(msgspec.structs.replace(bind.implied.claim, status=status))
+    made.forget(bind.uid)
+    for name in ("other-0", "other-1"):  # they fill the node that the cluster would like best for the pod, too
+        made.upsert(gang(name, "a", priority="build"))
+        made.upsert(pod(name, name, gpus=1))
+    binds = {each.pod: each for each in cycle(made, Policy(), START + 1).binds}
+    assert binds["job"].node == bind.node
+    again = binds["job"].implied
+    assert again is not None, "written once more: the first attempt may have ended before the pod was told"
+    assert again.allocation == bind.implied.allocation
+    taken = [(r.pool, r.device) for r in bind.implied.allocation.devices.results]
+    for name in ("other-0", "other-1"):
+        other = binds[name].implied
+        assert other is not None
+        assert all((r.pool, r.device) not in taken for r in other.allocation.devices.results)
+
+
 def test_a_gang_that_claims_more_devices_than_there_are_is_refused_by_count() -> None:
     made = platform(gpus=4, nodes=2)
     made.upsert(gang("job", "a", minimum=3))

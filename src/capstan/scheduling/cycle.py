@@ -129,7 +129,9 @@ def _bind(world: World, task: Task, group: str) -> Bind:
     grants: list[Grant] = []
     implied = None
     if inventory is not None:
-        for key in task.held:
+        made = task.implied.key if task.implied is not None and task.node.by_claims else None
+        # What an earlier attempt has allocated is written once more: it may have ended before the pod was told.
+        for key in dict.fromkeys([*task.held, made] if made is not None else task.held):
             allocation = inventory.allocation(key)
             if allocation is None:
                 continue

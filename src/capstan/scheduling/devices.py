@@ -273,6 +273,8 @@ def own_claims(world: World, task: Task, skip: int) -> Hashable:
     one cannot satisfy those of the other; None where a claim is shared, allocated or may not be used."""
     asked: list[Hashable] = [skip]
     inventory = world.inventory
+    if task.implied is not None and inventory is not None and inventory.allocation(task.implied.key) is not None:
+        return None
     for _, name in task.claims:
         claim = world.claims.get((task.namespace, name or ""))
         if claim is None or inventory is None or inventory.allocation(claim.key) is not None:

@@ -78,7 +78,7 @@ class Population(Tenancy):
         self.widen()
         known = self._uids.get(pod.key)
         if known is not None and known != uid:
-            self._remove_task(known)
+            self._end_task(known)
         home = None
         if uid in self.tasks:
             home = self.tasks[uid].node
@@ -317,12 +317,17 @@ class Population(Tenancy):
                 self.release_claims(task)
                 self._attach_anew(task)
 
+    def _end_task(self, uid: str) -> None:
+        """The pod is gone from the cluster; its claims follow."""
+        task = self.tasks.get(uid)
+        if task is not None and task.node is not None:
+            self.vacate(task, task.node)
+        self._remove_task(uid)
+
     def _remove_task(self, uid: str) -> None:
         task = self.tasks.get(uid)
         if task is None:
             return
-        if task.node is not None:
-            self.vacate(task, task.node)
         self._detach(task, keep_gang=False)
         self.release_claims(task)
         del self.tasks[uid]

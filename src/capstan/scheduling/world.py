@@ -153,7 +153,7 @@ class World(Population):
             case "Pod":
                 uid = self._uids.pop(key, None)
                 if uid is not None:
-                    self._remove_task(uid)
+                    self._end_task(uid)
             case "Node":
                 self._remove_node(name)
             case "PodGroup":
@@ -259,7 +259,11 @@ class World(Population):
         eviction = self.evictions.pop(uid, None)
         task = self.tasks.get(uid)
         if bind is not None and task is not None:
+            held = task.held
             self.release_claims(task)
+            for key in held:  # what the cluster has seen of them stays: an allocation is not changed, only ended
+                if key in self.claims:
+                    self._inventory_upsert(self.claims[key])
         if task is not None and (bind is not None or eviction is not None):
             pod = self._pods[uid]
             self._remove_task(uid)
