@@ -146,3 +146,27 @@ def test_a_volume_that_was_promised_is_free_again_when_the_bind_fails() -> None:
     [bind] = binds(made)
     made.forget(bind.uid)
     assert binds(made) == [bind]
+
+
+def test_a_claim_that_cannot_be_had_says_nothing_about_other_claims() -> None:
+    """Both pods are alike but for their claims; victims are found for the one whose volume can be reached."""
+    made = cluster(
+        storage_class(LOCAL),
+        volume("v1", "n1"),
+        claim("nowhere", "local", volumeName="far"),
+        volume("far", "n9"),
+        claim("here", "local", volumeName="v1"),
+        queue("rich", "top", quota=8),
+        gang("first", "rich", rank=1),
+        gang("second", "rich", rank=2),
+        gang("old", "q"),
+        pod("old-0", "old", gpus=4, on="n0"),
+        pod("old-1", "old", gpus=4, on="n1"),
+    )
+    made.upsert(queue("q", "top", quota=0))
+    for name, wanted in (("first", "nowhere"), ("second", "here")):
+        body = [{"name": "v", "persistentVolumeClaim": {"claimName": wanted}}]
+        made.upsert(pod(name, name, gpus=4, volumes=body))
+    plan = cycle(made, Policy(), START)
+    assert [(eviction.pod, eviction.node) for eviction in plan.evictions] == [("old-1", "n1")]
+    assert [promise.pod for promise in plan.promises] == ["second"]

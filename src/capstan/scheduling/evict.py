@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from capstan.scheduling import verdicts
 from capstan.scheduling.amounts import GPU_COLUMN
+from capstan.scheduling.filters import likeness
 from capstan.scheduling.gangs import next_unit
 from capstan.scheduling.model import ACTIVE, HOLDS_NOW, Gang, Group, Queue, Status, Task
 from capstan.scheduling.order import JobOrder, demand_of
@@ -95,13 +96,11 @@ def _too_early(session: Session, gang: Gang) -> Refusal | None:
 
 
 def _signature(gang: Gang, unit: Sequence[Task], action: str) -> object:
-    counts: dict[int, int] = {}
-    for task in unit:
-        counts[task.shape.number] = counts.get(task.shape.number, 0) + 1
+    counts = Counter(map(likeness, unit))
     own = gang.key if any(task.claims for task in unit) or gang.root.levels or gang.root.children else None
     assert gang.queue is not None
     queue = None if action == "consolidate" else gang.queue.name
-    return (queue, gang.bound_by_quota, gang.priority, own, tuple(sorted(counts.items())))
+    return (queue, gang.bound_by_quota, gang.priority, own, frozenset(counts.items()))
 
 
 # -- reclaim -------------------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ Every refusal is a short reason in words; verdicts count nodes by reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from capstan.api.core import PodAffinityTerm, Taint, TopologySpreadConstraint, tolerates
@@ -80,9 +81,22 @@ def preference(shape: Shape, node: Node) -> int:
     return sum(t.weight for t in shape.preferred_nodes if t.preference.matches(node.name, node.labels))
 
 
+def reluctance(shape: Shape, node: Node) -> int:
+    """How many taints of the node would rather not have the pod (`PreferNoSchedule`)."""
+    return sum(not tolerates(shape.tolerations, taint) for taint in node.node_class.soft_taints)
+
+
 def needs_company(world: World, task: Task) -> bool:
     """Whether `dynamic_reason` has to be asked for this task."""
     return task.shape.dynamic or bool(world.guards)
+
+
+def likeness(task: Task) -> Hashable:
+    """Tasks with the same likeness are refused by the same nodes, but for their ResourceClaims and what guards keep to
+    themselves: where other pods, ports or volumes decide, their labels and PersistentVolumeClaims count, too."""
+    if not task.shape.company:
+        return task.shape.number
+    return (task.shape.number, task.namespace, tuple(sorted(task.labels.items())), task.volumes)
 
 
 def dynamic_reason(world: World, task: Task, node: Node, *, later: bool) -> str:
@@ -206,31 +220,64 @@ def _spreads(world: World, task: Task, node: Node, constraint: TopologySpreadCon
     key = constraint.topology_key
     if key not in node.labels:
         return False
-    selector = constraint.label_selector
-    same = {name: task.labels[name] for name in constraint.match_label_keys if name in task.labels}
-    counts: dict[str, int] = {}
-    for member in world.nodes.values():
-        value = member.labels.get(key)
-        if value is None or (constraint.node_affinity_policy == "Honor" and not _selected(task.shape, member)):
-            continue
-        if constraint.node_taints_policy == "Honor" and class_reason(task.shape, member.node_class):
-            continue
-        counts.setdefault(value, 0)
-        for other in _on(member, later):
-            if (
-                other is not task
-                and other.status not in (Status.RELEASING, Status.STUCK)  # upstream counts no terminating pods
-                and other.namespace == task.namespace
-                and selector is not None
-                and selector.matches(other.labels)
-                and all(other.labels.get(name) == wanted for name, wanted in same.items())
-            ):
-                counts[value] += 1
+    counts = _spread_counts(world, task, constraint, later)
     least = min(counts.values(), default=0)
     if constraint.min_domains is not None and len(counts) < constraint.min_domains:
         least = 0
+    selector = constraint.label_selector
     own = 1 if selector is not None and selector.matches(task.labels) else 0
     return counts.get(node.labels[key], 0) + own - least <= constraint.max_skew
+
+
+def _spread_counts(world: World, task: Task, constraint: TopologySpreadConstraint, later: bool) -> dict[str, int]:
+    """Domain -> pods there that the constraint counts, for every domain with a node that it considers."""
+    counts: dict[str, int] = {}
+    for member in world.nodes.values():
+        domain, pods = spread_at(task, constraint, member, later=later, but=task)
+        if domain is not None:
+            counts[domain] = counts.get(domain, 0) + pods
+    return counts
+
+
+def spread_at(
+    task: Task, constraint: TopologySpreadConstraint, node: Node, *, later: bool, but: Task | None = None
+) -> tuple[str | None, int]:
+    """The domain of a node and how many pods there a constraint of the task counts, without `but`; no domain where the
+    constraint does not consider the node."""
+    domain = node.labels.get(constraint.topology_key)
+    if domain is None or (constraint.node_affinity_policy == "Honor" and not _selected(task.shape, node)):
+        return None, 0
+    if constraint.node_taints_policy == "Honor" and class_reason(task.shape, node.node_class):
+        return None, 0
+    selector = constraint.label_selector
+    if selector is None:
+        return domain, 0
+    same = alike_by(task, constraint)
+    return domain, sum(
+        other is not but
+        and other.status not in (Status.RELEASING, Status.STUCK)  # upstream counts no terminating pods
+        and other.namespace == task.namespace
+        and selector.matches(other.labels)
+        and all(other.labels.get(name) == wanted for name, wanted in same)
+        for other in _on(node, later)
+    )
+
+
+def alike_by(task: Task, constraint: TopologySpreadConstraint) -> tuple[tuple[str, str], ...]:
+    """The labels by which a constraint tells the task's likes from others (`matchLabelKeys`)."""
+    return tuple((name, task.labels[name]) for name in constraint.match_label_keys if name in task.labels)
+
+
+def crowding(counted: Sequence[tuple[TopologySpreadConstraint, Mapping[str, int]]], node: Node) -> tuple[bool, int]:
+    """How crowded a node is by constraints with the pods of their domains, as kube-scheduler scores `ScheduleAnyway`:
+    pods in its domain, weighted by the logarithm of the number of domains. Nodes outside a topology come last."""
+    score = 0.0
+    for constraint, counts in counted:
+        domain = node.labels.get(constraint.topology_key)
+        if domain is None:
+            return (True, 0)
+        score += counts.get(domain, 0) * math.log(len(counts) + 2) + constraint.max_skew - 1
+    return (False, round(score))
 
 
 def _selected(shape: Shape, node: Node) -> bool:

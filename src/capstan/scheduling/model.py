@@ -67,8 +67,12 @@ class NodeClass:
     taints: list[Taint]
     unschedulable: bool
     ready: bool
+    soft_taints: list[Taint] = field(init=False)
     reasons: dict[int, str] = field(default_factory=dict)
     """shape number -> why no node of the class suits it; empty text when they do."""
+
+    def __post_init__(self) -> None:
+        self.soft_taints = [taint for taint in self.taints if taint.effect == "PreferNoSchedule"]
 
 
 Zones = tuple[tuple[str, str, int], ...]

@@ -3,7 +3,8 @@
 A `ShapeIndex` keeps the nodes that could take a shape in a heap, best first. It reads on in the ledger's log of
 touched nodes and re-ranks only those, so that the next pod of a 512-pod gang costs a few heap operations and not a
 pass over the cluster. Order of preference, as KAI's score plugins rank: preferred affinity, preferred topology, an
-existing shared device, free now rather than later, CPU pods on nodes without GPUs, then binpack or spread, the name.
+existing shared device, free now rather than later, CPU pods on nodes without GPUs, then binpack or spread. What KAI
+does not score breaks ties: taints with `PreferNoSchedule`, constraints with `ScheduleAnyway`, the name.
 """
 
 from __future__ import annotations
@@ -12,12 +13,23 @@ import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
-from typing import Generic, TypeVar, cast
+from itertools import groupby
+from typing import Final, Generic, TypeVar, cast
 
 from capstan.allocation import Inventory
 from capstan.scheduling import devices, numa, verdicts, volumes
 from capstan.scheduling.amounts import CPU_COLUMN, GPU, GPU_COLUMN
-from capstan.scheduling.filters import company_score, dynamic_reason, needs_company, node_reason, preference
+from capstan.scheduling.filters import (
+    alike_by,
+    company_score,
+    crowding,
+    dynamic_reason,
+    needs_company,
+    node_reason,
+    preference,
+    reluctance,
+    spread_at,
+)
 from capstan.scheduling.model import Gang, Node, Status, Task, Zones
 from capstan.scheduling.policy import Policy
 from capstan.scheduling.queues import Exceeded, exceeded, over_product
@@ -25,8 +37,10 @@ from capstan.scheduling.shape import Shape
 from capstan.scheduling.topology import ANYWHERE, Scope, slots
 from capstan.scheduling.world import World
 
-Rank = tuple[int, int, int, int, int, float, str, int, Node]
-"""preference, topology, sharing, availability, kind, density, name, version, node"""
+Rank = tuple[int, int, int, int, int, float, int, str, int, Node]
+"""preference, topology, sharing, availability, kind, density, reluctance, name, version, node"""
+_NAME: Final = 7
+"""Where the part of a rank ends that says how good a node is."""
 T = TypeVar("T")
 _NONE: frozenset[str] = frozenset()
 _MOST_KEPT = 1024
@@ -100,7 +114,8 @@ class ShapeIndex:
                 density = -free / node.capacity[CPU_COLUMN] if node.capacity[CPU_COLUMN] else 0.0
         wished = -preference(shape, node) if shape.preferred_nodes else 0
         boost = -self.boost.get(node.name, 0) if self.boost else 0
-        return (wished, boost, sharing, availability, kind, density, node.name, node.version, node)
+        taints = reluctance(shape, node) if node.node_class.soft_taints else 0
+        return (wished, boost, sharing, availability, kind, density, taints, node.name, node.version, node)
 
     def shelve(self, node: Node) -> None:
         """Leave the node out of `candidates`: what was refused there would be refused again.
@@ -149,7 +164,7 @@ class ShapeIndex:
                     heappush(self.heap, rank)
         self.read = len(log)
         if len(self.heap) > 4 * len(self.members) + 1000:
-            self.heap = [rank for rank in self.heap if rank[7] == rank[8].version]
+            self.heap = [rank for rank in self.heap if rank[8] == rank[9].version]
             heapify(self.heap)
 
     def best(self) -> Rank | None:
@@ -158,24 +173,24 @@ class ShapeIndex:
         heap = self.heap
         while heap:
             top = heap[0]
-            if top[7] == top[8].version:
+            if top[8] == top[9].version:
                 return top
             heappop(heap)
         return None
 
-    def candidates(self) -> Iterator[Node]:
-        """All nodes with room that are not shelved, best first."""
+    def candidates(self) -> Iterator[Rank]:
+        """The entries of all nodes with room that are not shelved, best first."""
         self._catch_up()
         heap, taken = self.heap, []
         try:
             while heap:
                 top = heappop(heap)
-                if top[7] == top[8].version:
+                if top[8] == top[9].version:
                     taken.append(top)
-                    yield top[8]
+                    yield top
         finally:
             for rank in taken:
-                if rank[6] not in self.shelved:
+                if rank[_NAME] not in self.shelved:
                     heappush(heap, rank)
 
 
@@ -256,6 +271,23 @@ class Histogram(Tally[str]):
         return verdicts.by_frequency(self._counts)
 
 
+class Domains(Tally[tuple[str | None, int]]):
+    """How many pods the domains of a topology have, by name; measured are a node's domain and its pods."""
+
+    def __init__(self, world: World, measure: Callable[[Node], tuple[str | None, int]]) -> None:
+        self._counts: dict[str, int] = {}
+        super().__init__(world, measure, self._recount)
+
+    def _recount(self, old: tuple[str | None, int] | None, new: tuple[str | None, int]) -> None:
+        domain, pods = new
+        if domain is not None:
+            self._counts[domain] = self._counts.get(domain, 0) + pods - (old[1] if old is not None else 0)
+
+    def counts(self) -> Mapping[str, int]:
+        self.catch_up()
+        return self._counts
+
+
 def _free_gpus(node: Node) -> int:
     parts = sum(GPU - device.used_later for device in node.devices.values() if device.users_later)
     return max(0, node.later[GPU_COLUMN] * GPU - node.lent_later) + parts
@@ -266,7 +298,7 @@ def _by_memory(shape: Shape) -> bool:
     return shape.share is not None and shape.share.memory > 0
 
 
-K = TypeVar("K", ShapeIndex, Sum, Bound, Histogram)
+K = TypeVar("K", ShapeIndex, Sum, Bound, Histogram, Domains)
 
 
 class Placer:
@@ -284,7 +316,7 @@ class Placer:
         """Whether a node is reserved for others; None: no node is."""
         self._lasts = True
         """Whether the node tried last would refuse equal tasks as well, until it or its devices change."""
-        self._kept: dict[object, ShapeIndex | Sum | Histogram] = {}
+        self._kept: dict[object, ShapeIndex | Sum | Histogram | Domains] = {}
         self._largest: tuple[int, list[int]] = (-1, [])
         """By column: the most that one node has, as of a layout."""
 
@@ -397,8 +429,8 @@ class Placer:
             top = index.best()
             if top is None:
                 return None
-            self._put(task, top[8], wait=later or top[3] > 0)
-            return top[8]
+            self._put(task, top[9], wait=later or top[3] > 0)
+            return top[9]
         index.look_for(task.gang)
         for node in self._in_company(task, index.candidates(), later):
             self._lasts = True
@@ -417,19 +449,37 @@ class Placer:
         other pods on the node, or claims that are not its own, have a say in it."""
         if task.shape.company or self.world.guards or _by_memory(task.shape):
             return None
-        own = devices.own_claims(self.world, task, self.skip) if task.claims else ()
+        own = devices.own_claims(self.world, task, self.skip) if task.claims or task.implied is not None else ()
         return None if own is None else (later, own)
 
-    def _in_company(self, task: Task, candidates: Iterable[Node], later: bool) -> Iterable[Node]:
-        shape = task.shape
+    def _domains(self, task: Task, at: int, later: bool) -> Domains:
+        """The domains of the task's spread constraint number `at`."""
+        constraint = task.shape.spread[at]
+        key = ("spread", task.shape.number, at, task.namespace, alike_by(task, constraint), later)
+        return self._keep(key, lambda: Domains(self.world, lambda node: spread_at(task, constraint, node, later=later)))
+
+    def _in_company(self, task: Task, candidates: Iterable[Rank], later: bool) -> Iterator[Node]:
+        """The nodes in the order in which other pods make them better or worse; as they come if none does."""
+        shape, world = task.shape, self.world
         preferred = any(
             affinity is not None and affinity.preferred_during_scheduling_ignored_during_execution
             for affinity in (shape.pod_affinity, shape.pod_anti_affinity)
         )
-        if not preferred:
-            yield from candidates
+        scores: dict[str, int] = {}
+        if preferred:
+            candidates = list(candidates)
+            scores = {rank[_NAME]: company_score(world, task, rank[-1], later=later) for rank in candidates}
+            candidates = sorted(candidates, key=lambda rank: -scores[rank[_NAME]])
+        counted = [
+            (constraint, self._domains(task, at, later).counts())
+            for at, constraint in enumerate(shape.spread)
+            if constraint.when_unsatisfiable == "ScheduleAnyway"
+        ]
+        if not counted:
+            yield from (rank[-1] for rank in candidates)
             return
-        yield from sorted(candidates, key=lambda node: -company_score(self.world, task, node, later=later))
+        for _, equals in groupby(candidates, key=lambda rank: (scores.get(rank[_NAME], 0), rank[:_NAME])):
+            yield from sorted((rank[-1] for rank in equals), key=lambda node: crowding(counted, node))
 
     def try_node(self, task: Task, node: Node, *, later: bool) -> bool:
         """Place the task on this node if everything allows it: columns, company, claims, NUMA zones."""

@@ -10,7 +10,7 @@ import msgspec
 
 from capstan.scheduling import devices, runtimes, verdicts
 from capstan.scheduling.budgets import Spending
-from capstan.scheduling.filters import dynamic_reason, needs_company, node_reason
+from capstan.scheduling.filters import dynamic_reason, likeness, needs_company, node_reason
 from capstan.scheduling.measures import Lap, Measures, untimed
 from capstan.scheduling.model import Gang, Group, Node, Queue, Status, Task
 from capstan.scheduling.order import demand_of
@@ -341,7 +341,7 @@ class Session:
     def verdicts(self) -> list[Verdict]:
         """A verdict for every gang that still waits, in order of namespace and name."""
         found = []
-        counted: dict[int, dict[str, int]] = {}
+        counted: dict[Hashable, dict[str, int]] = {}
         waiting = {gang.key: gang for queue in self._queues() for _, gang in queue.pending}
         strays: dict[Gang, list[Task]] = {}
         for task in self.world.strays.values():
@@ -367,10 +367,10 @@ class Session:
                 refusal = replace(refusal, message=message, details=details)
             nodes: dict[str, int] = {}
             if refusal.task is not None:
-                number = refusal.task.shape.number
-                if number not in counted:
-                    counted[number] = self.node_reasons(refusal.task)
-                nodes = counted[number]
+                likes = likeness(refusal.task)
+                if likes not in counted:
+                    counted[likes] = self.node_reasons(refusal.task)
+                nodes = counted[likes]
             told = verdicts.verdict(gang, refusal.reason, refusal.message, refusal.details, nodes)
             if self.policy.detailed_fit_errors and refusal.task is not None:
                 told = msgspec.structs.replace(told, message=f"{told.message}; {self._node_by_node(refusal.task)}")
