@@ -141,7 +141,10 @@ def _read(test: Message) -> Case:
     checked = not true(field(test, "disable_check"))
     declarations = protos.repeated(test, "type_env")
     declared = protos.read_variables(declarations)
-    bindings = _bindings(test, declared)
+    bindings = Bindings(protos.read_constants(declarations))
+    for binding in protos.repeated(test, "bindings"):
+        name = text(binding, "key")
+        bindings[name] = protos.read_binding(field(binding, "value", []), declared.get(name, DYN))
     # Unchecked names are resolved while running, and so among what is bound.
     variables = declared if checked else {name: declared.get(name, DYN) for name in bindings}
     environment = standard((), text(test, "container"))
@@ -160,14 +163,6 @@ def _read(test: Message) -> Case:
         deduced=None if deduced is None else protos.read_type(deduced),
         checked_only=checked_only,
     )
-
-
-def _bindings(test: Message, declared: dict[str, Type]) -> Bindings:
-    found = Bindings()
-    for binding in protos.repeated(test, "bindings"):
-        name = text(binding, "key")
-        found[name] = protos.read_binding(field(binding, "value", []), declared.get(name, DYN))
-    return found
 
 
 def _require_no_schema(expression: str) -> None:

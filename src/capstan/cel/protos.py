@@ -129,6 +129,12 @@ def read_variables(declarations: list[Message]) -> dict[str, Type]:
     }
 
 
+def read_constants(declarations: list[Message]) -> dict[str, Any]:
+    """The values of the variables that are declared with one."""
+    idents = ((text(each, "name"), field(each, "ident", [])) for each in declarations)
+    return {name: read_value(value) for name, ident in idents if (value := field(ident, "value")) is not None}
+
+
 def read_functions(declarations: list[Message]) -> Library:
     """The functions among declarations: the checker knows them, to call one is an error, as nobody implements them."""
     library = Library("declared by the test")
