@@ -29,26 +29,22 @@ from capstan.cel.syntax import (
     Select,
     children,
 )
-from capstan.cel.types import DURATION, TIMESTAMP
-from capstan.cel.values import Optional, Uint
+from capstan.cel.values import PYTHON_TYPES, Optional, Uint
 
 TRAVERSAL: Final = 0.1
 PATTERN: Final = 0.25
 LIST, MAP, MESSAGE = 10, 30, 40
 # Values share their parts, so that a small one may be huge when it is walked through.
 MOST_VISITED: Final = 1_000_000
+# The longest pattern of a named format, 128 characters, as upstream counts it.
+FORMAT: Final = 32
 # What one check of the authorizer costs: two of them fit into an evaluation.
 AUTHORIZATION: Final = 350_000
 # What one round of a comprehension costs beside its bodies.
 _ROUND: Final = {"all": 3, "exists": 4, "exists_one": 3, "existsOne": 3}
 _ROUND_OF_LIST: Final = 13
-SCALAR_TYPES: Final = frozenset(
-    (
-        *("bool", "int", "uint", "double", "null"),
-        *(TIMESTAMP.name, DURATION.name, "kubernetes.Quantity", "kubernetes.Semver"),
-    )
-)
-"""Static types whose values have the size 1."""
+# Static types whose values have sizes; the text of a URL is kept.
+_SIZED_TYPES: Final = frozenset(("string", "bytes", "list", "map", "optional_type", "kubernetes.URL"))
 
 
 class Meter:
@@ -106,8 +102,13 @@ def body_cost(node: Node) -> int:
 
 def sized(node: Call) -> Callable[..., int] | None:
     """What a call costs beside the fixed part, by its arguments; None where their types leave nothing to add."""
-    scalar = all(operand.type.name in SCALAR_TYPES for operand in node.operands)
+    scalar = all(is_scalar(operand.type.name) for operand in node.operands)
     return None if scalar and node.function != "lists.range" else SIZED.get(node.function)
+
+
+def is_scalar(type_name: str) -> bool:
+    """Whether every value of a static type has the size 1."""
+    return type_name in PYTHON_TYPES and type_name not in _SIZED_TYPES
 
 
 def round_cost(kind: str) -> int:
@@ -213,6 +214,10 @@ def _asked(*_: Any) -> int:
     return AUTHORIZATION
 
 
+def _validated(_: Any, text: Any) -> int:
+    return math.ceil((length(text) + 1) * TRAVERSAL) * FORMAT
+
+
 SIZED: Final[dict[str, Callable[..., int]]] = {
     "_+_": _both,
     **dict.fromkeys(("_==_", "_!=_", "_<_", "_<=_", "_>_", "_>=_"), _compared),
@@ -228,6 +233,7 @@ SIZED: Final[dict[str, Callable[..., int]]] = {
     "flatten": _flattened,
     "lists.range": _ranged,
     "check": _asked,
+    "validate": _validated,
     **dict.fromkeys(("sets.contains", "sets.equivalent", "sets.intersects", "distinct"), _quadratic),
     **dict.fromkeys(("isSorted", "sum", "min", "max", "sort", "slice", "first", "last", "includes"), _all_elements),
     **dict.fromkeys(
@@ -235,8 +241,7 @@ SIZED: Final[dict[str, Callable[..., int]]] = {
             "startsWith", "endsWith", "lowerAscii", "upperAscii", "indexOf", "lastIndexOf", "charAt", "split",
             "substring", "trim", "reverse", "strings.quote", "string", "bytes", "int", "uint", "double", "quantity",
             "isQuantity", "semver", "isSemver", "url", "isURL", "ip", "isIP", "cidr", "isCIDR", "ip.isCanonical",
-            "timestamp",
-            "duration", "base64.encode", "base64.decode", "validate",
+            "timestamp", "duration", "base64.encode", "base64.decode",
         ),
         _text,
     ),

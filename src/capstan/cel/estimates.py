@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Final
 
 from capstan.cel.cost import (
     AUTHORIZATION,
+    FORMAT,
     LIST,
     MAP,
     MESSAGE,
     PATTERN,
-    SCALAR_TYPES,
     SIZED,
     TRAVERSAL,
+    is_scalar,
     length,
     round_cost,
 )
@@ -97,7 +98,7 @@ def _ceil(value: float) -> float:
 ZERO: Final = Range(0, 0)
 ONE: Final = Range(1, 1)
 _SCALAR: Final = Size(ONE)
-_PLAIN_TYPES: Final = SCALAR_TYPES | {"string", "bytes"}
+_TEXTS: Final = frozenset(("string", "bytes"))
 _SAME_SIZE: Final = frozenset(
     ("lowerAscii", "upperAscii", "trim", "substring", "reverse", "sort", "distinct", "slice", "dyn")
 )
@@ -116,7 +117,7 @@ class _Estimator:
     def declared(self, node: Node) -> Size:
         """The size that the type of a node, in this environment, allows."""
         kind = node.type.name
-        if kind in SCALAR_TYPES:
+        if is_scalar(kind):
             return _SCALAR
         return Size(Range(0, self.environment.sizes.get(kind, math.inf)))
 
@@ -127,7 +128,7 @@ class _Estimator:
     def product(self, size: Size, type_: Type) -> float:
         if size.element is None and type_.name in ("list", "map"):
             element = Type("dyn") if not type_.params else type_.params[-1]
-            bound = 1.0 if element.name in SCALAR_TYPES else self.environment.sizes.get(element.name, math.inf)
+            bound = 1.0 if is_scalar(element.name) else self.environment.sizes.get(element.name, math.inf)
             return _times(size.range.high, 1 + self.deep(Size(Range(0, bound)), element))
         if size.element is None:
             return size.range.high
@@ -223,7 +224,7 @@ class _Estimator:
     def element_size(self, node: Loop) -> float:
         params = node.range.type.params
         kind = params[-1].name if params else "dyn"
-        return 1.0 if kind in SCALAR_TYPES else self.environment.sizes.get(kind, math.inf)
+        return 1.0 if is_scalar(kind) else self.environment.sizes.get(kind, math.inf)
 
     def derived(self, node: Call, sizes: list[Size]) -> Size:
         """The size of a function's result where no more is known: as large as all that went in, at every depth.
@@ -258,7 +259,7 @@ class _Estimator:
             cost, size = self.cost(operand)
             costs.append(cost)
             sizes.append(size)
-        result = _SCALAR if node.type.name in SCALAR_TYPES else self.derived(node, sizes)
+        result = _SCALAR if is_scalar(node.type.name) else self.derived(node, sizes)
         if node.function in _SAME_SIZE:
             result = Size(Range(0, sizes[0].range.high), sizes[0].element, sizes[0].total)
         own = ZERO
@@ -272,7 +273,7 @@ class _Estimator:
         `derived` does not know it."""
         first, *others = [size.range for size in sizes]
         match node.function:
-            case "_+_" if node.type.name not in SCALAR_TYPES:
+            case "_+_" if not is_scalar(node.type.name):
                 joined = first + others[0]
                 return joined.scaled(TRAVERSAL), Size(joined, sizes[0].union(sizes[1]).element)
             case "matches" | "find" | "regex.extract":
@@ -286,11 +287,13 @@ class _Estimator:
                 return first.scaled(TRAVERSAL).times(others[0].scaled(TRAVERSAL)), None
             case "check":
                 return Range(AUTHORIZATION, AUTHORIZATION), None
+            case "validate":
+                return (others[0] + ONE).scaled(TRAVERSAL).times(Range(FORMAT, FORMAT)), None
             case "@in":
                 return ZERO if node.args[1].type.name == "map" else Range(0, others[0].high), None
             case "_==_" | "_!=_" | "_<_" | "_<=_" | "_>_" | "_>=_":
                 deep = [self.deep(size, operand.type) for size, operand in zip(sizes, node.operands, strict=True)]
-                plain = any(operand.type.name in _PLAIN_TYPES for operand in node.args)
+                plain = any(is_scalar(each.type.name) or each.type.name in _TEXTS for each in node.args)
                 return Range(0, min(deep)).scaled(TRAVERSAL if plain else 1), None
             case "sets.contains" | "sets.equivalent" | "sets.intersects" | "distinct":
                 return first.times(others[0] if others else first), None
