@@ -137,7 +137,7 @@ class Allocator:
             "perDeviceNodeSelection" in spec or ("sharedCounters" in spec and not spec.get("devices"))
         ):
             return False
-        if "sharedCounters" in spec and not spec.get("nodeName"):
+        if "sharedCounters" in spec and not spec.get("devices") and not spec.get("nodeName"):
             return True
         places = spec.get("devices", []) if spec.get("perDeviceNodeSelection") else [spec]
         return any(self._sees(place) for place in places)

@@ -415,3 +415,10 @@ def test_a_pool_with_an_overdrawn_counter_gives_no_more_partitions(make: Any) ->
     inventory.upsert(make.slice([part("s"), part("t")], counters={"s": {"c": 0}, "t": {"c": 1}}))
     assert kubernetes(make, inventory, make.claim()) == "NoCombination"
     assert make.devices(allocate(inventory, [make.claim()], NODE)) == ["t"]
+
+
+def test_counters_beside_devices_do_not_show_the_devices_to_other_nodes(make: Any) -> None:
+    terms = {"nodeSelectorTerms": [zone("b")]}
+    far = make.slice([make.gpu("far")], node=None, pool="p", counters={"s": {"c": 1}}, nodeSelector=terms)
+    assert kubernetes(make, make.inventory(far), make.claim()) == "NoSuchDevices"
+    assert kubernetes(make, make.inventory(far), make.claim(), node=NodeView("n2", {"zone": "b"})) == ["far"]

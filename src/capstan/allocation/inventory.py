@@ -503,10 +503,10 @@ class Inventory:
 
 
 def _sees(node: NodeView, entry: ResourceSlice) -> bool:
-    """Whether the node may see any device of the slice, or counters that are not local to another node. One with an
-    unreadable selector counts as seen: somebody must be told."""
+    """Whether the node may see any device of the slice; a slice of counters alone is seen unless it is local to another
+    node. One with an unreadable selector counts as seen: somebody must be told."""
     spec = entry.spec
-    if spec.shared_counters and not spec.node_name:
+    if spec.shared_counters and not spec.devices and not spec.node_name:
         return True
     try:
         return any(
