@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capstan.scheduling.amounts import GPU
-from capstan.scheduling.fair_share import Claimant, divide
+from capstan.scheduling.fair_share import Claimant, divide, promise
 
 sys.path.insert(0, str(Path(__file__).parent))
 from clusters import START, Cluster, clusters
@@ -46,11 +46,23 @@ def level(draw: st.DrawFn) -> list[Claimant]:
 def test_no_more_is_handed_out_than_there_is_and_nobody_gets_more_than_it_can_use(
     queues: list[Claimant], total: int, unit: int, k: float
 ) -> None:
+    """But for the last unit, of which it may need a part only."""
     divide(total, queues, unit, k)
     assert sum(queue.fair for queue in queues) <= total
-    for queue in queues:
-        assert 0 <= queue.fair <= queue.requestable
-        assert 0 <= queue.entitled <= queue.requestable
+    assert all(0 <= queue.fair < queue.requestable + unit for queue in queues if queue.fair or queue.requestable)
+
+
+@many
+@given(level(), st.integers(0, 100), st.sampled_from([1, 7]))
+def test_what_is_promised_is_divided_where_there_is_enough_for_all_quotas(
+    queues: list[Claimant], total: int, unit: int
+) -> None:
+    promised = [replace(queue) for queue in queues]
+    promise(total, promised, unit)
+    if not divide(total, queues, unit):
+        assert queues == promised
+    for queue in promised:
+        assert queue.fair >= min(queue.quota, queue.requestable)
 
 
 @many

@@ -23,7 +23,6 @@ class Claimant:
     usage: float = 0.0
     lending: int = UNLIMITED
     fair: int = 0
-    entitled: int = 0
 
     @property
     def requestable(self) -> int:
@@ -43,22 +42,36 @@ def kept_back(quota: int, limit: int, lending: int, used: int) -> int:
     return max(0, usable - lending - used)
 
 
-def divide(total: int, claimants: Sequence[Claimant], unit: int = 1, k: float = 1.0) -> None:
+def divide(total: int, claimants: Sequence[Claimant], unit: int = 1, k: float = 1.0) -> bool:
     """Set every claimant's fair share of `total`: deserved first, then by priority level and weight in whole units,
     then what is left to the largest remainders, level by level.
 
     What a claimant deserves, does not ask for and does not lend is given to nobody. Differs from KAI's resource
     division in one point: when the deserved amounts exceed the total, they are cut in proportion, so that no level
-    hands out more than it has.
+    hands out more than it has. Returns whether they were.
     """
-    guaranteed = sum(min(c.quota, c.requestable) for c in claimants if c.quota != UNLIMITED)
-    total = max(total - sum(c.kept for c in claimants), min(total, guaranteed))
-    deserved = [max(0, min(total if c.quota == UNLIMITED else c.quota, c.requestable)) for c in claimants]
-    for claimant, amount in zip(claimants, deserved, strict=True):
-        claimant.entitled = amount
+    total, deserved = _deserved(total, claimants)
     if sum(deserved) > total:
         _cut(total, claimants, deserved, unit)
-        return
+        return True
+    _divide_rest(total, claimants, deserved, unit, k)
+    return False
+
+
+def promise(total: int, claimants: Sequence[Claimant], unit: int = 1, k: float = 1.0) -> None:
+    """As `divide`, but for the cut: everybody gets what it deserves, be it together more than there is."""
+    total, deserved = _deserved(total, claimants)
+    _divide_rest(total, claimants, deserved, unit, k)
+
+
+def _deserved(total: int, claimants: Sequence[Claimant]) -> tuple[int, list[int]]:
+    """What can be divided, and what everybody deserves of it, as far as it is asked for."""
+    guaranteed = sum(min(c.quota, c.requestable) for c in claimants if c.quota != UNLIMITED)
+    total = max(total - sum(c.kept for c in claimants), min(total, guaranteed))
+    return total, [max(0, min(total if c.quota == UNLIMITED else c.quota, c.requestable)) for c in claimants]
+
+
+def _divide_rest(total: int, claimants: Sequence[Claimant], deserved: Sequence[int], unit: int, k: float) -> None:
     remaining = total
     for claimant, amount in zip(claimants, deserved, strict=True):
         claimant.fair = amount
@@ -131,45 +144,57 @@ def _divide_level(remaining: int, claimants: list[Claimant], unit: int, k: float
     return remaining, rest
 
 
-def set_fair_shares(roots: Sequence[Queue], total: Amounts, usage: Mapping[str, Mapping[str, float]], k: float) -> None:
-    """Divide the cluster top-down among all queues, each resource on its own, and set `fair` and `share`.
+Usage = Mapping[str, Mapping[str, float]]
+
+
+def set_fair_shares(roots: Sequence[Queue], total: Amounts, usage: Usage, k: float) -> None:
+    """Divide the cluster top-down among all queues, each resource on its own, and set `fair`, `entitled` and `share`.
 
     `usage`: queue -> resource -> part of the capacity it used of late; `k`: how much that counts.
     """
     if roots and roots[0].pool is not None:
         roots[0].pool.total = total
-    _divide_children(roots, total, usage, k)
+    _divide_children(roots, total, total, usage, k)
 
 
 def _divide_children(
-    queues: Sequence[Queue], total: Sequence[int], usage: Mapping[str, Mapping[str, float]], k: float
+    queues: Sequence[Queue], total: Sequence[int], promised: Sequence[int], usage: Usage, k: float
 ) -> None:
-    for i, amount in enumerate(total):
-        claimants = [
-            Claimant(
-                q.name,
-                q.priority,
-                q.rank,
-                q.quota[i],
-                q.limit[i],
-                q.weight[i],
-                q.requested[i],
-                usage[q.name].get(q.resources[i], 0.0) if q.name in usage else 0.0,
-                q.lending[i],
-            )
-            for q in queues
-            if not q.error
-        ]
-        divide(max(0, amount), claimants, dealt(i), k)
-        fair = {claimant.name: claimant for claimant in claimants}
-        for q in queues:
-            own = fair.get(q.name)
-            q.fair[i] = own.fair if own is not None else 0
-            q.entitled[i] = max(own.entitled, own.fair) if own is not None else 0
-            q.share[i] = _allocatable(q, i)
-    for q in queues:
-        if q.children:
-            _divide_children(q.children, q.fair, usage, k)
+    """`promised`: what the parent is entitled to, at least the `total` that it gets."""
+    usable = [queue for queue in queues if not queue.error]
+    for i, (amount, more) in enumerate(zip(total, promised, strict=True)):
+        for queue in queues:
+            queue.fair[i] = queue.entitled[i] = 0
+        claimants = _claimants(usable, i, usage)
+        cut = divide(max(0, amount), claimants, dealt(i), k)
+        entitled = claimants
+        if cut or more != amount:
+            entitled = _claimants(usable, i, usage)
+            promise(max(0, more), entitled, dealt(i), k)
+        for queue, own, due in zip(usable, claimants, entitled, strict=True):
+            queue.fair[i], queue.entitled[i] = own.fair, max(own.fair, due.fair)
+        for queue in queues:
+            queue.share[i] = _allocatable(queue, i)
+    for queue in queues:
+        if queue.children:
+            _divide_children(queue.children, queue.fair, queue.entitled, usage, k)
+
+
+def _claimants(queues: Sequence[Queue], i: int, usage: Usage) -> list[Claimant]:
+    return [
+        Claimant(
+            q.name,
+            q.priority,
+            q.rank,
+            q.quota[i],
+            q.limit[i],
+            q.weight[i],
+            q.requested[i],
+            usage[q.name].get(q.resources[i], 0.0) if q.name in usage else 0.0,
+            q.lending[i],
+        )
+        for q in queues
+    ]
 
 
 def _allocatable(queue: Queue, i: int) -> int:

@@ -398,7 +398,7 @@ class Queue:
     fair: list[int] = field(init=False)
     """Fair share, set at the start of every cycle."""
     entitled: list[int] = field(init=False)
-    """The fair share, or what the queue deserves and asks for, whichever is more: what it may reclaim up to."""
+    """What it may reclaim up to: the fair share, were no quotas cut that are together more than there is."""
     share: list[int] = field(init=False)
     """Allocatable share: the fair share or the quota, whichever is more, but no more than the limit."""
 

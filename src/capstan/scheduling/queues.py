@@ -306,8 +306,8 @@ QueueKey = tuple[bool, bool, int, bool, float, float, Share, int]
 
 def queue_key(queue: Queue, demand: Amounts, removed: Amounts, total: Sequence[int]) -> QueueKey:
     """Smaller comes first. `demand` is that of the queue's best job, `removed` what its victims so far would free."""
-    allocated, fair, quota, share = queue.allocated, queue.fair, queue.quota, queue.share
-    over = fair[0] < allocated[0] and fair[1] < allocated[1] and fair[2] < allocated[2]
+    allocated, due, quota, share = queue.allocated, queue.entitled, queue.quota, queue.share
+    over = due[0] < allocated[0] and due[1] < allocated[1] and due[2] < allocated[2]
     fits = True
     zero = False
     for i, asked in enumerate(demand):
