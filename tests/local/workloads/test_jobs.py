@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capstan.api.batch import Job
+from capstan.api.core import Pod
 from capstan.local.workloads.indexes import parse_indexes, render_indexes
+from capstan.local.workloads.jobs import FINALIZER, Tally
 
 pytestmark = pytest.mark.anyio
 
@@ -193,6 +197,23 @@ async def test_a_failure_policy_ends_the_job_at_once(house: Any, template: Any) 
     await finish(house, 1, "Failed")
     await ended(house, "Failed")
     assert (await conditions(house))["Failed"] == ("True", "PodFailurePolicy")
+
+
+async def test_a_failure_that_was_counted_in_the_middle_of_a_pass_still_ends_the_job() -> None:
+    rule = failure_rule("FailJob", 1)
+    status = {"uncountedTerminatedPods": {"failed": ["u"]}}
+    job = msgspec.convert({"metadata": {"name": "work"}, "spec": {"podFailurePolicy": rule}, "status": status}, Job)
+    container = {"name": "main", "state": {"terminated": {"exitCode": 1}}}
+    pod = msgspec.convert(
+        {
+            "metadata": {"name": "p", "namespace": "default", "uid": "u", "finalizers": [FINALIZER]},
+            "status": {"phase": "Failed", "containerStatuses": [container]},
+        },
+        Pod,
+    )
+    tally = Tally(job, [pod])
+    assert tally.fatal.endswith("failed with exit code 1 matching FailJob rule at index 0")
+    assert tally.failed == 1
 
 
 async def test_ignored_failures_do_not_count(house: Any, template: Any) -> None:

@@ -68,6 +68,8 @@ class Tally:
                 continue
             self.tracked[pod.metadata.uid] = pod
             if pod.metadata.uid in known:
+                # Its count may have been written before its fate was judged: it ended in the middle of a pass.
+                self._judge(job, pod)
                 continue
             if pod.status.phase == "Succeeded":
                 index = index_of(pod)
@@ -82,11 +84,14 @@ class Tally:
             else:
                 del self.tracked[pod.metadata.uid]
 
-    def _count_failure(self, job: Job, pod: Pod) -> None:
+    def _judge(self, job: Job, pod: Pod) -> str:
         action, reason = failure_action(job, pod)
         if action == "FailJob":
             self.fatal = self.fatal or reason
-        if action != "Ignore":
+        return action
+
+    def _count_failure(self, job: Job, pod: Pod) -> None:
+        if self._judge(job, pod) != "Ignore":
             self.failed_uids.append(pod.metadata.uid)
         index = index_of(pod)
         if index is not None and pod.status.phase == "Failed" and fails_index(job, pod):
