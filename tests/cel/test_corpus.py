@@ -38,5 +38,7 @@ def test_the_expression_gives_what_the_corpus_says(expression: str, expected: st
     wanted = literal(expected)
     assert result == wanted
     assert isinstance(result, type(wanted)), f"{result!r} is no {type(wanted).__name__}"
-    exact = program.evaluate_exactly({}, Meter(1_000_000))
+    meter = Meter(1_000_000)
+    exact = program.evaluate_exactly({}, meter)
+    assert meter.spent <= program.estimate.high
     assert exact == result or (math.isnan(exact) and math.isnan(result)), "the fast and the exact form disagree"

@@ -64,6 +64,10 @@ expressions = st.sampled_from(
         "cel.bind(a, s.replace('', s), a.split('').map(c, c + a).size() > 3)",
         "s.findAll('a').map(f, f + s) == [s] || x.a.orValue([s])[0] == s",
         "'%s %d'.format([s, size(l)]).size() > 3",
+        "google.protobuf.Struct{fields: {s: s, 'b': l}}.all(k, k + s < s || k == s)",
+        "google.protobuf.ListValue{values: [s, bytes(s)]} == [s, base64.encode(bytes(s))]",
+        "cel.bind(p, format.labelValue().validate(s + s).orValue([s]), p.join(s).contains(s))",
+        "string(url('/' + s)) == s || string(ip('::1')).contains(s)",
     ]
 )
 

@@ -166,7 +166,9 @@ class _Estimator:
                 optional = sum(entry.optional for entry in node.entries)
                 return self.literal(parts, MAP, len(node.entries), optional)
             case MessageLiteral():
-                return self.literal([entry.value for entry in node.fields], MESSAGE, len(node.fields), 0)
+                fields = [self.cost(entry.value) for entry in node.fields]
+                total = sum((spent for spent, _ in fields), Range(MESSAGE, MESSAGE))
+                return total, _merged([size for _, size in fields], 2)  # bytes become text in JSON
             case Loop():
                 return self.loop(node)
             case Bind():
@@ -227,31 +229,11 @@ class _Estimator:
         return 1.0 if is_scalar(kind) else self.environment.sizes.get(kind, math.inf)
 
     def derived(self, node: Call, sizes: list[Size]) -> Size:
-        """The size of a function's result where no more is known: as large as all that went in, at every depth.
-
-        A few functions make text grow, and what is wrong with a text takes some words.
-        """
+        """The size of a function's result where no more is known. A few functions make text grow, and what is wrong
+        with a text takes some words."""
         if not sizes:
             return self.declared(node)
-        levels: list[Range] = []
-        high = 0.0
-        for size in sizes:
-            each: Size | None = size
-            level = 0
-            while each is not None:
-                high += each.range.high
-                if level == len(levels):
-                    levels.append(each.range)
-                else:
-                    levels[level] = levels[level].union(each.range)
-                each, level = each.element, level + 1
-        element: Size | None = None
-        inside = ZERO
-        for range_ in reversed(levels[1:]):
-            inside = range_ if element is None else inside.union(range_)
-            element = Size(inside, element)
-        high = _GROWTH.get(node.function, 1) * high + (400 if node.function == "validate" else 1)
-        return Size(Range(0, high), element)
+        return _merged(sizes, _GROWTH.get(node.function, 1), 400 if node.function == "validate" else 1)
 
     def call(self, node: Call) -> tuple[Range, Size]:
         costs, sizes = [], []
@@ -307,7 +289,7 @@ class _Estimator:
                 joined = text + first.times(others[0] if others else ZERO)
                 return joined.scaled(TRAVERSAL), Size(Range(0, joined.high))
             case "lists.range":
-                count = Range(0, float(getattr(node.args[0], "value", math.inf)))
+                count = Range(0, max(0.0, float(getattr(node.args[0], "value", math.inf))))
                 return count, Size(count, _SCALAR)
             case "isSorted" | "sum" | "min" | "max" | "sort" | "slice" | "first" | "last" | "includes":
                 return first, None
@@ -323,6 +305,28 @@ class _Estimator:
                 own = Range(1, first.high + self.deep(sizes[1], node.operands[1].type))
                 return own, Size(Range(0, _times(own.high, _LONGEST_FORMATTED)))
         return first.scaled(TRAVERSAL), None
+
+
+def _merged(sizes: list[Size], growth: float, more: float = 1) -> Size:
+    """As large as all that went in, at every depth."""
+    levels: list[Range] = []
+    high = 0.0
+    for size in sizes:
+        each: Size | None = size
+        level = 0
+        while each is not None:
+            high += each.range.high
+            if level == len(levels):
+                levels.append(each.range)
+            else:
+                levels[level] = levels[level].union(each.range)
+            each, level = each.element, level + 1
+    element: Size | None = None
+    inside = ZERO
+    for range_ in reversed(levels[1:]):
+        inside = range_ if element is None else inside.union(range_)
+        element = Size(inside, element)
+    return Size(Range(0, growth * high + more), element)
 
 
 def _searched(text: Range, pattern: Range) -> Range:
