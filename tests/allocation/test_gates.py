@@ -37,7 +37,10 @@ def test_what_shares_a_counter_set_shares_a_group(make: Any, policy: Any, groups
     assert isinstance(allocate(inv, [both], N1, policy, features=ON), Allocation if together else Refusal)
     without = allocate(inv, [both], N1, policy)
     if any(groups):
-        assert isinstance(without, Refusal) and "need a feature which is off" in without.message
+        assert (
+            isinstance(without, Refusal)
+            and "need the feature DRADeviceCompatibilityGroups, which is off" in without.message
+        )
     else:
         assert isinstance(without, Allocation)
     one = allocate(inv, [make.claim("one")], N1, policy, features=ON)

@@ -179,7 +179,7 @@ def _shortage(claim: PreparedClaim, options: list[Alternative], devices: NodeDev
             for count, what in (
                 (option.in_use, "in use"),
                 (option.tainted, "tainted"),
-                (option.gated, "with counters that need a feature which is off"),
+                (option.gated, f"with counters that need the feature {option.gate}, which is off"),
                 (option.refused_by_capacity, "without the capacity asked for"),
                 (len(option.candidates) - free, "on which a selector failed"),
             )
@@ -222,8 +222,11 @@ def _refused(prepared: list[PreparedClaim], devices: NodeDevices, search: Search
     )
     names = sorted({c.attribute for claim in prepared for c in claim.constraints})
     limits = [f"the constraints on {', '.join(names)}"] if names else []
-    if any(c.device.counter_sets for r in search.requests for o in r.alternatives for c in o.candidates):
+    candidates = [c.device for r in search.requests for o in r.alternatives for c in o.candidates]
+    if any(device.counter_sets for device in candidates):
         limits.append("the shared counters")
+    if any(taken.compatibility_groups for device in candidates for taken in device.spec.consumes_counters):
+        limits.append("the compatibility groups")
     because = " and ".join(limits) or "sharing no device"
     message = (
         f"no choice of devices on the node {devices.node} satisfies all requests under {because}: {needs} candidates"

@@ -37,7 +37,7 @@ Invalid = Callable[[str, str], InvalidClaim]
 MEBIBYTE = 1 << 20
 _MANY = 16
 _FRACTION = re.compile(r"[0-9]{1,10}/[1-9][0-9]{0,9}")
-_FOUND = ("blocked", "candidates", "matched", "in_use", "tainted", "gated", "refused_by_capacity")
+_FOUND = ("blocked", "candidates", "matched", "in_use", "tainted", "gate", "gated", "refused_by_capacity")
 
 
 class Candidate:
@@ -78,6 +78,7 @@ class Alternative:
         "constraints",
         "count",
         "every",
+        "gate",
         "gated",
         "in_use",
         "matched",
@@ -99,6 +100,8 @@ class Alternative:
         self.constraints: list[Constraint] = []
         self.candidates: list[Candidate] = []
         self.matched = self.in_use = self.tainted = self.gated = self.refused_by_capacity = 0
+        self.gate = ""
+        """The feature that the devices which count as `gated` need."""
         self.blocked: int | None = None
         """Allocation mode All, and one of the devices cannot be had: the one after so many candidates."""
 
@@ -337,8 +340,9 @@ class Preparation:
         elif taken:
             alternative.in_use += 1
             self._block(alternative)
-        elif device.spec.consumes_counters and not self._counters_usable(device):
+        elif device.spec.consumes_counters and (gate := self._gate_needed(device)):
             alternative.gated += 1
+            alternative.gate = gate
             self._block(alternative)
         elif device.taints and self._features.device_taints and blocked(device.taints, alternative.tolerations):
             alternative.tainted += 1
@@ -372,18 +376,18 @@ class Preparation:
             drawn.append((counter_set, ((name, amount),)))
         return tuple(drawn)
 
-    def _counters_usable(self, device: Device) -> bool:
-        """Whether the enabled features know all that the device says about counters. Without compatibility groups,
-        what has groups is left alone, and so is what shares counters with it."""
+    def _gate_needed(self, device: Device) -> str:
+        """The feature without which what the device says about counters is not understood, if it is off. Without
+        compatibility groups, what has groups is left alone, and so is what shares counters with it."""
         if not self._features.partitionable_devices:
-            return False
+            return "DRAPartitionableDevices"
         if self._features.compatibility_groups:
-            return True
+            return ""
         named = {taken.counter_set for taken in device.spec.consumes_counters}
-        if any(taken.compatibility_groups for taken in device.spec.consumes_counters):
-            return False
+        grouped = any(taken.compatibility_groups for taken in device.spec.consumes_counters)
         uses = self._inventory.uses(device.pool).values()
-        return not any(names and counter_set in named for use in uses for counter_set, names in use.groups)
+        beside = any(names and counter_set in named for use in uses for counter_set, names in use.groups)
+        return "DRADeviceCompatibilityGroups" if grouped or beside else ""
 
 
 def _check_all(alternative: Alternative, key: ClaimKey) -> None:

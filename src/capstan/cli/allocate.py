@@ -171,6 +171,8 @@ def _show(answer: Answer) -> None:
         for held in answer.allocations
         for result in held.allocation.devices.results
     ]
+    if not (answer.allocations or answer.refusals):
+        click.echo("Nothing in the claims file asks for devices.", err=True)
     if rows:
         show(table("", ("CLAIM", "REQUEST", "NODE", "DEVICE"), rows))
     for line in answer.explanation:
