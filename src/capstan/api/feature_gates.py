@@ -114,22 +114,72 @@ class GatedFields:
 
     def without(self, gates: FeatureGates) -> DroppedFields:
         """The fields of features that are off."""
-        return DroppedFields([paths for gate, paths in self.paths.items() if gate not in gates])
+        return DroppedFields({gate: paths for gate, paths in self.paths.items() if gate not in gates})
 
 
 class DroppedFields:
     """The fields of features that are off."""
 
-    def __init__(self, features: list[list[Path]]) -> None:
-        self._features = features
+    def __init__(self, paths: Mapping[str, list[Path]]) -> None:
+        self._root = _Step()
+        for gate, own in paths.items():
+            for path in own:
+                self._root.add(path, gate)
 
     def drop(self, obj: Any, old: Any = None) -> None:
         """Remove them in place, but for those of features that the stored object uses already."""
-        for paths in self._features:
-            if old is None or not any(next(_holders(old, path), None) for path in paths):
-                for path in paths:
-                    for holder in list(_holders(obj, path)):
-                        del holder[path[-1]]
+        found: list[_Use] = []
+        self._root.collect(obj, found)
+        if found:
+            used: list[_Use] = []
+            self._root.collect(old, used)
+            kept = {gate for gate, _, _ in used}
+            for gate, holder, key in found:
+                if gate not in kept:
+                    holder.pop(key, None)
+
+
+_Use = tuple[str, dict[str, Any], str]
+"""(gate, mapping, key) of a gated field."""
+
+
+class _Step:
+    """A step of one or more paths: what leads on from it, and the gates of the fields that are reached by it."""
+
+    __slots__ = ("gates", "items", "keys", "values")
+
+    def __init__(self) -> None:
+        self.keys: dict[str, _Step] = {}
+        self.items: _Step | None = None
+        self.values: _Step | None = None
+        self.gates: list[str] = []
+
+    def add(self, path: Path, gate: str) -> None:
+        step, rest = path[0], path[1:]
+        if step == "[]":
+            below = self.items = self.items or _Step()
+        elif step == "{}":
+            below = self.values = self.values or _Step()
+        else:
+            below = self.keys.setdefault(step, _Step())
+        if rest:
+            below.add(rest, gate)
+        else:
+            below.gates.append(gate)
+
+    def collect(self, value: Any, found: list[_Use]) -> None:
+        """Every gated field below the value."""
+        if isinstance(value, dict):
+            for key, below in self.keys.items():
+                if key in value:
+                    found += [(gate, value, key) for gate in below.gates]
+                    below.collect(value[key], found)
+            if self.values is not None:
+                for item in value.values():
+                    self.values.collect(item, found)
+        elif self.items is not None and isinstance(value, list):
+            for item in value:
+                self.items.collect(item, found)
 
 
 def _gated(
@@ -147,19 +197,3 @@ def _gated(
     for word, step in (("items", "[]"), ("additionalProperties", "{}")):
         if isinstance(schema.get(word), dict):
             yield from _gated(schema[word], definitions, (*path, step), within)
-
-
-def _holders(value: Any, path: Path) -> Iterator[dict[str, Any]]:
-    """The mappings below a value that have the last key of the path."""
-    step, rest = path[0], path[1:]
-    if not rest:
-        if isinstance(value, dict) and step in value:
-            yield value
-    elif step == "[]":
-        for item in value if isinstance(value, list) else ():
-            yield from _holders(item, rest)
-    elif step == "{}":
-        for item in value.values() if isinstance(value, dict) else ():
-            yield from _holders(item, rest)
-    elif isinstance(value, dict) and step in value:
-        yield from _holders(value[step], rest)

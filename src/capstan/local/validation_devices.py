@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -29,6 +30,7 @@ _IDENTIFIER_RULE = (
     "a valid C identifier must start with alphabetic character or '_', followed by a string of alphanumeric characters "
     "or '_' (e.g. 'my_name',  or 'MY_NAME',  or 'MyName', regex used for validation is '[A-Za-z_][A-Za-z0-9_]*')"
 )
+_UID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _UID_RULE = (
     "uid must be in RFC 4122 normalized form, `xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx` with lowercase hexadecimal "
     "characters"
@@ -39,8 +41,12 @@ def name(value: str, path: str, causes: Causes, rule: str = "k8s-short-name") ->
     """A name that must not be empty; devices, requests and counters have DNS labels."""
     if not value:
         causes.append(required(path))
-    elif wrong := format_error(rule, value):
+    elif wrong := _format_error(rule, value):
         causes.append(invalid(path, value, wrong))
+
+
+_format_error = lru_cache(4096)(format_error)
+"""Devices, drivers and pools come again and again."""
 
 
 def driver_name(value: str, path: str, causes: Causes) -> None:
@@ -58,7 +64,7 @@ def pool_name(value: str, path: str, causes: Causes) -> None:
     if len(value) > _POOL_LENGTH:
         causes.append(too_long(path, _POOL_LENGTH))
     for part in value.split("/"):
-        if wrong := format_error("k8s-long-name", part):
+        if wrong := _format_error("k8s-long-name", part):
             causes.append(invalid(path, part, wrong))
 
 
@@ -108,12 +114,13 @@ def label_value(value: str, path: str, causes: Causes) -> None:
 
 def share_id(value: str, path: str, causes: Causes) -> None:
     """A UUID as its canonical text."""
+    if _UID.fullmatch(value):
+        return
     try:
-        canonical = str(uuid.UUID(value))
+        uuid.UUID(value)
     except ValueError as wrong:
         causes.append(invalid(path, value, f"error validating uid: {wrong}"))
-        return
-    if canonical != value:
+    else:
         causes.append(invalid(path, value, _UID_RULE))
 
 

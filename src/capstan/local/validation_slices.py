@@ -29,6 +29,8 @@ _SEMVER = re.compile(
 )
 _SCALARS = ("int", "bool", "string", "version")
 _LISTS = ("ints", "bools", "strings", "versions")
+_ALWAYS_VALID = frozenset(("int", "bool", "string"))
+"""If it is the only value; the schema has looked at the length of strings."""
 _NODE_RESOURCES = frozenset(("cpu", "memory", "ephemeral-storage"))
 _HUGE_PAGES = "hugepages-"
 _LARGEST = 2**63 - 1
@@ -139,7 +141,7 @@ def _device(device: Object, path: str, gates: FeatureGates, causes: Causes, *, p
     if (found := len(attributes) + len(capacity)) > _ATTRIBUTES_AND_CAPACITIES:
         limit = f"must not exceed {_ATTRIBUTES_AND_CAPACITIES}"
         causes.append(invalid(path, found, f"the total number of attributes and capacities {limit}"))
-    values = sum(max(1, sum(len(value.get(key) or ()) for key in _LISTS)) for value in attributes.values())
+    values = sum(map(_size, attributes.values()))
     if values > _ATTRIBUTE_VALUES:
         detail = f"the total number of attribute values must not exceed {_ATTRIBUTE_VALUES}"
         causes.append(invalid(path, values, detail))
@@ -170,7 +172,14 @@ def _device(device: Object, path: str, gates: FeatureGates, causes: Causes, *, p
         causes.append(invalid(path, None, detail))
 
 
+def _size(attribute: Object) -> int:
+    """How many values an attribute has."""
+    return max(1, sum(len(one) for one in attribute.values() if isinstance(one, list)))
+
+
 def _attribute(value: Object, path: str, gates: FeatureGates, causes: Causes) -> None:
+    if len(value) == 1 and not value.keys().isdisjoint(_ALWAYS_VALID):
+        return
     given = [key for key in (*_SCALARS, *_LISTS) if key in value]
     dropped = not given and "DRAListTypeAttributes" not in gates
     if len(given) != 1 and not dropped:
