@@ -216,6 +216,15 @@ async def test_a_failure_that_was_counted_in_the_middle_of_a_pass_still_ends_the
     assert tally.failed == 1
 
 
+def test_no_failure_rule_speaks_of_a_pod_that_succeeded() -> None:
+    rule = {"rules": [{"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]}
+    status = {"uncountedTerminatedPods": {"succeeded": ["u"]}}
+    job = msgspec.convert({"spec": {"podFailurePolicy": rule}, "status": status}, Job)
+    disrupted = {"phase": "Succeeded", "conditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    pod = msgspec.convert({"metadata": {"uid": "u", "finalizers": [FINALIZER]}, "status": disrupted}, Pod)
+    assert not Tally(job, [pod]).fatal
+
+
 async def test_ignored_failures_do_not_count(house: Any, template: Any) -> None:
     await start(house, template, backoffLimit=0, podFailurePolicy=failure_rule("Ignore", 1))
     await finish(house, 1, "Failed")

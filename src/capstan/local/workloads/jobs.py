@@ -69,7 +69,8 @@ class Tally:
             self.tracked[pod.metadata.uid] = pod
             if pod.metadata.uid in known:
                 # Its count may have been written before its fate was judged: it ended in the middle of a pass.
-                self._judge(job, pod)
+                if pod.status.phase == "Failed":
+                    self._judge(job, pod)
                 continue
             if pod.status.phase == "Succeeded":
                 index = index_of(pod)
@@ -168,7 +169,7 @@ class JobController(kube.Controller[kube.Key]):
         job = self._jobs.objects.get(job.key, job)
         tally = Tally(job, self._pods.of(job))
         tally.settle()
-        if verdict is None and not job.spec.suspend:
+        if verdict is None and not tally.fatal and not job.spec.suspend:
             pause = await self._manage(job, tally, now)
             again = min((wait for wait in (again, pause) if wait is not None), default=None)
             tally = Tally(job, self._pods.of(job))
