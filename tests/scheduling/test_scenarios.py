@@ -11,7 +11,6 @@ import yaml
 from bench import naive
 
 from capstan.simulate import Scenario, load, run
-from capstan.simulate.scenario import Expect
 
 CASES = Path(__file__).parents[3] / "shared" / "cases" / "kai"
 PASSING = Path(__file__).with_name("scenarios.txt").read_text(encoding="utf-8").split()
@@ -71,10 +70,12 @@ def test_own_scenarios(name: str) -> None:
 
 @pytest.mark.parametrize("number", range(len(differences())))
 def test_what_differs_from_kai_differs_as_described(number: int) -> None:
+    """`reads`: what KAI takes the cluster for, where the naive scheduler would not be told of the difference."""
     entry = differences()[number]
     assert entry["fault"]
-    scenario = msgspec.convert(entry["scenario"], Scenario)
-    assert not run(scenario)
+    assert not run(msgspec.convert(entry["scenario"], Scenario))
     with naive.deciding():
-        assert run(scenario), "no difference any more: take it from the list"
-        assert not run(msgspec.structs.replace(scenario, expect=msgspec.convert(entry["kai"], Expect)))
+        if "reads" not in entry:
+            assert run(msgspec.convert(entry["scenario"], Scenario)), "no difference any more: take it from the list"
+        read = entry["scenario"] | entry.get("reads", {}) | {"expect": entry["kai"]}
+        assert not run(msgspec.convert(read, Scenario))

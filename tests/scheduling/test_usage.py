@@ -254,3 +254,24 @@ def test_a_sample_is_what_queues_hold_and_the_capacity():
     held, capacity = sample(world)
     assert held["a", "gpu"] == 1_000_000 and ("b", "gpu") not in held
     assert capacity["gpu"] == 8_000_000
+
+
+def test_past_use_of_a_gpu_product_counts_in_the_division_of_that_product():
+    world = World()
+    world.upsert(clusters.node("n1", gpus=8, labels={"nvidia.com/gpu.product": "H100"}))
+    for rank, name in enumerate("ab"):
+        world.upsert(clusters.queue(name, quota=0, rank=rank, gpu_types={"H100": {"quota": 0}}))
+        world.upsert(clusters.gang(f"g{name}", name, minimum=8))
+        for i in range(8):
+            world.upsert(clusters.pod(f"{name}{i}", f"g{name}", gpus=1))
+    world.upsert(clusters.pod("running", "ga", gpus=1, on="n1"))
+    usage = Usage(Sliding(DAY))
+    world.refresh(START)
+    usage.observe(START, *sample(world))
+    usage.observe(START + 60, *sample(world))
+    assert usage.shares()["a"]["H100"] == 1 / 8
+    world.usage = {"a": {"H100": 0.75}, "b": {"H100": 0.25}}
+    world.share_out(Policy(k_value=1.0))
+    # 0.5 + (0.5 - 0.75) against 0.5 + (0.5 - 0.25) of the product; of GPUs as such nobody used any.
+    assert [queue.fair[3] / 1e6 for queue in world.queues.values()] == [2.0, 6.0]
+    assert [queue.fair[2] / 1e6 for queue in world.queues.values()] == [4.0, 4.0]

@@ -246,7 +246,7 @@ def test_files_that_are_no_snapshots_of_kai_are_refused(monkeypatch):
             read(data)
     broken = kai_document()
     broken["config"]["tiers"][0]["plugins"][1]["arguments"]["defaultReclaimMinRuntime"] = "soon"
-    with pytest.raises(InvalidSnapshot, match=r"plugin minruntime.*soon"):
+    with pytest.raises(InvalidSnapshot, match=r"plugins\[minruntime\].*soon"):
         read(kai_zip(broken))
     broken = kai_document()
     broken["rawObjects"]["pods"][0]["metadata"]["creationTimestamp"] = "yesterday"

@@ -76,10 +76,12 @@ def spoken(seconds: float) -> str:
 
 def sentence(queue: str, usage: QueueUsage) -> str:
     """For people: what was used, over which time, and what that means."""
-    parts = ", ".join(f"{part:.0%} of the {_SPOKEN.get(name, name)}" for name, part in sorted(usage.parts.items()))
+    parts = ", ".join(
+        f"{part:.0%} of the {_SPOKEN.get(name) or f'{name} GPUs'}" for name, part in sorted(usage.parts.items())
+    )
     decay = f", older use counting half every {spoken(usage.half_life)}" if usage.half_life else ""
     share = "" if usage.k_value else "; kValue is 0, so it does not count"
     return f"queue {queue} used {parts} of shard {usage.shard} in {usage.window}{decay}{share}"
 
 
-_SPOKEN = {"gpu": "GPUs", "cpu": "CPU"}
+_SPOKEN = {"gpu": "GPUs", "cpu": "CPU", "memory": "memory"}

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from capstan import scheduling
 from capstan.api.scheduling import Queue, QueueResource, QueueResources
 from capstan.scheduling.amounts import GPU, RESOURCES
-from capstan.scheduling.settings import QUEUE_METRIC_LABELS
+from capstan.scheduling.installation import QUEUE_METRIC_LABELS
 
 _CPU, _MEMORY, _GPU = range(3)
 _CORES, _BYTES, _GIGABYTES, _DEVICES = 1e-3, 1.0, 1e-9, 1 / GPU

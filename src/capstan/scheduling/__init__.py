@@ -1,13 +1,15 @@
 """Which pods start where, who must make room, and why: a pure function from a World to a Plan."""
 
 from capstan.scheduling.cycle import UnknownAction, cycle
+from capstan.scheduling.installation import Installation, installation
 from capstan.scheduling.measures import Lap, Measures, Work
 from capstan.scheduling.plan import Bind, Eviction, ImpliedClaim, Plan, Promise, Stamp, Verdict
 from capstan.scheduling.policy import DefragmentWindow, Policy
 from capstan.scheduling.queues import QueueStatus
 from capstan.scheduling.report import Explanation, explain, resources_of, standings
-from capstan.scheduling.settings import Accounting, Installation, Problem, Settings, installation, shard_settings
+from capstan.scheduling.settings import Accounting, Settings, shard_settings
 from capstan.scheduling.snapshot import InvalidSnapshot, Snapshot
+from capstan.scheduling.texts import Problem
 from capstan.scheduling.usage import CorruptUsage, Usage
 from capstan.scheduling.world import World
 

@@ -1,5 +1,4 @@
-"""What KAI's settings objects mean here: a SchedulingShard and the Config become a Policy, an account of usage, and a
-list of what is wrong in them.
+"""What a SchedulingShard of KAI means here: a Policy, an account of usage, and a list of what is wrong in it.
 
 A value that makes no sense is named in `problems` and replaced by the default; everything else holds.
 """
@@ -14,15 +13,12 @@ from typing import Any, Literal
 
 from capstan.api import clock
 from capstan.api.cron import InvalidSchedule, Schedule
-from capstan.api.kai import Config, SchedulingShard, UsageParams
-from capstan.api.scheduling import NODE_POOL_LABEL, QUEUE_LABEL, SCHEDULER_NAME
-from capstan.scheduling import durations
+from capstan.api.kai import SchedulingShard, UsageParams
+from capstan.scheduling.installation import Installation
 from capstan.scheduling.policy import ACTIONS, KAI_ACTIONS, DefragmentWindow, Placement, Policy
+from capstan.scheduling.texts import LONGEST, Problem, Reader
 from capstan.scheduling.usage import STALENESS, WEEK, Cron, Sliding, Tumbling, Window
 
-METRICS_NAMESPACE = "kai"
-QUEUE_METRIC_LABELS = ("queue_name", "queue_metadata_name", "queue_display_name")
-"""What metrics of queues are labelled with in any case."""
 PERIOD = 1.0
 FETCH_INTERVAL = 60.0
 _PRIORITIES = {"allocate": 500, "consolidate": 400, "reclaim": 300, "preempt": 200, "evict-stale": 100}
@@ -46,36 +42,7 @@ UNNEEDED_FLAGS = {
 """Flags of KAI's scheduler that are accepted and change nothing; docs/shards.md gives the reasons."""
 _ELSEWHERE = {"schedule-period", "scheduler-name", "partition-label-value", "nodepool-label-key", "queue-label-key"}
 """Flags that are read where the fields are that they override."""
-_LONGEST = 1e10
-"""Seconds, some three hundred years: every longer time is as good as this one."""
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
-_METRIC_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
-_TRUE, _FALSE = ("1", "t", "T", "TRUE", "true", "True"), ("0", "f", "F", "FALSE", "false", "False")
-"""As Go reads flags."""
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """`field` is the path of the value that is not used, `message` what is wrong and what holds instead."""
-
-    field: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Installation:
-    """What the Config says for all shards and components."""
-
-    scheduler_name: str = SCHEDULER_NAME
-    queue_label: str = QUEUE_LABEL
-    node_pool_label: str = NODE_POOL_LABEL
-    gpu_sharing: bool = True
-    metrics_namespace: str = METRICS_NAMESPACE
-    metric_labels: tuple[tuple[str, str], ...] = ()
-    """(label of a Queue, label of its metrics)"""
-    metric_defaults: tuple[tuple[str, str], ...] = ()
-    """(label of a Queue, value in metrics of Queues without it)"""
-    problems: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,111 +67,9 @@ class Settings:
     problems: tuple[Problem, ...] = ()
 
 
-class _Reader:
-    """Turns texts into values; what cannot be is noted and replaced."""
-
-    def __init__(self) -> None:
-        self.problems: list[Problem] = []
-
-    def refuse(self, field: str, message: str) -> None:
-        self.problems.append(Problem(field, message))
-
-    def duration(self, field: str, text: str, default: float, *, lowest: float = 0.0) -> float:
-        if not text:
-            return default
-        try:
-            value = durations.seconds(text)
-        except ValueError as malformed:
-            self.refuse(field, f"{malformed}; {default:g}s is used")
-            return default
-        if value < lowest:
-            self.refuse(field, f"{text} is less than {lowest:g}s; {default:g}s is used")
-            return default
-        return min(value, _LONGEST)
-
-    def number(self, field: str, text: str, default: float, *, lowest: float) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if math.isfinite(value) and value >= lowest:
-            return value
-        self.refuse(field, f"{text!r} is no number of at least {lowest:g}; {default:g} is used")
-        return default
-
-    def integer(self, field: str, text: str, default: int, *, lowest: int) -> int:
-        if re.fullmatch(r"-?\d{1,9}", text) and int(text) >= lowest:
-            return int(text)
-        self.refuse(field, f"{text!r} is no whole number of at least {lowest}; {default} is used")
-        return default
-
-    def boolean(self, field: str, text: str, default: bool) -> bool:
-        if text in _TRUE or text in _FALSE:
-            return text in _TRUE
-        self.refuse(field, f"{text!r} is neither true nor false; {str(default).lower()} is used")
-        return default
-
-    def placement(self, field: str, text: str, default: Placement) -> Placement:
-        if text == "binpack":
-            return "binpack"
-        if text == "spread":
-            return "spread"
-        if text:
-            self.refuse(field, f"{text!r} is neither binpack nor spread; {default} is used")
-        return default
-
-    def pairs(self, field: str, text: str) -> tuple[tuple[str, str], ...]:
-        found = []
-        for part in filter(None, (part.strip() for part in text.split(","))):
-            key, equals, value = part.partition("=")
-            if not equals or not key.strip() or not value.strip():
-                self.refuse(field, f"{part!r} is not of the form key=value; it is left out")
-                continue
-            found.append((key.strip(), value.strip()))
-        return tuple(found)
-
-
-def installation(config: Config | None) -> Installation:
-    """What a Config says; without one, the defaults."""
-    if config is None:
-        return Installation()
-    read = _Reader()
-    spec = config.spec
-    metrics = spec.queue_controller
-    where = "spec.queueController"
-    namespace = metrics.metrics_namespace or METRICS_NAMESPACE
-    if not _METRIC_NAME.fullmatch(namespace):
-        read.refuse(f"{where}.metricsNamespace", f"{namespace!r} cannot begin a metric; {METRICS_NAMESPACE} is used")
-        namespace = METRICS_NAMESPACE
-    return Installation(
-        scheduler_name=spec.global_.scheduler_name or SCHEDULER_NAME,
-        queue_label=spec.global_.queue_label_key or QUEUE_LABEL,
-        node_pool_label=spec.global_.node_pool_label_key or NODE_POOL_LABEL,
-        gpu_sharing=spec.admission.gpu_sharing is not False,
-        metrics_namespace=namespace,
-        metric_labels=_metric_labels(read, f"{where}.queueLabelToMetricLabel", metrics.queue_label_to_metric_label),
-        metric_defaults=read.pairs(
-            f"{where}.queueLabelToDefaultMetricValue", metrics.queue_label_to_default_metric_value
-        ),
-        problems=tuple(read.problems),
-    )
-
-
-def _metric_labels(read: _Reader, field: str, text: str) -> tuple[tuple[str, str], ...]:
-    found: dict[str, str] = {}
-    for label, name in read.pairs(field, text):
-        if not _METRIC_NAME.fullmatch(name) or name.startswith("__"):
-            read.refuse(field, f"{name!r} cannot be a label of a metric; {label} is left out")
-        elif name in found.values() or name in QUEUE_METRIC_LABELS:
-            read.refuse(field, f"{name!r} would be the label twice; {label} is left out")
-        else:
-            found[label] = name
-    return tuple(found.items())
-
-
 def shard_settings(shard: SchedulingShard, config: Installation, base: Policy) -> Settings:
     """What the scheduler of a shard works by. `base`: what the cluster sets apart from KAI's objects."""
-    read = _Reader()
+    read = Reader()
     spec = shard.spec
     name = spec.args.get("scheduler-name") or config.scheduler_name
     pool = spec.args.get("partition-label-value") or spec.partition_label_value
@@ -240,7 +105,7 @@ def _arguments(shard: SchedulingShard, plugin: str) -> Mapping[str, str]:
     return found.arguments if found is not None else {}
 
 
-def _min_runtimes(shard: SchedulingShard, read: _Reader) -> dict[str, Any]:
+def _min_runtimes(shard: SchedulingShard, read: Reader) -> dict[str, Any]:
     given, arguments = shard.spec.min_runtime, _arguments(shard, "minruntime")
     where = "spec.plugins[minruntime].arguments"
 
@@ -266,7 +131,7 @@ _MULTIPLIERS = ("relcaimerSaturationMultiplier", "reclaimerSaturationMultiplier"
 """KAI reads the first, misspelt as it is; its documentation tells users to write the last."""
 
 
-def _shares(shard: SchedulingShard, read: _Reader) -> dict[str, Any]:
+def _shares(shard: SchedulingShard, read: Reader) -> dict[str, Any]:
     arguments = _arguments(shard, "proportion")
     where = "spec.plugins[proportion].arguments"
     found: dict[str, Any] = {}
@@ -278,11 +143,11 @@ def _shares(shard: SchedulingShard, read: _Reader) -> dict[str, Any]:
     elif shard.spec.k_value is not None:
         found["k_value"] = read.number("spec.kValue", str(shard.spec.k_value), 0.0, lowest=0.0)
     for name in sorted(arguments.keys() - {"kValue", *_MULTIPLIERS}):
-        read.refuse(f"{where}[{name}]", "is not known; it changes nothing")
+        read.pass_over(f"{where}[{name}]")
     return found
 
 
-def _placement(shard: SchedulingShard, read: _Reader) -> dict[str, Any]:
+def _placement(shard: SchedulingShard, read: Reader) -> dict[str, Any]:
     given, arguments = shard.spec.placement_strategy, _arguments(shard, "nodeplacement")
     where = "spec.plugins[nodeplacement].arguments"
     found: dict[str, Any] = {}
@@ -299,7 +164,7 @@ def _placement(shard: SchedulingShard, read: _Reader) -> dict[str, Any]:
     return found
 
 
-def _backfill(shard: SchedulingShard, base: Policy, read: _Reader) -> dict[str, Any]:
+def _backfill(shard: SchedulingShard, base: Policy, read: Reader) -> dict[str, Any]:
     where, found = "spec.plugins[backfill].arguments", dict[str, Any]()
     for name, text in sorted(_arguments(shard, "backfill").items()):
         field = f"{where}[{name}]"
@@ -313,23 +178,23 @@ def _backfill(shard: SchedulingShard, base: Policy, read: _Reader) -> dict[str, 
             case "runtimeQuantile":
                 found["runtime_quantile"] = min(1.0, read.number(field, text, base.runtime_quantile, lowest=0.0))
             case "starvingAfter":
-                found["starving_after"] = read.duration(field, text, base.starving_after or _LONGEST)
+                found["starving_after"] = read.duration(field, text, base.starving_after or LONGEST)
             case "assumedRuntime":
                 found["assumed_runtime"] = read.duration(field, text, base.assumed_runtime, lowest=1.0)
             case _:
-                read.refuse(field, "is not known; it changes nothing")
+                read.pass_over(field)
     if shard.spec.plugins.get("backfill") is not None and shard.spec.plugins["backfill"].enabled is False:
         found["reservations"] = 0
     return found
 
 
-def _defragmentation(shard: SchedulingShard, base: Policy, read: _Reader) -> dict[str, Any]:
+def _defragmentation(shard: SchedulingShard, base: Policy, read: Reader) -> dict[str, Any]:
     where, arguments = "spec.plugins[defragmentation].arguments", _arguments(shard, "defragmentation")
     plugin = shard.spec.plugins.get("defragmentation")
     if plugin is None or plugin.enabled is False:
         return {"defragment_windows": ()} if plugin is not None else {}
     for name in sorted(arguments.keys() - {"schedule", "duration", "timeZone", "maxVictims", "cooldown"}):
-        read.refuse(f"{where}[{name}]", "is not known; it changes nothing")
+        read.pass_over(f"{where}[{name}]")
     found: dict[str, Any] = {
         "defragment_max_victims": read.integer(
             f"{where}[maxVictims]", arguments.get("maxVictims", "16"), base.defragment_max_victims, lowest=0
@@ -348,7 +213,7 @@ def _defragmentation(shard: SchedulingShard, base: Policy, read: _Reader) -> dic
     return found
 
 
-def _flags(args: Mapping[str, str], base: Policy, read: _Reader) -> dict[str, Any]:
+def _flags(args: Mapping[str, str], base: Policy, read: Reader) -> dict[str, Any]:
     """The scheduler's flags that set part of the policy."""
     found: dict[str, Any] = {}
     for name, text in sorted(args.items()):
@@ -369,11 +234,11 @@ def _flags(args: Mapping[str, str], base: Policy, read: _Reader) -> dict[str, An
                 if read.boolean(field, text, False):
                     read.refuse(field, "worker labels restrict nothing; keep pods off nodes with taints")
             case _ if name not in _ELSEWHERE and name not in UNNEEDED_FLAGS:
-                read.refuse(field, "is no flag of the scheduler; it changes nothing")
+                read.pass_over(field, "is no flag of the scheduler; it changes nothing")
     return found
 
 
-def _actions(shard: SchedulingShard, policy: Policy, read: _Reader) -> tuple[str, ...]:
+def _actions(shard: SchedulingShard, policy: Policy, read: Reader) -> tuple[str, ...]:
     """Higher priority first. Actions that KAI does not have follow the one they follow by default."""
     priorities: dict[str, int] = {}
     latest = 0
@@ -400,7 +265,7 @@ def _names() -> Iterator[str]:
     return (kai.get(name, name) for name in ACTIONS)
 
 
-def _depths(shard: SchedulingShard, read: _Reader) -> dict[str, int]:
+def _depths(shard: SchedulingShard, read: Reader) -> dict[str, int]:
     found = {}
     for kai, depth in sorted(shard.spec.queue_depth_per_action.items()):
         name = KAI_ACTIONS.get(kai, kai)
@@ -414,16 +279,16 @@ def _depths(shard: SchedulingShard, read: _Reader) -> dict[str, int]:
     return found
 
 
-def _check_plugins(shard: SchedulingShard, read: _Reader) -> None:
+def _check_plugins(shard: SchedulingShard, read: Reader) -> None:
     for name, config in sorted(shard.spec.plugins.items()):
         field = f"spec.plugins[{name}]"
         if name not in PLUGINS:
-            read.refuse(field, "is no plugin of KAI's, and Capstan loads no others")
+            read.pass_over(field, "is no plugin of KAI's, and Capstan loads no others")
         elif config.enabled is False and name not in _SWITCHES:
             read.refuse(f"{field}.enabled", "its rule cannot be switched off; it holds")
 
 
-def _check_budgets(shard: SchedulingShard, read: _Reader) -> None:
+def _check_budgets(shard: SchedulingShard, read: Reader) -> None:
     """Search is bounded in steps, not in time, so budgets are only read to find what is no duration."""
     budgets = shard.spec.scenario_search_budgets
     where = "spec.scenarioSearchBudgets"
@@ -438,7 +303,7 @@ def _check_budgets(shard: SchedulingShard, read: _Reader) -> None:
 # -- usage ---------------------------------------------------------------------------------------------------------
 
 
-def _accounting(shard: SchedulingShard, read: _Reader) -> Accounting | None:
+def _accounting(shard: SchedulingShard, read: Reader) -> Accounting | None:
     config = shard.spec.usage_db_config
     if config is None:
         return None
@@ -452,7 +317,7 @@ def _accounting(shard: SchedulingShard, read: _Reader) -> Accounting | None:
     )
 
 
-def _window(shard: SchedulingShard, params: UsageParams, where: str, read: _Reader) -> Window:
+def _window(shard: SchedulingShard, params: UsageParams, where: str, read: Reader) -> Window:
     size = read.duration(f"{where}.windowSize", params.window_size, WEEK, lowest=1.0)
     match params.window_type:
         case "" | "sliding":
@@ -473,7 +338,7 @@ def _window(shard: SchedulingShard, params: UsageParams, where: str, read: _Read
     return Sliding(size)
 
 
-def _start(shard: SchedulingShard, params: UsageParams, where: str, read: _Reader) -> float:
+def _start(shard: SchedulingShard, params: UsageParams, where: str, read: Reader) -> float:
     created = clock.parse(shard.metadata.creation_timestamp)
     if not params.tumbling_window_start_time:
         return created

@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,11 +18,12 @@ import msgspec
 from capstan.api import clock
 from capstan.api.base import Struct
 from capstan.api.core import Node, PersistentVolumeClaim, Pod
+from capstan.api.kai import ActionConfig, PluginConfig, SchedulingShard, SchedulingShardSpec
 from capstan.api.resource import DeviceClass, ResourceClaim, ResourceSlice
 from capstan.api.scheduling import BindRequest, PodGroup, PriorityClass, Queue, Topology
 from capstan.api.storage import StorageClass
-from capstan.scheduling import Policy, durations
-from capstan.scheduling.policy import KAI_ACTIONS
+from capstan.scheduling import Installation, Policy, shard_settings
+from capstan.scheduling.policy import ACTIONS, KAI_ACTIONS
 from capstan.scheduling.snapshot import (
     LARGEST_FILE,
     LARGEST_TEXT,
@@ -29,7 +31,6 @@ from capstan.scheduling.snapshot import (
     Objects,
     Snapshot,
     policy_document,
-    policy_from,
 )
 
 MAGIC = b"PK\x03\x04"
@@ -201,50 +202,46 @@ def _times(objects: Objects) -> Iterator[float]:
 
 
 def _policy(config: _Config, params: _Params) -> Policy:
-    document: dict[str, Any] = {"reclaimMayConsolidate": params.allow_consolidating_reclaim}
-    if config.actions:
-        names = [name.strip() for name in config.actions.split(",") if name.strip()]
-        document["actions"] = [KAI_ACTIONS.get(name, name) for name in names]
-    if config.queue_depth_per_action:
-        document["queueDepth"] = {KAI_ACTIONS.get(n, n): depth for n, depth in config.queue_depth_per_action.items()}
-    if params.scheduler_name:
-        document |= {"schedulerNames": [params.scheduler_name], "groupedScheduler": params.scheduler_name}
-    if params.queue_label_key:
-        document["queueLabel"] = params.queue_label_key
-    if params.partition_params is not None and params.partition_params.key:
-        document |= {"nodePoolLabel": params.partition_params.key, "nodePool": params.partition_params.value}
+    """As a SchedulingShard would say it: KAI's operator makes the configuration of its scheduler from one."""
+    settings = shard_settings(_shard(config, params), Installation(), Policy())
+    for problem in settings.problems:
+        if not problem.unknown:
+            raise InvalidSnapshot(f"{_DOCUMENT}: {problem.field.removeprefix('spec.')}: {problem.message}")
+    policy = replace(settings.policy, reclaim_may_consolidate=params.allow_consolidating_reclaim)
+    return policy if params.partition_params is not None else replace(policy, node_pool=None)
+
+
+def _shard(config: _Config, params: _Params) -> SchedulingShard:
+    pool = params.partition_params or _Partition()
+    args = {
+        "scheduler-name": params.scheduler_name,
+        "queue-label-key": params.queue_label_key,
+        "nodepool-label-key": pool.key,
+        "partition-label-value": pool.value,
+    }
     if params.max_number_consolidation_preemptees is not None:
-        document["maxConsolidationVictims"] = params.max_number_consolidation_preemptees
-    for name, nanoseconds in (
-        ("staleGrace", params.global_default_staleness_grace_period),
-        ("stuckAfter", params.stuck_in_releasing_threshold),
+        args["max-consolidation-preemptees"] = str(params.max_number_consolidation_preemptees)
+    for flag, nanoseconds in (
+        ("default-staleness-grace-period", params.global_default_staleness_grace_period),
+        ("stuck-in-releasing-threshold", params.stuck_in_releasing_threshold),
     ):
         if nanoseconds is not None:
-            document[name] = nanoseconds / _NANOSECONDS
-    for tier in config.tiers or []:
-        for plugin in tier.plugins or []:
-            try:
-                document |= _plugin(plugin.name, plugin.arguments or {})
-            except ValueError as wrong:
-                raise InvalidSnapshot(f"{_DOCUMENT}: arguments of plugin {plugin.name}: {wrong}") from wrong
-    return policy_from(document)
+            args[flag] = f"{nanoseconds / _NANOSECONDS:.9f}s"
+    plugins = {
+        plugin.name: PluginConfig(enabled=True, arguments=plugin.arguments or {})
+        for tier in config.tiers or []
+        for plugin in tier.plugins or []
+    }
+    depths = config.queue_depth_per_action or {}
+    spec = SchedulingShardSpec(args=args, plugins=plugins, actions=_actions(config), queue_depth_per_action=depths)
+    return SchedulingShard(spec=spec)
 
 
-def _plugin(name: str, arguments: Mapping[str, str]) -> dict[str, Any]:
-    match name:
-        case "gpuspread":
-            return {"sharedGpuPlacement": "spread"}
-        case "nodeplacement":
-            return {f"{kind}Placement": arguments[kind] for kind in ("gpu", "cpu") if arguments.get(kind)}
-        case "proportion":
-            names = {"kValue": "kValue", "relcaimerSaturationMultiplier": "saturationMultiplier"}
-            return {ours: float(arguments[theirs]) for theirs, ours in names.items() if arguments.get(theirs)}
-        case "minruntime":
-            found: dict[str, Any] = {}
-            for kind in ("Preempt", "Reclaim"):
-                if text := arguments.get(f"default{kind}MinRuntime"):
-                    found[f"{kind.lower()}MinRuntime"] = durations.seconds(text)
-            if method := arguments.get("reclaimResolveMethod"):
-                found["reclaimMinRuntimeMethod"] = method
-            return found
-    return {}
+def _actions(config: _Config) -> dict[str, ActionConfig]:
+    """Those that are listed, in that order, and no others; all where nothing is listed."""
+    listed = [name.strip() for name in config.actions.split(",") if name.strip()]
+    if not listed:
+        return {}
+    kai = {ours: theirs for theirs, ours in KAI_ACTIONS.items()}
+    disabled = {kai.get(name, name): ActionConfig(enabled=False) for name in ACTIONS}
+    return disabled | {name: ActionConfig(priority=-rank) for rank, name in enumerate(listed)}
