@@ -296,5 +296,5 @@ def test_claims_that_need_more_devices_together_than_there_are_need_no_search(ma
     answer = allocate(inv, claims, N1, policy)
     assert isinstance(answer, Refusal)
     assert (answer.reason, answer.steps) == ("NoCombination", 0)
-    assert "claims ns/a, ns/b: their requests need 9 devices together, 8 are free on n1" in answer.message
+    assert "claims ns/a, ns/b: their requests need 9 devices together, 8 are free on the node n1" in answer.message
     assert isinstance(allocate(inv, [claims[0], make.claim("c", make.request(count=4))], N1, policy), Allocation)

@@ -86,7 +86,7 @@ def allocate(
     except InvalidClaim as error:
         return Refusal(error.reason, str(error), error.claim, error.request, node.name)
     except BudgetExhausted as error:
-        text = f"{error} on the node {node.name}; there may be one: simplify the constraints or raise the budget"
+        text = f"{error} {devices.where}; there may be one: simplify the constraints or raise the budget"
         return Refusal("BudgetExhausted", text, _first_key(claims), "", node.name, error.steps)
 
 
@@ -156,7 +156,7 @@ def _too_few_together(prepared: list[PreparedClaim], devices: NodeDevices) -> Re
     if wanted <= len(found):
         return None
     names = ", ".join(f"{claim.key[0]}/{claim.key[1]}" for claim in prepared)
-    text = f"claims {names}: their requests need {wanted} devices together, {len(found)} are free on {devices.node}"
+    text = f"claims {names}: their requests need {wanted} devices together, {len(found)} are free {devices.where}"
     invalid = _invalid_pools(devices)
     reason = "InvalidPool" if invalid else "NoCombination"
     return Refusal(reason, "; ".join([text, *invalid]), prepared[0].key, "", devices.node)
@@ -192,7 +192,7 @@ def _shortage(claim: PreparedClaim, options: list[Alternative], devices: NodeDev
             reason = "SelectorFailed"
             lacks.append(str(error))
         needs = f"request {option.name} needs {needs} of the class {option.class_name}"
-        texts.append(", ".join([f"{needs}; on the node {node} {option.matched} match", *lacks]))
+        texts.append(", ".join([f"{needs}; {devices.where} {option.matched} match", *lacks]))
     invalid = _invalid_pools(devices)
     if invalid:
         reason = "InvalidPool"
@@ -228,9 +228,7 @@ def _refused(prepared: list[PreparedClaim], devices: NodeDevices, search: Search
     if any(taken.compatibility_groups for device in candidates for taken in device.spec.consumes_counters):
         limits.append("the compatibility groups")
     because = " and ".join(limits) or "sharing no device"
-    message = (
-        f"no choice of devices on the node {devices.node} satisfies all requests under {because}: {needs} candidates"
-    )
+    message = f"no choice of devices {devices.where} satisfies all requests under {because}: {needs} candidates"
     invalid = _invalid_pools(devices)
     reason = "InvalidPool" if invalid else "NoCombination"
     message = "; ".join([message, *invalid])

@@ -53,6 +53,11 @@ class NodeDevices:
         self._mixed = any(pool.mixed for pool in pools)
 
     @property
+    def where(self) -> str:
+        """For messages."""
+        return f"on the node {self.node}" if self.node else "on a node without name and labels"
+
+    @property
     def largest(self) -> Number:
         """The memory of the largest device in bytes, 0 if none publishes any."""
         if self._largest is None:

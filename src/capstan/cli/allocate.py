@@ -117,6 +117,8 @@ def allocate(
     if output == "table":
         if node is not None and node not in inputs.nodes:
             click.echo(f"note: the files describe no node {node}; it has no labels and no devices of its own", err=True)
+        elif not inputs.nodes:
+            click.echo("note: the files describe no node; only devices for all nodes count. Give Nodes", err=True)
         _show(answer)
     else:
         machine(answer, output)
