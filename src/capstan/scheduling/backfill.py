@@ -117,7 +117,7 @@ def _bound(session: Session, gang: Gang, unit: Sequence[Task]) -> Bound:
         if made.until == math.inf and made.at < end:
             for name, need in made.need.items():
                 if name in nodes:
-                    bound.give(nodes[name], {column: -amount for column, amount in need.items()})
+                    bound.give(nodes[name], [(column, -amount) for column, amount in need.items()])
     return bound
 
 

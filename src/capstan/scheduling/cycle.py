@@ -12,6 +12,7 @@ from capstan.scheduling.allocate import allocate
 from capstan.scheduling.defragment import defragment
 from capstan.scheduling.evict import consolidate, evict_stale, preempt, reclaim, stale_grace
 from capstan.scheduling.gangs import LAST_START, REQUEUE_NOT_BEFORE, smallest_start
+from capstan.scheduling.holdings import Key
 from capstan.scheduling.measures import Lap, untimed
 from capstan.scheduling.model import Gang, Status, Task
 from capstan.scheduling.plan import Bind, Eviction, Grant, ImpliedClaim, Plan, Promise, Stamp
@@ -140,7 +141,12 @@ def _bind(world: World, task: Task, group: str) -> Bind:
                 implied = ImpliedClaim(resolved(task.implied, allocation), allocation, mappings)
             else:
                 grants.append(Grant(*key, allocation))
-    reserve = tuple((task.namespace, name) for _, name in task.claims if name is not None)
+    reserve: tuple[Key, ...] = ()
+    if task.claims:
+        reserve = tuple((task.namespace, name) for _, name in task.claims if name is not None)
+    volumes: tuple[tuple[Key, str], ...] = ()
+    if task.volume_choices:
+        volumes = tuple(((task.namespace, claim), volume) for claim, volume in task.volume_choices)
     return Bind(
         namespace=task.namespace,
         pod=task.name,
@@ -151,6 +157,6 @@ def _bind(world: World, task: Task, group: str) -> Bind:
         implied=implied,
         reserve=(*reserve, implied.claim.key) if implied is not None else reserve,
         gpu_groups=task.devices,
-        volumes=tuple(((task.namespace, claim), volume) for claim, volume in task.volume_choices),
+        volumes=volumes,
         zones=task.zones,
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from operator import add, itemgetter, sub
+from typing import Any, TypeVar
 
 from capstan.scheduling.amounts import GPU_COLUMN, NOTHING, Amounts
 from capstan.scheduling.model import (
@@ -26,6 +27,7 @@ from capstan.scheduling.model import (
 )
 
 Entry = tuple[Task, Status, Node | None, tuple[str, ...], tuple[Node, tuple[str, ...]] | None, Amounts, Zones]
+T = TypeVar("T", Task, Gang)
 _first = itemgetter(0)
 _PENDING = Status.PENDING
 
@@ -171,7 +173,7 @@ class Ledger:
         asked = old if was_active or before == _PENDING else nothing
         asks = charge if is_active or after == _PENDING else nothing
         if gone != come:
-            change = tuple(map(sub, come, gone))
+            change = come if gone is nothing else tuple(map(sub, come, gone))
             if queue.users is not None:
                 _add(queue.users.setdefault(task.user, list(nothing)), change)
             level: Queue | None = queue
@@ -191,26 +193,26 @@ class Ledger:
         group, queue = task.group, gang.queue
         assert group is not None
         if before == _PENDING:
-            del group.pending[bisect_left(group.pending, task.order, key=_first)]
+            _drop(group.pending, task)
             gang.pending -= 1
             if not gang.pending and queue is not None:
-                del queue.pending[bisect_left(queue.pending, gang.order, key=_first)]
+                _drop(queue.pending, gang)
         elif after == _PENDING:
-            insort(group.pending, (task.order, task), key=_first)
+            _insert(group.pending, task)
             gang.pending += 1
             if gang.pending == 1 and queue is not None:
-                insort(queue.pending, (gang.order, gang), key=_first)
+                _insert(queue.pending, gang)
         if was and not is_:
             self.changed[gang] = None
-            del group.active[bisect_left(group.active, task.order, key=_first)]
+            _drop(group.active, task)
             gang.active -= 1
             if not gang.active and queue is not None:
-                del queue.active[bisect_left(queue.active, gang.order, key=_first)]
+                _drop(queue.active, gang)
         elif is_ and not was:
-            insort(group.active, (task.order, task), key=_first)
+            _insert(group.active, task)
             gang.active += 1
             if gang.active == 1 and queue is not None:
-                insort(queue.active, (gang.order, gang), key=_first)
+                _insert(queue.active, gang)
             root = gang.root
             if root.children or gang.active < root.minimum or gang.stale_since is not None:
                 self.changed[gang] = None
@@ -222,6 +224,24 @@ class Ledger:
             group.succeeded -= 1
         elif after == Status.SUCCEEDED:
             group.succeeded += 1
+
+
+def _drop(ordered: list[tuple[Any, T]], item: T) -> None:
+    """Most of what goes is first (it starts) or last (it gives way)."""
+    if ordered[0][1] is item:
+        del ordered[0]
+    elif ordered[-1][1] is item:
+        del ordered[-1]
+    else:
+        del ordered[bisect_left(ordered, item.order, key=_first)]
+
+
+def _insert(ordered: list[tuple[Any, T]], item: T) -> None:
+    entry = (item.order, item)
+    if not ordered or ordered[-1][0] < entry[0]:
+        ordered.append(entry)
+    else:
+        insort(ordered, entry, key=_first)
 
 
 def _add(sums: list[int], change: Sequence[int]) -> None:

@@ -67,21 +67,16 @@ class Shape:
     numa: tuple[tuple[str, int], ...] = ()
     """What NUMA alignment concerns: devices always, CPU and memory only of Guaranteed pods."""
 
-    @property
-    def gpus(self) -> int:
-        """Whole devices asked for."""
-        return next((amount for column, amount in self.requests if column == GPU_COLUMN), 0)
+    gpus: int = field(init=False)
+    """Whole devices asked for."""
+    on_gpu: bool = field(init=False)
+    company: bool = field(init=False)
+    """Whether volumes or what other pods are and do decide about feasibility."""
+    dynamic: bool = field(init=False)
+    """Whether other pods or single devices decide about feasibility, beyond the columns of the node."""
 
-    @property
-    def on_gpu(self) -> bool:
-        return self.share is not None or self.quota[2] > 0
-
-    @property
-    def dynamic(self) -> bool:
-        """Whether other pods or single devices decide about feasibility, beyond the columns of the node."""
-        return self.claims or self.company
-
-    @property
-    def company(self) -> bool:
-        """Whether volumes or what other pods are and do decide about feasibility."""
-        return bool(self.volumes or self.ports or self.pod_affinity or self.pod_anti_affinity or self.spread)
+    def __post_init__(self) -> None:
+        self.gpus = next((amount for column, amount in self.requests if column == GPU_COLUMN), 0)
+        self.on_gpu = self.share is not None or self.quota[2] > 0
+        self.company = bool(self.volumes or self.ports or self.pod_affinity or self.pod_anti_affinity or self.spread)
+        self.dynamic = self.claims or self.company

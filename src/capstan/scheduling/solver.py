@@ -8,7 +8,7 @@ others are placed elsewhere if there is room.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from capstan.api.resource import AllocationResult
 from capstan.scheduling import verdicts
@@ -356,12 +356,20 @@ class _Broken:
             self._leaves |= {id(task.group) for task in victim.tasks}
 
     def concerns(self, victim: Victim) -> bool:
-        return victim.gang.key in self._gangs or any(id(task.group) in self._leaves for task in victim.tasks)
+        if victim.gang.key in self._gangs:
+            return True
+        return bool(self._leaves) and any(id(task.group) in self._leaves for task in victim.tasks)
 
 
 def _crowded(task: Task, node: Node | None) -> bool:
     """A quick no: whether the columns of a victim's old place have no room for it."""
-    return node is None or any(node.later[column] < amount for column, amount in task.shape.requests)
+    if node is None:
+        return True
+    later = node.later
+    for column, amount in task.shape.requests:  # noqa: SIM110  # asked for thousands of victims
+        if later[column] < amount:
+            return True
+    return False
 
 
 def _still_free(world: World, task: Task, node: Node, devices: tuple[str, ...], zones: Zones) -> bool:
@@ -412,7 +420,11 @@ class Bound:
         """Shares and claims are not counted by columns; for them only the simulation decides."""
         if self._shares:
             return True
-        return all(self.found[number] >= count for number, count in self.wanted.items())
+        found = self.found
+        for number, count in self.wanted.items():  # noqa: SIM110  # asked for thousands of victims
+            if found[number] < count:
+                return False
+        return True
 
     def add(self, victim: Victim) -> None:
         if not self.enough():
@@ -425,15 +437,15 @@ class Bound:
         """Count what a task holds as free."""
         if task.node is None:
             return
-        amounts = dict(task.shape.requests)
-        if task.devices:
-            amounts[GPU_COLUMN] = amounts.get(GPU_COLUMN, 0) + len(task.devices)
-        self.give(task.node, amounts)
+        shared = ((GPU_COLUMN, len(task.devices)),) if task.devices else ()
+        self.give(task.node, (*task.shape.requests, *shared))
 
-    def give(self, node: Node, amounts: Mapping[int, int]) -> None:
-        """Count amounts of a node's columns as free, or (negative) as taken."""
-        freed = self._freed.setdefault(node.name, {})
-        for column, amount in amounts.items():
+    def give(self, node: Node, amounts: Iterable[tuple[int, int]]) -> None:
+        """Count (column, amount) of a node as free, or (negative) as taken."""
+        freed = self._freed.get(node.name)
+        if freed is None:
+            freed = self._freed[node.name] = {}
+        for column, amount in amounts:
             freed[column] = freed.get(column, 0) + amount
         for number, shape in self.shapes.items():
             before = self._slots.get((number, node.name))

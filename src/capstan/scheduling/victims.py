@@ -139,11 +139,11 @@ def _shrinking(gang: Gang) -> list[Victim]:
 
 def _settled(gang: Gang) -> bool:
     """Whether no pod of the gang was promised or given devices in this very cycle: that is not taken back."""
-    return not any(
-        task.status == Status.PIPELINED or (task.status == Status.ALLOCATED and task.held)
-        for leaf in gang.root.leaves()
-        for _, task in leaf.active
-    )
+    for leaf in gang.root.leaves():
+        for _, task in leaf.active:
+            if task.status == Status.PIPELINED or (task.status == Status.ALLOCATED and task.held):
+                return False
+    return True
 
 
 class VictimOrder:
@@ -406,7 +406,10 @@ def _within(allocated: Sequence[int], demand: Amounts, bounds: Amounts) -> bool:
 
 
 def _exceeds(allocated: Sequence[int], bounds: Sequence[int]) -> bool:
-    return any(bound != UNLIMITED and held > bound for held, bound in zip(allocated, bounds, strict=True))
+    for held, bound in zip(allocated, bounds, strict=True):  # noqa: SIM110  # asked for every victim
+        if held > bound and bound != UNLIMITED:
+            return True
+    return False
 
 
 def _concerned(amounts: Amounts, left: Sequence[int], bounds: Sequence[int]) -> bool:
