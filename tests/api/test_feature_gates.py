@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from capstan.allocation import Features
 from capstan.api import openapi
 from capstan.api.feature_gates import GATES, FeatureGates, GatedFields, InvalidFeatureGates, changed, parse
 
+KEYS = st.sampled_from(
+    ["devices", "consumesCounters", "counters", "valueFrom", "sharedCounters", "attributes", "ints", "taints", "x"]
+)
 PREFIX = "io.k8s.api.resource.v1"
 
 
@@ -99,6 +105,48 @@ def test_fields_of_features_that_are_off_are_dropped_unless_the_object_uses_them
     everything = counters(drawn=True)
     gated("ResourceSlice").without(FeatureGates(frozenset())).drop(everything)
     assert everything == {"spec": {"devices": [{"name": "a"}]}}
+
+
+@given(st.sets(st.sampled_from(sorted(GATES))))
+def test_what_is_written_is_read_again(on: set[str]) -> None:
+    gates = FeatureGates(frozenset(on | {"DynamicResourceAllocation"}))
+    complete = all(set(GATES[name].needs) <= gates.on for name in gates.on)
+    try:
+        assert parse(",".join(f"{name}={str(name in gates).lower()}" for name in GATES)) == gates
+    except InvalidFeatureGates:
+        assert not complete
+    else:
+        assert complete
+
+
+@given(st.text(max_size=60))
+def test_any_other_text_is_an_error(text: str) -> None:
+    try:
+        assert parse(text).on <= set(GATES)
+    except InvalidFeatureGates as error:
+        assert str(error)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda below: st.lists(below, max_size=3) | st.dictionaries(KEYS, below, max_size=4),
+    max_leaves=30,
+)
+
+
+@given(JSON, JSON)
+def test_whatever_is_sent_nothing_else_is_dropped(spec: Any, old: Any) -> None:
+    """Dropping twice is dropping once, and what is left has nothing of the features that are off."""
+    dropped = gated("ResourceSlice").without(FeatureGates(frozenset()))
+    obj = {"spec": copy.deepcopy(spec)}
+    dropped.drop(obj, {"spec": old})
+    again = copy.deepcopy(obj)
+    dropped.drop(again, {"spec": old})
+    assert again == obj
+    dropped.drop(again)
+    left = copy.deepcopy(again)
+    dropped.drop(left)
+    assert left == again
 
 
 def test_objects_of_an_unexpected_shape_are_left_alone() -> None:

@@ -137,3 +137,12 @@ def test_each_gate_drops_its_own_fields_and_no_others(kind: str) -> None:
                 off.drop(obj)
                 kept = obj == _used(path, "x")
                 assert kept == (not within), (gate, other, path)
+
+
+def test_taint_rules_of_older_versions_are_those_of_the_newest(api: Any) -> None:
+    rule = {"metadata": {"name": "r"}, "spec": {"deviceSelector": {}, "taint": {"key": "k", "effect": "NoSchedule"}}}
+    made = api.create(f"{GROUP}/v1alpha3/devicetaintrules", rule)
+    assert made["apiVersion"] == "resource.k8s.io/v1alpha3"
+    read = api.get(f"{GROUP}/v1/devicetaintrules/r")
+    assert (read["apiVersion"], read["spec"]) == ("resource.k8s.io/v1", made["spec"])
+    assert api.names(f"{GROUP}/v1beta2/devicetaintrules") == ["r"]

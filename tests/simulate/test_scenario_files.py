@@ -44,6 +44,53 @@ def test_rounds_settle_and_have_to_stay_stable() -> None:
     assert run(only) == []
 
 
+DRAWN = """
+name: two of three share the bandwidth of the port
+settings: {featureGates: "DRASharedConsumableCapacity=true"}
+rounds: 2
+stableRounds: 2
+nodes:
+  n0: {cpu: 8, memory: 8G}
+queues:
+  - {name: top}
+  - {name: a, parent: top}
+jobs:
+  - {name: first, queue: a, request: {cpu: 1}, tasks: [{claims: [six]}]}
+  - {name: second, queue: a, request: {cpu: 1}, tasks: [{claims: [five]}]}
+  - {name: third, queue: a, request: {cpu: 1}, tasks: [{claims: [four]}]}
+dra:
+  deviceClasses: [{metadata: {name: vf}, spec: {}}]
+  resourceSlices:
+    - metadata: {name: port}
+      spec:
+        driver: net.example.com
+        nodeName: n0
+        pool: {name: port, generation: 1, resourceSliceCount: 1}
+        sharedCounters: [{name: port, counters: {bandwidth: {value: 10G}}}]
+        devices:
+          - {name: vf-0, consumesCounters: [{counterSet: port, counters: &drawn {bandwidth: {valueFrom: {capacityName: bandwidth}}}}]}
+          - {name: vf-1, consumesCounters: [{counterSet: port, counters: *drawn}]}
+          - {name: vf-2, consumesCounters: [{counterSet: port, counters: *drawn}]}
+  resourceClaims:
+    - {metadata: {name: six, namespace: default}, spec: {devices: {requests: [{name: r, exactly: {deviceClassName: vf, capacity: {requests: {bandwidth: 6G}}}}]}}}
+    - {metadata: {name: five, namespace: default}, spec: {devices: {requests: [{name: r, exactly: {deviceClassName: vf, capacity: {requests: {bandwidth: 5G}}}}]}}}
+    - {metadata: {name: four, namespace: default}, spec: {devices: {requests: [{name: r, exactly: {deviceClassName: vf, capacity: {requests: {bandwidth: 4G}}}}]}}}
+expect:
+  jobs:
+    first: {status: Running}
+    second: {status: Pending}
+    third: {status: Running}
+  errors: {second-0: the shared counters}
+"""  # noqa: E501  # claims on one line each
+
+
+def test_a_scenario_has_the_feature_gates_it_asks_for() -> None:
+    (only,) = load(DRAWN)
+    assert run(only) == []
+    (without,) = load(DRAWN.replace("Capacity=true", "Capacity=false"))
+    assert run(without) != []
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
@@ -55,6 +102,7 @@ def test_rounds_settle_and_have_to_stay_stable() -> None:
         ("name: the", "- name: the", "line"),
         ("expect:", "settings: {staleGrace: soon}\nexpect:", "settings: 'soon'"),
         ("expect:", "settings: {defragment: {schedule: at night, duration: 1h}}\nexpect:", "settings: schedule"),
+        ("expect:", "settings: {featureGates: DRAMagic=true}\nexpect:", "settings: 'DRAMagic=true' is not"),
         ("expect:", "roundLength: long\nexpect:", "roundLength: 'long'"),
         ("name: first,", "name: first, lasts: long,", "job first: lasts: 'long'"),
     ],

@@ -14,7 +14,7 @@ from capstan.local.structural import Structural
 from capstan.local.tables import Printer
 from capstan.local.tables_builtin import PRINTERS
 from capstan.local.types_base import Object, ResourceType, SelectableField, Undecodable
-from capstan.local.types_conversion import CONVERSIONS, STORAGE_VERSIONS
+from capstan.local.types_conversion import CONVERSIONS, storage_version
 from capstan.local.types_rules import RULES, Rules
 
 
@@ -47,7 +47,7 @@ class BuiltinType(ResourceType):
             verbs=resource.verbs,
             selectable=tuple(_selectable(field) for field in self.rules.selectable),
             storage=resource.storage,
-            storage_version=STORAGE_VERSIONS.get(_api_version(resource), ""),
+            storage_version=storage_version(_api_version(resource), resource.kind),
         )
         self._convert = CONVERSIONS.get((self.api_version, self.kind))
         self.counts_generation = resource.generation

@@ -139,10 +139,15 @@ _WORKLOADS = "scheduling.k8s.io/v1alpha1"
 STORAGE_VERSIONS = {
     _V1BETA1: f"{_DEVICES}/v1",
     f"{_DEVICES}/v1beta2": f"{_DEVICES}/v1",
+    f"{_DEVICES}/v1alpha3 DeviceTaintRule": f"{_DEVICES}/v1",
     "events.k8s.io/v1": "v1",
     _WORKLOADS: "scheduling.k8s.io/v1alpha2",
 }
-"""apiVersion → the apiVersion its objects are stored with, where they differ."""
+"""apiVersion, or apiVersion and kind → the apiVersion its objects are stored with, where they differ."""
+
+
+def storage_version(api_version: str, kind: str) -> str:
+    return STORAGE_VERSIONS.get(f"{api_version} {kind}", STORAGE_VERSIONS.get(api_version, ""))
 
 
 def _pair(
