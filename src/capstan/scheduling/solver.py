@@ -14,7 +14,7 @@ from capstan.api.resource import AllocationResult
 from capstan.scheduling import verdicts
 from capstan.scheduling.amounts import GPU, GPU_COLUMN, Amounts
 from capstan.scheduling.filters import dynamic_reason, needs_company
-from capstan.scheduling.gangs import next_unit
+from capstan.scheduling.gangs import next_unit, smallest_start
 from capstan.scheduling.model import Gang, Node, Status, Task, Zones
 from capstan.scheduling.order import JobOrder, demand_of
 from capstan.scheduling.queues import exceeded, levelled, queue_key
@@ -192,7 +192,7 @@ class Solver:
                 continue
             while victims:
                 best = victims.pop()  # the most important was taken last
-                if exceeded(best.gang, best.amounts) is not None:
+                if exceeded(best.gang, best.amounts) is not None or _incomplete(best):
                     continue
                 theirs_first = queue_key(their_side, best.amounts, nothing, total)
                 if theirs_first > queue_key(our_side, demand, nothing, total):
@@ -340,6 +340,11 @@ def also(session: Session, gang: Gang, text: str) -> Refusal:
         return before
     parts = [part for part in (before.message, text) if part]
     return Refusal(before.reason, "; ".join(parts), before.details, before.task)
+
+
+def _incomplete(victim: Victim) -> bool:
+    """Whether its gang ran with less than its minimum, so that it could not start as what it was."""
+    return victim.part == "core" and len(victim.tasks) < smallest_start(victim.gang.root)
 
 
 class _Broken:

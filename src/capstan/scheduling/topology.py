@@ -70,7 +70,7 @@ def scopes(
     required = _position(known, levels.required)
     if placed and required >= 0:
         pinned = {_domain(world.nodes[name], labels, required) for name in placed if name in world.nodes}
-        if len(pinned) == 1:
+        if pinned:
             nodes = [node for node in nodes if _domain(node, labels, required) in pinned]
     lowest = _position(known, levels.preferred) if levels.preferred else required
     room = _Room(tasks, nodes)

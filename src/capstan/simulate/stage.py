@@ -323,7 +323,7 @@ class Stage:
     def _end_claims(self) -> None:
         used = set()
         for pod in self.pods.values():
-            if not pod["spec"].get("nodeName"):
+            if not pod["spec"].get("nodeName") or pod["status"]["phase"] in ("Succeeded", "Failed"):
                 continue
             generated = {s["name"]: s["resourceClaimName"] for s in pod["status"].get("resourceClaimStatuses", ())}
             for claim in pod["spec"]["resourceClaims"]:
