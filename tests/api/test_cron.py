@@ -45,8 +45,9 @@ def test_a_time_zone_counts_and_a_skipped_hour_does_not_run() -> None:
 def test_what_is_no_schedule_is_refused(text: str) -> None:
     with pytest.raises(InvalidSchedule):
         Schedule(text)
-    with pytest.raises(InvalidSchedule, match="time zone"):
-        Schedule("* * * * *", "Middle/Earth")
+    for zone in ("Nowhere/Else", "Europe"):  # the second is a folder of zones
+        with pytest.raises(InvalidSchedule, match="time zone"):
+            Schedule("0 0 * * *", zone)
 
 
 @given(

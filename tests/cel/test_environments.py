@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zoneinfo
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -255,6 +257,16 @@ def test_functions_come_with_the_kubernetes_version() -> None:
         cel.compile("[2, 1].includes(1)", cel.environments.admission(version=(1, 36)))
     with pytest.raises(cel.CompileError, match="undeclared reference to 'includes'"):
         cel.compile("device.attributes['a'].b.includes('x')", cel.environments.device_selector((1, 35)))
+
+
+def test_zones_need_nothing_of_the_system() -> None:
+    before = zoneinfo.TZPATH
+    zoneinfo.reset_tzpath(to=[])
+    try:
+        zone = zoneinfo.ZoneInfo.no_cache("US/Central")
+    finally:
+        zoneinfo.reset_tzpath(to=before)
+    assert str(datetime(2024, 7, 1, tzinfo=zone).utcoffset()) == "-1 day, 19:00:00"
 
 
 def test_literals_of_kubernetes_environments_are_of_one_type() -> None:

@@ -36,7 +36,7 @@ class Schedule:
             raise InvalidSchedule(f"schedule {text!r} has {len(fields)} fields; write minute hour day month weekday")
         try:
             self._zone = ZoneInfo(zone or "UTC")
-        except (ZoneInfoNotFoundError, ValueError) as error:
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
             raise InvalidSchedule(f"unknown time zone {zone!r}; write one such as Europe/Berlin") from error
         self._minutes = sorted(_field(fields[0], "minute", 0, 59))
         self._hours = sorted(_field(fields[1], "hour", 0, 23))
