@@ -457,3 +457,16 @@ def test_each_replica_of_a_group_in_a_workload_is_a_gang():
 def test_a_pod_waits_for_the_upstream_group_it_names(reference):
     with pytest.raises(InvalidWorkload, match="does not exist"):
         group(pod(spec=reference))
+
+
+def stateful_set(**spec):
+    return manifest("apps/v1", "StatefulSet", "web", spec, annotations={"kai.scheduler/batch-min-member": "3"})
+
+
+def test_a_stateful_set_that_makes_pods_one_after_another_cannot_be_a_gang():
+    message = r"StatefulSet team/web: spec.podManagementPolicy: pods are made one after another, and 3 .* set Parallel"
+    for spec in ({}, {"podManagementPolicy": "OrderedReady"}):
+        with pytest.raises(InvalidWorkload, match=message):
+            group(pod(), (stateful_set(**spec),))
+    assert spec_of(pod(), (stateful_set(podManagementPolicy="Parallel"),))["minMember"] == 3
+    assert spec_of(pod(), (manifest("apps/v1", "StatefulSet", "web"),))["minMember"] == 1
