@@ -1,6 +1,7 @@
 """The scheduler's writes: in the right order, safe to repeat, under its own rights."""
 
 import asyncio
+import json
 
 import pytest
 
@@ -9,6 +10,7 @@ from capstan.api import clock, resources
 from capstan.controllers.scheduler import OBSERVED, Scheduler
 from capstan.controllers.wall_clock import WallClock
 from capstan.scheduling import snapshot
+from capstan.scheduling.facts import NUMA_ANNOTATION
 
 pytestmark = pytest.mark.anyio
 
@@ -50,6 +52,30 @@ async def test_a_bound_pod_has_an_event_that_says_where(house, scheduler):
     assert (event.type, event.message) == ("Normal", "Successfully assigned default/p to n1")
     pod = await house.client.get(resources.PODS, "p", "default")
     assert event.involved_object.uid == pod.metadata.uid and await house.bound("p") == "n1"
+
+
+async def test_a_bound_pod_says_which_numa_zones_it_was_given_and_they_stay_taken(house, scheduler):
+    await house.node("n1")
+    zones = {"policy": "single-numa-node", "zones": {name: {"cpu": "4", "memory": "8Gi"} for name in "ab"}}
+    note = {"metadata": {"annotations": {NUMA_ANNOTATION: json.dumps(zones)}}}
+    await house.client.patch(resources.NODES, "n1", patch=note)
+    exact = {"cpu": "3", "memory": "1Gi"}
+    containers = [{"name": "main", "image": "x", "resources": {"requests": exact, "limits": exact}}]
+    for name in ("first", "second", "third"):
+        await house.group(f"pg-{name}", 1)
+        await house.pod(name, group=f"pg-{name}", containers=containers)
+        if name != "third":
+            await house.until(lambda name=name: house.bound(name), f"the {name} is bound")
+    pods = [await house.client.get(resources.PODS, name, "default") for name in ("first", "second")]
+    held = {"cpu": "3000m", "memory": "1073741824"}
+    assert [json.loads(pod.metadata.annotations[NUMA_ANNOTATION]) for pod in pods] == [{"a": held}, {"b": held}]
+
+    async def told():
+        group = await house.client.get(resources.POD_GROUPS, "pg-third", "default")
+        return group.status.scheduling_conditions
+
+    await house.until(told, "the third is told that no zone has room for it")
+    assert not await house.bound("third")
 
 
 async def test_what_an_earlier_attempt_left_behind_is_used_again(house):

@@ -93,6 +93,56 @@ def test_external_podgroup_job_joins_the_group_its_user_made(applied):
     assert groups == ["external-batch-job"]
 
 
+@pytest.mark.parametrize(
+    ("file", "container", "quota"),
+    [
+        ("gpu-sharing", "gpu-workload", "500m"),
+        ("gpu-sharing-with-mps", "gpu-workload", "500m"),
+        ("gpu-sharing-non-default-container", "gpu-workload", "500m"),
+        ("gpu-memory", "gpu-workload", "90m"),  # 2000 of the 23034 MiB of an L4, in whole percents
+    ],
+)
+def test_a_share_of_a_gpu_is_given_to_its_container_and_counted(applied, file, container, quota):
+    cluster = applied("default-queues.yaml", f"{file}.yaml")
+    (pod,) = cluster.until(
+        lambda: [p for p in cluster.items("pods", "-n", "default") if p["spec"].get("nodeName")], "the pod has a node"
+    )
+    assert pod["spec"]["nodeName"].startswith("l4x4")
+    (mapping,) = pod["status"]["extendedResourceClaimStatus"]["requestMappings"]
+    assert mapping["containerName"] == container
+    name = pod["metadata"]["name"]
+    cluster.until(lambda: "NVIDIA L4" in cluster.kubectl("logs", name, "-c", container), "nvidia-smi sees the GPU")
+
+    def allocated():
+        return cluster.get("queue", "default-queue")["status"]["allocated"]["nvidia.com/gpu"]
+
+    cluster.until(lambda: allocated() == quota, f"the queue is charged {quota}")
+    cluster.kubectl("delete", "pod", name, "-n", "default", "--grace-period=0", "--force")
+    cluster.until(
+        lambda: allocated() == "0" and not cluster.items("resourceclaims", "-n", "default"), "all is given back"
+    )
+
+
+def test_multi_topology_jobs_stay_in_their_rack_and_zone(applied, inputs):
+    cluster = applied("default-queues.yaml")
+    labels = {"dgx-a100-0": ("r0", "z0"), "dgx-a100-1": ("r1", "z0"), "l4x4-0": ("r1", "z0")}
+    for node, (rack, zone) in labels.items():
+        both = (f"topology.test/rack-domain={rack}", f"topology.test/zone-domain={zone}")
+        cluster.kubectl("label", "node", node, "--overwrite", *both)
+    # As upstream, but for one GPU a pod: theirs are for a larger cluster.
+    jobs = (inputs / "kai" / "multi-topology-jobs.yaml").read_text().replace('"4"', '"1"')
+    cluster.kubectl("apply", "-f", "-", stdin=jobs)
+    try:
+        cluster.until(lambda: Counter(cluster.phases("default").values()) == {"Running": 6}, "both jobs run")
+        racks = {
+            labels[pod["spec"]["nodeName"]][0]
+            for pod in cluster.items("pods", "-n", "default", "-l", "kai.scheduler/subgroup-name=rack-workers")
+        }
+        assert len(racks) == 1
+    finally:
+        cluster.kubectl("delete", "--wait=false", "-f", "-", stdin=jobs)
+
+
 def test_build_priority_preempts_train_priority(one_gpu, inputs):
     for name in ("limited-queue.yaml", "train-priority-pod.yaml"):
         one_gpu.kubectl("apply", "-f", str(inputs / "kai" / name))

@@ -21,14 +21,15 @@ from capstan.api.base import ObjectReference
 from capstan.api.core import Pod
 from capstan.api.rbac import PolicyRule
 from capstan.api.scheduling import PodGroup, Queue
+from capstan.api.storage import SELECTED_NODE
 from capstan.controllers.metrics import SchedulerMetrics, Stopwatch
 from capstan.controllers.podgroup_status import PodGroupStatus
 from capstan.controllers.pool_problems import PoolProblems
 from capstan.controllers.timed_transport import TimedTransport
 from capstan.controllers.verdicts import VerdictWriter
 from capstan.controllers.wall_clock import WallClock
+from capstan.scheduling.facts import NUMA_ANNOTATION, numa_text
 from capstan.scheduling.snapshot import capture, encode
-from capstan.scheduling.volumes import SELECTED_NODE
 
 log = logging.getLogger(__name__)
 
@@ -323,6 +324,9 @@ class Scheduler:
         for namespace, name in bind.reserve:
             if bind.implied is None or (namespace, name) != bind.implied.claim.key:
                 await self._reserve(bind, namespace, name)
+        metadata: dict[str, Any] = {"name": bind.pod, "namespace": bind.namespace, "uid": bind.uid}
+        if bind.zones:  # annotations of a binding become the pod's
+            metadata["annotations"] = {NUMA_ANNOTATION: numa_text(bind.zones)}
         await self._client.post(
             resources.PODS,
             bind.pod,
@@ -331,7 +335,7 @@ class Scheduler:
             {
                 "apiVersion": "v1",
                 "kind": "Binding",
-                "metadata": {"name": bind.pod, "namespace": bind.namespace, "uid": bind.uid},
+                "metadata": metadata,
                 "target": {"apiVersion": "v1", "kind": "Node", "name": bind.node},
             },
         )

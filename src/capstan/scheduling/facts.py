@@ -56,6 +56,14 @@ def numa_zones(pod: Pod) -> Zones:
         return ()
 
 
+def numa_text(zones: Zones) -> str:
+    """What `numa_zones` reads."""
+    placed: dict[str, dict[str, str]] = {}
+    for zone, resource, amount in zones:
+        placed.setdefault(zone, {})[resource] = f"{amount}m" if resource == "cpu" else str(amount)
+    return msgspec.json.encode(placed).decode()
+
+
 def reads_alike(before: Pod, after: Pod) -> bool:
     """Whether two states of a pod differ in nothing that the engine reads: most changes of a pod are its conditions."""
     old, new = before.metadata, after.metadata
