@@ -326,7 +326,13 @@ class PersistentVolumeSpec(Struct):
     volume_mode: str = "Filesystem"
     node_affinity: VolumeNodeAffinity | None = None
     claim_ref: ObjectReference | None = None
+    persistent_volume_reclaim_policy: str = "Retain"
+
+
+class PersistentVolumeStatus(Struct):
+    phase: str = "Pending"
 
 
 class PersistentVolume(Object):
     spec: PersistentVolumeSpec = msgspec.field(default_factory=PersistentVolumeSpec)
+    status: PersistentVolumeStatus = msgspec.field(default_factory=PersistentVolumeStatus)

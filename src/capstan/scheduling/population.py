@@ -51,8 +51,8 @@ class Population(Tenancy):
         self.handoffs = Handoffs(self.policy.handoff_patience)
         self.guards: dict[str, Task] = {}
         """Tasks whose required anti-affinity keeps others away."""
-        self.volume_users: dict[str, None] = {}
-        """Tasks with PersistentVolumeClaims."""
+        self.volume_users: dict[Key, dict[str, None]] = {}
+        """PersistentVolumeClaim -> uids of the tasks that use it."""
         self._uids: dict[Key, str] = {}
         self._pods: dict[str, Pod] = {}
         self._waiting_for_node: dict[str, set[str]] = {}
@@ -173,8 +173,8 @@ class Population(Tenancy):
             self._join(task, pod)
         if task.shape.pod_anti_affinity:
             self.guards[uid] = task
-        if task.volumes:
-            self.volume_users[uid] = None
+        for volume in task.volumes:
+            self.volume_users.setdefault((task.namespace, volume), {})[uid] = None
         for _, name in task.claims:
             if name is not None:
                 users = self.claim_users.setdefault((task.namespace, name), [])
@@ -280,7 +280,12 @@ class Population(Tenancy):
         self.settle()
         uid = task.uid
         self.guards.pop(uid, None)
-        self.volume_users.pop(uid, None)
+        for volume in task.volumes:
+            having = self.volume_users.get((task.namespace, volume))
+            if having is not None:
+                having.pop(uid, None)
+                if not having:
+                    del self.volume_users[task.namespace, volume]
         self.gated.pop(uid, None)
         self.strays.pop(uid, None)
         self._terminating.pop(uid, None)

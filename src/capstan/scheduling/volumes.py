@@ -7,19 +7,20 @@ or has one made there; a ReadWriteOncePod claim serves one pod.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterator
+from decimal import Decimal
+from heapq import merge
 from typing import TYPE_CHECKING
 
 from capstan.api import quantity
 from capstan.api.core import PersistentVolume, PersistentVolumeClaim
-from capstan.api.storage import ON_FIRST_CONSUMER
+from capstan.api.storage import NO_PROVISIONER, ON_FIRST_CONSUMER, SELECTED_NODE, suits
 from capstan.scheduling.model import Node, Status, Task
 
 if TYPE_CHECKING:
     from capstan.scheduling.world import World
 
-SELECTED_NODE = "volume.kubernetes.io/selected-node"
-NO_PROVISIONER = "kubernetes.io/no-provisioner"
 ONE_POD = "ReadWriteOncePod"
 _PLACES = (
     "topology.kubernetes.io/zone",
@@ -64,15 +65,11 @@ def _bind(world: World, task: Task, claim: PersistentVolumeClaim, node: Node, ta
     selected = claim.metadata.annotations.get(SELECTED_NODE, "")
     if selected:
         return "" if selected == node.name else None
-    suited = [
-        volume
-        for volume in world.volumes.values()
-        if volume.metadata.name not in taken and _suits(volume, claim) and reachable(volume, node)
-    ]
-    promised = set(_promised(world, task))
-    for volume in sorted(suited, key=lambda v: (quantity.parse(v.spec.capacity["storage"]), v.metadata.name)):
-        if volume.metadata.name not in promised:
-            return volume.metadata.name
+    promised = _promised(world)
+    for volume in world.free_volumes.smallest_first(claim, node):
+        name = volume.metadata.name
+        if name not in taken and name not in promised and suits(volume, claim) and reachable(volume, node):
+            return name
     if storage_class.provisioner == NO_PROVISIONER:
         return None
     terms = storage_class.allowed_topologies
@@ -103,38 +100,96 @@ def reachable(volume: PersistentVolume, node: Node) -> bool:
     return all(node.labels.get(key) in labels[key].split("__") for key in _PLACES if key in labels)
 
 
-def _suits(volume: PersistentVolume, claim: PersistentVolumeClaim) -> bool:
-    """Whether a volume is free for the claim and as large and as usable as it asks for."""
-    spec, wanted, owner = volume.spec, claim.spec, volume.spec.claim_ref
-    if owner is not None and (owner.namespace, owner.name) != claim.key:
-        return False
-    if spec.storage_class_name != (wanted.storage_class_name or "") or "storage" not in spec.capacity:
-        return False
-    if not set(wanted.access_modes) <= set(spec.access_modes) or spec.volume_mode != wanted.volume_mode:
-        return False
-    if wanted.selector is not None and not wanted.selector.matches(volume.metadata.labels):
-        return False
-    asked = wanted.resources.requests.get("storage", "0")
-    try:
-        return quantity.parse(spec.capacity["storage"]) >= quantity.parse(asked)
-    except quantity.InvalidQuantity:
-        return False
-
-
-def _promised(world: World, but: Task) -> Iterator[str]:
-    """Volumes that other pods were given and the cluster does not show as bound yet."""
-    for uid in world.volume_users:
-        other = world.tasks[uid]
-        if other is not but and other.node is not None:
-            yield from (volume for _, volume in other.volume_choices if volume)
+def _promised(world: World) -> frozenset[str]:
+    """Volumes that pods were given and the cluster does not show as bound yet. Every change of that moves a pod."""
+    as_of = (world.layout, len(world.touched))
+    if world.promised_volumes[0] != as_of:
+        users = {uid for uids in world.volume_users.values() for uid in uids}
+        placed = (other for uid in users if (other := world.tasks[uid]).node is not None)
+        world.promised_volumes = (as_of, frozenset(v for other in placed for _, v in other.volume_choices if v))
+    return world.promised_volumes[1]
 
 
 def _user(world: World, task: Task, claim: str, later: bool) -> str:
     """Another pod that holds the claim; with `later` those that are ending do not count."""
-    for uid in world.volume_users:
+    for uid in world.volume_users.get((task.namespace, claim), ()):
         other = world.tasks[uid]
-        if other is task or other.node is None or other.namespace != task.namespace or claim not in other.volumes:
-            continue
-        if not (later and other.status == Status.RELEASING):
+        if other is not task and other.node is not None and not (later and other.status == Status.RELEASING):
             return other.name
     return ""
+
+
+Place = tuple[str, str]
+"""A node label and its value."""
+_ANYWHERE: Place = ("", "")
+
+
+class FreeVolumes:
+    """The PersistentVolumes that no claim has, by storage class and by where they can be reached, smallest first."""
+
+    def __init__(self) -> None:
+        self._volumes: dict[str, PersistentVolume] = {}
+        self._shelf: dict[str, tuple[str, Place]] = {}
+        """Volume -> the shelf it is on."""
+        self._shelves: dict[str, dict[Place, list[tuple[Decimal, str]]]] = {}
+        """Storage class -> place -> (bytes, volume), sorted."""
+        self._reserved: dict[tuple[str, str], dict[str, None]] = {}
+        """Claim -> volumes that name it."""
+
+    def put(self, volume: PersistentVolume) -> None:
+        """A volume as it is now; one that says no size suits no claim and is left out."""
+        name = volume.metadata.name
+        self.remove(name)
+        try:
+            size = quantity.parse(volume.spec.capacity.get("storage"))
+        except quantity.InvalidQuantity:
+            return
+        self._volumes[name] = volume
+        owner = volume.spec.claim_ref
+        if owner is not None:
+            self._reserved.setdefault((owner.namespace, owner.name), {})[name] = None
+            return
+        self._shelf[name] = (volume.spec.storage_class_name, _place(volume))
+        insort(self._at(name), (size, name))
+
+    def remove(self, name: str) -> None:
+        volume = self._volumes.pop(name, None)
+        if volume is None:
+            return
+        owner = volume.spec.claim_ref
+        if owner is not None:
+            key = (owner.namespace, owner.name)
+            del self._reserved[key][name]
+            if not self._reserved[key]:
+                del self._reserved[key]
+            return
+        shelf = self._at(name)
+        entry = (quantity.parse(volume.spec.capacity.get("storage")), name)
+        del shelf[bisect_left(shelf, entry)]
+        storage_class, place = self._shelf.pop(name)
+        if not shelf:
+            del self._shelves[storage_class][place]
+
+    def smallest_first(self, claim: PersistentVolumeClaim, node: Node) -> Iterator[PersistentVolume]:
+        """Those that name the claim, then those of its class that may be reachable from the node."""
+        for name in self._reserved.get(claim.key, ()):
+            yield self._volumes[name]
+        shelves = self._shelves.get(claim.spec.storage_class_name or "", {})
+        places = {_ANYWHERE, *((key, node.labels[key]) for key in {k for k, _ in shelves} if key in node.labels)}
+        for _, name in merge(*(shelves[place] for place in places if place in shelves)):
+            yield self._volumes[name]
+
+    def _at(self, name: str) -> list[tuple[Decimal, str]]:
+        storage_class, place = self._shelf[name]
+        return self._shelves.setdefault(storage_class, {}).setdefault(place, [])
+
+
+def _place(volume: PersistentVolume) -> Place:
+    """A label that every node has from which the volume can be reached; none if it names no single value."""
+    required = volume.spec.node_affinity.required if volume.spec.node_affinity is not None else None
+    if required is not None and len(required.node_selector_terms) == 1:
+        for wanted in required.node_selector_terms[0].match_expressions:
+            if wanted.operator == "In" and len(wanted.values) == 1:
+                return (wanted.key, wanted.values[0])
+    labels = volume.metadata.labels
+    return next(((key, labels[key]) for key in _PLACES if key in labels and "__" not in labels[key]), _ANYWHERE)

@@ -42,6 +42,7 @@ from capstan.scheduling.policy import Policy
 from capstan.scheduling.population import Population
 from capstan.scheduling.queues import QueueStatus, parse_queue, status_of
 from capstan.scheduling.reservations import Reservation
+from capstan.scheduling.volumes import FreeVolumes
 
 Object = (
     ApiNode
@@ -81,6 +82,9 @@ class World(Population):
         """Indexes that the placement keeps from cycle to cycle."""
         self.topologies: dict[str, list[TopologyLevel]] = {}
         self.volumes: dict[str, PersistentVolume] = {}
+        self.free_volumes = FreeVolumes()
+        self.promised_volumes: tuple[tuple[int, int], frozenset[str]] = ((-1, -1), frozenset())
+        """Volumes given to pods and not bound yet, and the layout and length of `touched` for which that holds."""
         self.volume_claims: dict[Key, PersistentVolumeClaim] = {}
         self.storage_classes: dict[str, StorageClass] = {}
         self.namespaces: dict[str, dict[str, str]] = {}
@@ -130,6 +134,7 @@ class World(Population):
                 self.storage_classes[obj.metadata.name] = obj
             case PersistentVolume():
                 self.volumes[obj.metadata.name] = obj
+                self.free_volumes.put(obj)
             case PersistentVolumeClaim():
                 self.volume_claims[obj.key] = obj
             case PodDisruptionBudget():
@@ -183,6 +188,7 @@ class World(Population):
                 self.storage_classes.pop(name, None)
             case "PersistentVolume":
                 self.volumes.pop(name, None)
+                self.free_volumes.remove(name)
             case "PersistentVolumeClaim":
                 self.volume_claims.pop(key, None)
             case "PodDisruptionBudget":

@@ -25,6 +25,7 @@ from capstan.local.workloads.namespaces import NamespaceController
 from capstan.local.workloads.nodes import GRACE_SECONDS, NodeLifecycleController
 from capstan.local.workloads.replicasets import ReplicaSetController
 from capstan.local.workloads.statefulsets import StatefulSetController
+from capstan.local.workloads.volumes import VolumeController
 
 __all__ = ["WorkloadControllers"]
 
@@ -37,7 +38,7 @@ class WorkloadControllers:
         PolicyRule(api_groups=["*"], resources=["*"], verbs=["get", "list", "watch", "patch", "update", "delete"]),
         PolicyRule(
             api_groups=[""],
-            resources=["pods", "events", "serviceaccounts", "persistentvolumeclaims"],
+            resources=["pods", "events", "serviceaccounts", "persistentvolumeclaims", "persistentvolumes"],
             verbs=["create"],
         ),
         PolicyRule(api_groups=["apps"], resources=["replicasets", "controllerrevisions"], verbs=["create"]),
@@ -60,6 +61,7 @@ class WorkloadControllers:
             JobController(self._caches),
             CronJobController(self._caches),
             ClaimController(self._caches),
+            VolumeController(self._caches),
             NamespaceController(self._caches),
             DisruptionController(self._caches),
             NodeLifecycleController(self._caches, node_grace_seconds),
