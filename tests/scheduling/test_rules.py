@@ -288,6 +288,31 @@ def test_numa_policies(policy: str, zones: dict[str, int] | None) -> None:
     )
 
 
+def test_a_pod_keeps_its_place_only_with_its_numa_zone() -> None:
+    """Consolidation may put pods into other zones of their node, but then they have to end for that."""
+    report = {"policy": "single-numa-node", "zones": {name: {"cpu": "4"} for name in "ab"}}
+    body = {
+        "metadata": {"name": "n0", "annotations": {"platform.capstan.dev/numa": json.dumps(report)}},
+        "status": {
+            "allocatable": {"cpu": 12, "memory": "64Gi", "pods": 10},
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    }
+    amounts = {"cpu": 3, "memory": "1Gi"}
+    container = {"name": "main", "resources": {"requests": amounts, "limits": amounts}}
+    made = world(msgspec.convert(body, Node), queue("a"))
+    for name, zone in (("old-0", "a"), ("old-1", "b")):
+        made.upsert(gang(name, "a", rank=1))
+        held = pod(name, name, on="n0", containers=[container])
+        held.metadata.annotations["platform.capstan.dev/numa"] = json.dumps({zone: {"cpu": "3"}})
+        made.upsert(held)
+    made.upsert(gang("next", "a"))  # it comes first, were all to be placed anew
+    made.upsert(pod("next", "next", containers=[container]))
+    plan = cycle(made, POLICY, START)
+    assert (plan.binds, plan.promises, plan.evictions) == ([], [], [])
+    assert [verdict.group for verdict in plan.verdicts] == ["next"]
+
+
 def test_anti_affinity_spreads_a_gang_over_hosts() -> None:
     term = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {}}
     affinity = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}

@@ -122,7 +122,8 @@ def _move(session: Session, units: Sequence[Sequence[Task]]) -> bool:
             return False
         for task in unit:
             status, node, devices, zones, charge, had = was[task.uid]
-            if task.leaving == (task.node, task.devices) and world.allocations(task) == had:
+            stays = task.leaving == (task.node, task.devices) and task.zones == zones
+            if stays and world.allocations(task) == had:
                 world.move(task, status, node, devices, zones=zones, charge=charge)
         waiting = any(world.tasks[uid].gang is gang and world.tasks[uid].node is None for uid in moving)
         order.done(gang if waiting else None)

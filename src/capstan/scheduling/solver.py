@@ -215,13 +215,18 @@ class Solver:
             if not unit or session.over(gang, unit) is not None or not session.place(gang, unit, later=True):
                 return False
             for task in unit:
-                stays = task.leaving is not None and task.leaving == (task.node, task.devices)
                 # Whoever gets other devices of its node by its claims has to end for that.
-                if stays and world.allocations(task) == self._had[task.uid]:
+                if self._stays(task) and world.allocations(task) == self._had[task.uid]:
                     self._put_back(task)
             unplaced = gang is not self.gang and any(t.gang is gang and t.node is None for t in victims)
             order.done(gang if unplaced else None)
         return all(task.node is not None for task in victims)
+
+    def _stays(self, task: Task) -> bool:
+        """Whether a victim has been placed where it is: node, shared devices and NUMA zones."""
+        if task.leaving is None:
+            return False
+        return task.leaving == (task.node, task.devices) and task.zones == self._was[task.uid][3]
 
     def _put_back(self, task: Task) -> None:
         status, node, devices, zones, charge = self._was[task.uid]
@@ -296,7 +301,7 @@ class Solver:
         if not session.place(victim.gang, by_order, later=True):
             return False
         for task in by_order:
-            if task.leaving is not None and task.leaving == (task.node, task.devices):
+            if self._stays(task):
                 self._put_back(task)
         if all(self._was[task.uid][0] == Status.ALLOCATED for task in by_order):
             session.start_now(by_order)  # nothing of it runs yet, so nothing has to end first
