@@ -270,3 +270,23 @@ def test_field_selectors_know_what_absent_values_mean() -> None:
     assert kind("v1", "Node").selectable_fields(node)["spec.unschedulable"] == "false"
     job = {"metadata": {"name": "j"}, "status": {"succeeded": 2}}
     assert kind("batch/v1", "Job").selectable_fields(job)["status.successful"] == "2"
+
+
+def test_containers_of_a_stateful_set_may_mount_what_its_claim_templates_make() -> None:
+    def stateful_set(mount: str) -> Object:
+        container = {"name": "main", "image": "x", "volumeMounts": [{"name": mount, "mountPath": "/data"}]}
+        claim = {"metadata": {"name": "data"}, "spec": {"accessModes": ["ReadWriteOnce"]}}
+        return {
+            "apiVersion": "apps/v1",
+            "kind": "StatefulSet",
+            "metadata": {"name": "db"},
+            "spec": {
+                "serviceName": "db",
+                "selector": {"matchLabels": {"app": "db"}},
+                "template": {"metadata": {"labels": {"app": "db"}}, "spec": {"containers": [container]}},
+                "volumeClaimTemplates": [claim],
+            },
+        }
+
+    assert complaints(created(stateful_set("data"))) == {}
+    assert list(complaints(created(stateful_set("other")))) == ["spec.template.spec.containers[0].volumeMounts[0].name"]

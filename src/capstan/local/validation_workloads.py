@@ -173,9 +173,23 @@ _STATEFUL_MUTABLE = (
 )  # fmt: skip
 
 
+def _with_claimed_volumes(obj: Object) -> Object:
+    """The StatefulSet as its pods will be: containers may mount the volumes of its claim templates."""
+    spec = obj["spec"]
+    templates = spec.get("volumeClaimTemplates") or ()
+    claimed = [{"name": (claim.get("metadata") or {}).get("name", ""), "emptyDir": {}} for claim in templates]
+    template = spec.get("template") or {}
+    if not claimed or not template.get("spec"):
+        return obj
+    names = {volume["name"] for volume in claimed}
+    own = [volume for volume in template["spec"].get("volumes") or () if volume["name"] not in names]
+    pod = {**template["spec"], "volumes": [*own, *claimed]}
+    return {**obj, "spec": {**spec, "template": {**template, "spec": pod}}}
+
+
 def validate_stateful_set(new: Object, old: Object | None) -> Causes:
     causes: Causes = []
-    _selector_and_template(new, causes)
+    _selector_and_template(_with_claimed_volumes(new), causes)
     if old is not None:
         frozen = {key: value for key, value in new["spec"].items() if key not in _STATEFUL_MUTABLE}
         if frozen != {key: value for key, value in old["spec"].items() if key not in _STATEFUL_MUTABLE}:
