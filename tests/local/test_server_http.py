@@ -14,7 +14,7 @@ import pytest
 from capstan.api.resources import CONFIG_MAPS, PODS
 from capstan.kube import Client, NotFound, Token, from_kubeconfig
 from capstan.kube.http import HttpTransport
-from capstan.local import DataDirectoryInUse, Server, serving
+from capstan.local import DataDirectoryInUse, Server, asgi, serving
 from capstan.local.credentials import write_kubeconfig
 from capstan.local.protobuf import Undecodable, decode
 
@@ -37,6 +37,26 @@ def serve(tmp_path: Path, work: Callable[[Server, str], Awaitable[None]], *, tls
 def headers(server: Server, **more: str) -> dict[str, str]:
     assert server.credentials is not None
     return {"Authorization": f"Bearer {server.credentials.admin_token}", **more}
+
+
+def test_connections_that_ask_for_nothing_are_closed_and_too_many_turned_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asgi, "_KEEP_ALIVE_SECONDS", 2)
+    monkeypatch.setattr(asgi, "_MOST_CONNECTIONS", 2)
+
+    async def work(server: Server, url: str) -> None:
+        host, port = "127.0.0.1", int(url.rpartition(":")[2])
+        silent, other, third = [await asyncio.open_connection(host, port) for _ in range(3)]
+        assert await third[0].read() == b""
+        assert not silent[0].at_eof() and not other[0].at_eof()
+        assert await silent[0].read() == await other[0].read() == b""
+        async with aiohttp.ClientSession(headers=headers(server)) as session, session.get(f"{url}/api") as answer:
+            assert answer.status == 200
+        for _, writer in (silent, other, third):
+            writer.close()
+
+    serve(tmp_path, work)
 
 
 def test_a_client_with_the_kubeconfig_over_tls_and_after_a_restart(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from capstan.local import status
 from capstan.local.request import ANONYMOUS, BODY_LIMIT, Request, Response, Stream, User
@@ -24,8 +25,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 _KEEP_ALIVE_SECONDS = 120
-
-
+_MOST_CONNECTIONS = 500
 _DRAIN_LIMIT = 64 << 20
 """Bytes of a refused body that are still taken off the wire: a client that is cut off while it sends sees a broken
 connection instead of the answer."""
@@ -149,6 +149,21 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
+class _Connection(HttpToolsProtocol):
+    """A connection that asks for nothing is closed, also before its first request; more than `_MOST_CONNECTIONS` at a
+    time are turned away, so that no client uses up the process's files."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        if len(self.connections) > _MOST_CONNECTIONS:
+            log.warning("more than %d connections are open, another one is turned away", _MOST_CONNECTIONS)
+            transport.close()
+        else:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+
 class _Uvicorn(uvicorn.Server):
     """Signals stay with the program around us."""
 
@@ -169,7 +184,7 @@ async def serving(server: Server, host: str = "127.0.0.1", port: int = 0, *, tls
     app = App(server)
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=_Connection,
         ws="none",
         lifespan="off",
         access_log=False,
