@@ -94,6 +94,41 @@ async def test_a_closed_recorder_drops_what_waits(wire: Any, client: kube.Client
     assert recorder.dropped == 1 and not events(wire)
 
 
+async def test_the_last_events_are_written_at_once_also_by_a_task_that_is_cancelled(
+    wire: Any, client: kube.Client
+) -> None:
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    slow = kube.EventRecorder(client, "kubelet", rate=0.001)
+    waiting = kube.EventRecorder(client, "kubelet", calm=never)
+
+    async def work() -> None:
+        try:
+            await never()
+        finally:
+            await slow.finish()
+            await waiting.finish()
+
+    task = asyncio.create_task(work())
+    for reason in ("Pulled", "Created", "Started"):
+        slow.emit(POD, "Normal", reason, "x")
+    waiting.emit(POD, "Normal", "Killing", "x")
+    await asyncio.sleep(0.01)
+    await stop(task)
+    assert [event["reason"] for event in events(wire)] == ["Pulled", "Created", "Started", "Killing"]
+    assert slow.dropped == waiting.dropped == 0
+
+
+async def test_what_cannot_be_written_in_time_at_the_end_is_dropped(wire: Any, client: kube.Client) -> None:
+    recorder = kube.EventRecorder(client, "kubelet")
+    recorder.emit(POD, "Normal", "Pulled", "x")
+    recorder.emit(POD, "Normal", "Created", "x")
+    await recorder.finish(seconds=0)
+    await asyncio.sleep(0.01)
+    assert len(events(wire)) < 2 and recorder.dropped > 0
+
+
 def elector(client: kube.Client, identity: str, **options: Any) -> kube.LeaderElector:
     return kube.LeaderElector(client, "scheduler", "default", identity, **({"retry_seconds": 0.01} | options))
 

@@ -128,6 +128,20 @@ class EventRecorder:
         while self._writer is not None:
             await asyncio.shield(self._writer)
 
+    async def finish(self, seconds: float = 1.0) -> None:
+        """The end: what waits is written without pauses, as far as it goes in `seconds`; the rest is dropped.
+
+        May be awaited by a task that was cancelled.
+        """
+        if self._writer is not None:
+            self._writer.cancel()
+            await asyncio.wait([self._writer])
+        rest = asyncio.create_task(self._write_rest())
+        await asyncio.wait([rest], timeout=seconds)
+        rest.cancel()
+        await asyncio.wait([rest])
+        self.close()
+
     def close(self) -> None:
         """Write nothing more; what waits is dropped."""
         self.dropped += len(self._pending)
@@ -141,21 +155,28 @@ class EventRecorder:
             while self._pending:
                 if self._calm is not None:
                     await self._calm()
-                same, event = self._pending.popitem(last=False)
-                target = event.target
-                try:
-                    await self._write(same, event)
-                except (errors.NotFound, errors.Forbidden) as error:
-                    # Normal at the end of a namespace, which takes nothing new.
-                    self.dropped += 1
-                    _log.info("event %s on %s %s is lost: %s", same[2], target.kind, target.name, error)
-                except errors.ApiError as error:
-                    self.dropped += 1
-                    _log.warning("event %s on %s %s is lost: %s", same[2], target.kind, target.name, error)
+                await self._write_next()
                 if self._pending:
                     await asyncio.sleep(self._pause)
         finally:
             self._writer = None
+
+    async def _write_rest(self) -> None:
+        while self._pending:
+            await self._write_next()
+
+    async def _write_next(self) -> None:
+        same, event = self._pending.popitem(last=False)
+        target = event.target
+        try:
+            await self._write(same, event)
+        except (errors.NotFound, errors.Forbidden) as error:
+            # Normal at the end of a namespace, which takes nothing new.
+            self.dropped += 1
+            _log.info("event %s on %s %s is lost: %s", same[2], target.kind, target.name, error)
+        except errors.ApiError as error:
+            self.dropped += 1
+            _log.warning("event %s on %s %s is lost: %s", same[2], target.kind, target.name, error)
 
     async def _write(self, same: _Repeat, event: _Pending) -> None:
         target, count = event.target, event.count

@@ -127,6 +127,7 @@ class Fleet(kube.Controller[kube.Key]):
             for name, agent in self.agents.items():
                 self._logs.pop(name, None)
                 await agent.plugins.close()
+            await self.recorder.finish()
 
     # -- nodes
 

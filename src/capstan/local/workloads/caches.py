@@ -28,6 +28,7 @@ class Caches:
         self.client = client
         self.now = now
         self._caches: dict[Resource[Any], kube.Cache[Any]] = {}
+        self._recorders: list[kube.EventRecorder] = []
         self._by_controller: dict[Resource[Any], kube.Index[str, Any]] = {}
         self._orphans: dict[Resource[Any], kube.Index[str, Any]] = {}
         self.pods = self.of(resources.PODS)
@@ -57,13 +58,18 @@ class Caches:
 
     def recorder(self, component: str) -> kube.EventRecorder:
         """Events under the name that a controller has in kube-controller-manager."""
-        return kube.EventRecorder(self.client, component, now=self.now)
+        recorder = kube.EventRecorder(self.client, component, now=self.now)
+        self._recorders.append(recorder)
+        return recorder
 
     async def run(self) -> None:
-        """Keeps all caches that were asked for so far current, until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            for cache in self._caches.values():
-                group.create_task(cache.run())
+        """Keeps all caches that were asked for so far current, until cancelled; then the last events are written."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for cache in self._caches.values():
+                    group.create_task(cache.run())
+        finally:
+            await asyncio.gather(*(recorder.finish() for recorder in self._recorders))
 
 
 async def patch_status(
