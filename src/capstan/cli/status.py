@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -10,7 +11,7 @@ import msgspec
 
 from capstan import kube
 from capstan.api import quantity, resources
-from capstan.api.core import Node, Pod
+from capstan.api.core import Node, Pod, Quantity
 from capstan.api.resource import ResourceClaim, ResourceSlice
 from capstan.api.scheduling import POD_GROUP_ANNOTATION, QUEUE_LABEL, PodGroup, Queue
 from capstan.cli.connection import asynchronous, cluster_options, connect, output_option
@@ -19,10 +20,12 @@ from capstan.cli.usage import QueueUsage, read_usage
 
 _GPU_DRIVER = "gpu.nvidia.com"
 _PRODUCT_LABEL = "nvidia.com/gpu.product"
+_GPU_RESOURCE, _MIG_RESOURCES = "nvidia.com/gpu", "nvidia.com/mig-"
 
 
 class NodeStatus(msgspec.Struct, rename="camel"):
-    """`gpus_in_use` counts physical GPUs that any claim holds, whole or in part."""
+    """`gpus_in_use` counts physical GPUs that any claim holds, whole or in part; where a device plugin offers them,
+    GPUs and MIG instances that pods ask for."""
 
     name: str
     ready: bool
@@ -134,10 +137,10 @@ async def _read(client: kube.Client) -> PlatformStatus:
     grouped = {group.key for group in groups}
     alone = [pod for pod in pods if (pod.metadata.namespace, _group_name(pod)) not in grouped]
     waiting = [*map(_waiting, groups), *map(_waiting_alone, alone)]
-    running: dict[str, int] = defaultdict(int)
+    running: dict[str, list[Pod]] = defaultdict(list)
     for pod in pods:
         if pod.spec.node_name and pod.status.phase not in ("Succeeded", "Failed"):
-            running[pod.spec.node_name] += 1
+            running[pod.spec.node_name].append(pod)
     gpus, used = _gpus(slices, claims)
     return PlatformStatus(
         problems=await _problems(client),
@@ -199,16 +202,29 @@ def _gpus(slices: list[ResourceSlice], claims: list[ResourceClaim]) -> tuple[dic
     return all_of, in_use
 
 
-def _node(node: Node, gpus: dict[str, set[str]], used: dict[str, set[str]], running: dict[str, int]) -> NodeStatus:
+def _node(
+    node: Node, gpus: dict[str, set[str]], used: dict[str, set[str]], running: dict[str, list[Pod]]
+) -> NodeStatus:
     name = node.metadata.name
-    plugin = quantity.whole(node.status.allocatable.get("nvidia.com/gpu"))
+    pods = running.get(name, [])
+    by_claims = name in gpus
+    asked = (_plugged(c.resources.requests) for pod in pods for c in pod.spec.containers)
     return NodeStatus(
         name=name,
         ready=node.ready,
         product=node.metadata.labels.get(_PRODUCT_LABEL, ""),
-        gpus=len(gpus.get(name, ())) or plugin,
-        gpus_in_use=len(used.get(name, ())),
-        pods=running.get(name, 0),
+        gpus=len(gpus[name]) if by_claims else _plugged(node.status.allocatable),
+        gpus_in_use=len(used.get(name, ())) if by_claims else sum(asked),
+        pods=len(pods),
+    )
+
+
+def _plugged(amounts: Mapping[str, Quantity]) -> int:
+    """GPUs and MIG instances of a device plugin."""
+    return sum(
+        quantity.whole(amount)
+        for resource, amount in amounts.items()
+        if resource == _GPU_RESOURCE or resource.startswith(_MIG_RESOURCES)
     )
 
 
