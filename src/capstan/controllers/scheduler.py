@@ -81,6 +81,13 @@ OPTIONAL = frozenset(
 KAI's requests to its binder."""
 
 
+class NodeGone(Exception):
+    """The node of a decision does not exist any more."""
+
+    def __init__(self, node: str) -> None:
+        super().__init__(f"node {node} is gone")
+
+
 class Scheduler:
     """Decides and executes until cancelled. Give it a client with the rights in `RULES`."""
 
@@ -301,6 +308,8 @@ class Scheduler:
             async with self._writes:
                 await work
                 return True
+        except NodeGone as error:
+            log.info("%s: %s, deciding anew", attempt, error)
         except kube.ApiError as error:
             log.log(kube.severity(error), "%s failed, deciding anew: %s", attempt, error)
         except Exception:
@@ -317,6 +326,7 @@ class Scheduler:
 
     async def _bind(self, bind: scheduling.Bind, decided: float) -> None:
         """Allocate and reserve the pod's claims, then bind it: a bound pod must find its claims ready."""
+        self._still_there(bind)
         if bind.implied is not None:
             await self._make_implied_claim(bind, bind.implied)
         for (namespace, name), allocation in bind.claims.items():
@@ -327,6 +337,7 @@ class Scheduler:
         metadata: dict[str, Any] = {"name": bind.pod, "namespace": bind.namespace, "uid": bind.uid}
         if bind.zones:  # annotations of a binding become the pod's
             metadata["annotations"] = {NUMA_ANNOTATION: numa_text(bind.zones)}
+        self._still_there(bind)
         await self._client.post(
             resources.PODS,
             bind.pod,
@@ -343,6 +354,11 @@ class Scheduler:
         pod = ObjectReference(api_version="v1", kind="Pod", namespace=bind.namespace, name=bind.pod, uid=bind.uid)
         message = f"Successfully assigned {bind.namespace}/{bind.pod} to {bind.node}"
         self._scheduled.emit(pod, "Normal", "Scheduled", message)
+
+    def _still_there(self, bind: scheduling.Bind) -> None:
+        """Raises NodeGone. Binds are written one after another; nodes may go meanwhile, and no server looks."""
+        if bind.node not in self.world.nodes:
+            raise NodeGone(bind.node)
 
     async def _make_implied_claim(self, bind: scheduling.Bind, implied: scheduling.ImpliedClaim) -> None:
         """The claim behind an extended resource or a GPU share (KEP-5004). Its name follows from the pod's uid."""
@@ -391,6 +407,11 @@ class Scheduler:
         status: dict[str, Any] = {"allocation": allocation}
         if reserved_for is not None:
             status["reservedFor"] = [reserved_for]
+        known = self.world.claims.get((namespace, name))
+        if known is not None and known.status.allocation not in (None, allocation):
+            # On a node that is gone. An allocation is never changed, only ended and made anew.
+            ended: dict[str, Any] = {"status": {"allocation": None, "reservedFor": None}}
+            await self._client.patch(resources.RESOURCE_CLAIMS, name, namespace, patch=ended, subresource="status")
         await self._client.patch(
             resources.RESOURCE_CLAIMS, name, namespace, patch={"status": status}, subresource="status"
         )

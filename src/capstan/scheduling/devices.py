@@ -9,7 +9,13 @@ import msgspec
 
 from capstan.allocation import FRACTION_ANNOTATION, Allocation, Inventory, NodeView
 from capstan.allocation import allocate as allocate_claims
-from capstan.api.resource import MAX_RESERVED_FOR, ExactDeviceRequest, ResourceClaim, ResourceClaimSpec
+from capstan.api.resource import (
+    MAX_RESERVED_FOR,
+    AllocationResult,
+    ExactDeviceRequest,
+    ResourceClaim,
+    ResourceClaimSpec,
+)
 from capstan.scheduling.amounts import GPU, GPU_COLUMN
 from capstan.scheduling.model import Node, Status, Task
 from capstan.scheduling.policy import Policy
@@ -299,7 +305,7 @@ def allocate(world: World, policy: Policy, task: Task, node: Node, *, later: boo
     if task.leaving is not None and not world.is_drained(task.leaving[0]):
         world.drain(task.leaving[0])
     view = NodeView(node.name, node.labels)
-    open_claims = []
+    open_claims, stranded = [], []
     for claim in claims_of(world, task, node, skip):
         if _crowded(world, task, claim):
             return Refused(f"claim {claim.key[1]} has {MAX_RESERVED_FOR} users already")
@@ -309,9 +315,15 @@ def allocate(world: World, policy: Policy, task: Task, node: Node, *, later: boo
         if held is None:
             open_claims.append(claim)
         elif held.node_selector is not None and not held.node_selector.matches(node.name, node.labels):
-            return Refused(f"claim {claim.key[1]} is allocated and cannot be used there")
+            if not _stranded(world, task, claim, held):
+                return Refused(f"claim {claim.key[1]} is allocated and cannot be used there")
+            open_claims.append(claim)
+            stranded.append(claim.key)
     if not open_claims:
         return Granted(later)
+    mark = world.mark()
+    for key in stranded:
+        inventory.release(key)
     drained = world.is_drained(node)
     refused = Refused("")
     if not later or drained:
@@ -323,7 +335,6 @@ def allocate(world: World, policy: Policy, task: Task, node: Node, *, later: boo
         refused = Refused(_unnamed(task, result.message), lasts=result.lasts and not world.products)
         if not result.is_error and _regrant(world, policy, task, node, open_claims, later=later or drained):
             return Granted(later or drained)
-    mark = world.mark()
     if not drained and (world.drain(node) or later):
         result = allocate_claims(inventory, open_claims, view, policy=policy.allocation_policy)
         if isinstance(result, Allocation):
@@ -332,6 +343,15 @@ def allocate(world: World, policy: Policy, task: Task, node: Node, *, later: boo
         refused = Refused(_unnamed(task, result.message), lasts=result.lasts)
     world.rollback(mark)
     return refused
+
+
+def _stranded(world: World, task: Task, claim: ResourceClaim, held: AllocationResult) -> bool:
+    """Whether a claim that nobody else uses was allocated on a node that has disappeared before the pod was bound."""
+    terms = held.node_selector.node_selector_terms if held.node_selector is not None else []
+    fields = terms[0].match_fields if len(terms) == 1 else []
+    homes = fields[0].values if len(fields) == 1 and fields[0].key == "metadata.name" else []
+    own = (task.implied is not None and task.implied.key == claim.key) or world.claim_users.get(claim.key) == [task.uid]
+    return own and bool(homes) and not any(home in world.nodes for home in homes)
 
 
 def _unnamed(task: Task, message: str) -> str:
