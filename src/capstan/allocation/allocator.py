@@ -48,7 +48,8 @@ def allocate(
 
     Claims that hold an allocation already are left out of the result, but must be usable on the node. The inventory
     is not changed: `assume` what was decided. `kubernetes` takes the devices that kube-scheduler's allocator would
-    take, `best-fit` those that cost least (score.py). A refusal other than BudgetExhausted is a proof.
+    take, `best-fit` those that cost least (score.py). `features` stand in for those of the inventory. A refusal other
+    than BudgetExhausted is a proof.
     """
     devices = inventory.on_node(node)
     usual = policy == "best-fit" and features is None and inventory.features == _USUAL
