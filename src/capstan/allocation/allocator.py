@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from capstan.allocation.claims import Alternative, Preparation, PreparedClaim
-from capstan.allocation.inventory import Inventory, NodeDevices
+from capstan.allocation.inventory import Inventory
 from capstan.allocation.model import (
     Allocation,
     AllocationError,
@@ -17,6 +17,7 @@ from capstan.allocation.model import (
     NodeView,
     Refusal,
 )
+from capstan.allocation.nodes import NodeDevices
 from capstan.allocation.plain import question
 from capstan.allocation.pools import Device
 from capstan.allocation.result import allocation

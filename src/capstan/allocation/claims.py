@@ -12,8 +12,9 @@ from fractions import Fraction
 
 from capstan.allocation import capacity
 from capstan.allocation.constraints import Constraint, MatchAttribute, Values, build
-from capstan.allocation.inventory import Inventory, NodeDevices
+from capstan.allocation.inventory import Inventory
 from capstan.allocation.model import ClaimKey, Features, InvalidClaim, Number, SelectorError, number
+from capstan.allocation.nodes import NodeDevices
 from capstan.allocation.pools import Consumption, Device
 from capstan.allocation.selectors import InvalidSelector, SelectorFailed, derived
 from capstan.allocation.uses import blocked, fits

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from capstan.allocation.answers import Answers, Kind
+from capstan.allocation.answers import Answers
 from capstan.allocation.holdings import Holdings
 from capstan.allocation.model import ClaimKey, Features, NodeView, Number, Problem, number
-from capstan.allocation.pools import Device, Errors, Pool, PoolKey, Scope, Shared, Slices
+from capstan.allocation.nodes import NodeDevices, sees
+from capstan.allocation.pools import Device, Pool, PoolKey, Shared, Slices
 from capstan.allocation.selectors import Expressions, Selectors
-from capstan.allocation.tables import Tables, memory
+from capstan.allocation.tables import Tables
 from capstan.allocation.uses import Use, blocked, most, rooms, takes_another
 from capstan.api.core import Node, Toleration
 from capstan.api.resource import (
@@ -24,7 +25,6 @@ from capstan.api.resource import (
     ResourceClaim,
     ResourceSlice,
 )
-from capstan.api.selectors import InvalidSelector as InvalidNodeSelector
 
 Fact = ResourceSlice | DeviceClass | ResourceClaim | DeviceTaintRule | Node
 
@@ -35,48 +35,6 @@ _REMEMBERED = 50_000
 _ANY_NODE = ""
 
 _NO_LABELS: dict[str, str] = {}
-
-
-class NodeDevices:
-    """What one node sees: its pools in allocation order, and the devices of each that it may use."""
-
-    __slots__ = ("_largest", "_mixed", "_selectors", "kinds", "node", "pools", "view")
-
-    def __init__(self, node: NodeView, pools: list[Pool], selectors: Selectors) -> None:
-        self.node = node.name
-        self.view = node
-        self.pools = pools
-        self.kinds: dict[Expressions, Kind | None] = {}
-        """What selectors match, where nothing but uses and counters tells its states apart: a cache for `plain`."""
-        self._selectors = selectors
-        self._largest: Number | None = None
-        self._mixed = any(pool.mixed for pool in pools)
-
-    @property
-    def where(self) -> str:
-        """For messages."""
-        return f"on the node {self.node}" if self.node else "on a node without name and labels"
-
-    @property
-    def largest(self) -> Number:
-        """The memory of the largest device in bytes, 0 if none publishes any."""
-        if self._largest is None:
-            devices = (device for pool in self.pools if pool.usable for device in pool.devices.values())
-            self._largest = max(map(memory, devices), default=0)
-        return self._largest
-
-    def matches(self, expressions: Expressions) -> tuple[list[Device], Errors]:
-        """Devices of all usable pools in allocation order that are selected or on which a selector failed, and the
-        failures; these include devices of the same slices that the node does not see, because kube-scheduler looks at
-        selectors first. Not to be changed."""
-        found = [self._selectors.matches(pool, expressions) for pool in self.pools]
-        if len(found) == 1 and not self._mixed:
-            return found[0]
-        errors = {device: error for _, errors in found for device, error in errors.items()}
-        devices = [device for some, _ in found for device in some]
-        if self._mixed:
-            devices = [device for device in devices if device in errors or device.scope.matches(self.view)]
-        return devices, errors
 
 
 class Inventory:
@@ -276,7 +234,7 @@ class Inventory:
         assert whole is not None
         if key not in self._wide and self._local[node.name][key] == len(slices.all):
             return whole
-        seen = [entry for entry in slices.all.values() if _sees(node, entry)]
+        seen = [entry for entry in slices.all.values() if sees(node, entry)]
         if not seen or len(seen) == len(slices.all):
             return whole if seen else None
         names = tuple(entry.metadata.name for entry in seen)
@@ -357,8 +315,7 @@ class Inventory:
 
     def pool(self, key: PoolKey) -> Pool:
         """A pool as all its slices make it. Raises KeyError."""
-        self._ready_pool(key)
-        pool = self._pools[key].whole
+        pool = self._pools[key].whole or self._ready_pool(key)
         assert pool is not None
         return pool
 
@@ -505,18 +462,3 @@ class Inventory:
         for key in self._pools:
             self._ready_pool(key)
         return self._holdings.dump()
-
-
-def _sees(node: NodeView, entry: ResourceSlice) -> bool:
-    """Whether the node may see any device of the slice; a slice of counters alone is seen unless it is local to another
-    node. One with an unreadable selector counts as seen: somebody must be told."""
-    spec = entry.spec
-    if spec.shared_counters and not spec.devices and not spec.node_name:
-        return True
-    try:
-        return any(
-            Scope(place.node_name, place.node_selector, bool(place.all_nodes)).matches(node)
-            for place in (spec.devices if spec.per_device_node_selection else (spec,))
-        )
-    except InvalidNodeSelector:
-        return True

@@ -13,7 +13,8 @@ from typing import NamedTuple
 from capstan.allocation.answers import Answer, Choice, Key, Kind
 from capstan.allocation.capacity import consumption
 from capstan.allocation.claims import FRACTION_ANNOTATION, Alternative, Candidate, PreparedClaim, Request
-from capstan.allocation.inventory import Inventory, NodeDevices
+from capstan.allocation.inventory import Inventory
+from capstan.allocation.nodes import NodeDevices
 from capstan.allocation.pools import Device
 from capstan.allocation.score import alignment
 from capstan.allocation.search import Pick

@@ -58,6 +58,7 @@ class BestFit:
         self._tables = inventory.tables
         alternatives = [option for request in self._requests for option in request.alternatives]
         devices = {candidate.device: None for option in alternatives for candidate in option.candidates}
+        self._partitions = any(device.consumption for device in devices)
         self._largest = largest
         self._weight = {d: weight(d, inventory.pool(d.pool).counters, largest) for d in devices}
         self._values: dict[Device, tuple[Values, ...]] = {device: alignment(device) for device in devices}
@@ -106,7 +107,7 @@ class BestFit:
         """Where a match constraint ties the devices to one counter set, what no longer fits beside the least they take
         of it is lost for certain. Devices that are not tied to it are not among that: those must fit."""
         floor = self.floor(search, index, alternative, need)
-        for constraint in alternative.constraints:
+        for constraint in alternative.constraints if self._partitions else ():
             home = self._home(constraint)
             if home is None:
                 continue
