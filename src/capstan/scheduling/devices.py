@@ -307,10 +307,11 @@ def allocate(world: World, policy: Policy, task: Task, node: Node, *, later: boo
     view = NodeView(node.name, node.labels)
     open_claims, stranded = [], []
     for claim in claims_of(world, task, node, skip):
-        if _crowded(world, task, claim):
-            return Refused(f"claim {claim.key[1]} has {MAX_RESERVED_FOR} users already")
-        if not _same_queue(world, task, claim):
-            return Refused(f"claim {claim.key[1]} needs the label {policy.queue_label} of the pod's queue")
+        if claim is not task.implied:  # of that nobody else is a user
+            if _crowded(world, task, claim):
+                return Refused(f"claim {claim.key[1]} has {MAX_RESERVED_FOR} users already")
+            if not _same_queue(world, task, claim):
+                return Refused(f"claim {claim.key[1]} needs the label {policy.queue_label} of the pod's queue")
         held = inventory.allocation(claim.key)
         if held is None:
             open_claims.append(claim)

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import groupby
+from operator import itemgetter
 from typing import Final, Generic, TypeVar, cast
 
 from capstan.allocation import Inventory
@@ -41,6 +42,7 @@ Rank = tuple[int, int, int, int, int, float, int, str, int, Node]
 """preference, topology, sharing, availability, kind, density, reluctance, name, version, node"""
 _NAME: Final = 7
 """Where the part of a rank ends that says how good a node is."""
+_node_of: Callable[[Rank], Node] = itemgetter(-1)
 T = TypeVar("T")
 _NONE: frozenset[str] = frozenset()
 _MOST_KEPT = 1024
@@ -432,7 +434,8 @@ class Placer:
             self._put(task, top[9], wait=later or top[3] > 0)
             return top[9]
         index.look_for(task.gang)
-        for node in self._in_company(task, index.candidates(), later):
+        ranks = index.candidates()
+        for node in self._in_company(task, ranks, later) if task.shape.company else map(_node_of, ranks):
             self._lasts = True
             if self.try_node(task, node, later=later):
                 return node
