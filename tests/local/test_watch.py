@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from capstan import kube
+from capstan.api import resources
+from capstan.api.base import Object
 
 MAPS = "/api/v1/namespaces/default/configmaps"
 ALL_MAPS = "/api/v1/configmaps"
@@ -373,3 +379,24 @@ def test_closing_the_server_ends_its_watches(api) -> None:
     watch = api.watch(MAPS)
     api.server.reads.close()
     assert watch.ended()
+
+
+def test_readers_in_this_process_share_what_one_of_them_decoded(api) -> None:
+    async def read() -> None:
+        client = kube.Client(api.server.transport())
+        whole: kube.Cache[Any] = kube.Cache(client, resources.PODS)
+        metadata: kube.Cache[Any] = kube.Cache(client, msgspec.structs.replace(resources.PODS, struct=Object))
+        tasks = []
+        for cache in (whole, whole_again := kube.Cache(client, resources.PODS), metadata):
+            tasks.append(asyncio.create_task(cache.run()))
+            await cache.synced()
+        version = (await client.create(resources.PODS, pod("p"), "default"))["metadata"]["resourceVersion"]
+        for cache in (whole, whole_again, metadata):
+            await cache.reached(version)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        found = whole.get("p", "default")
+        assert found is not None and whole_again.get("p", "default") is found is metadata.get("p", "default")
+
+    api.run(read())

@@ -17,7 +17,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
-from capstan.api.base import Status
+from capstan.api.base import Object, Status
 from capstan.api.resources import Resource
 from capstan.kube import errors
 from capstan.kube.transport import Document, Response, Transport
@@ -205,7 +205,7 @@ class Client:
         async with self.transport.stream(resource.path(namespace), query=query) as documents:
             async for document in documents:
                 shared = document.decoded if isinstance(document, Document) else _NOT_SHARED
-                found = shared.get(resource.struct)
+                found = shared.get(resource.struct) or _wider(shared, resource.struct)
                 if found is None:
                     event = _event.decode(document)
                     if event.type == "ERROR":
@@ -334,6 +334,13 @@ class Client:
         # Nobody reads the warnings about unknown fields that a server would otherwise look for.
         options = {"fieldManager": self.field_manager, "fieldValidation": "Ignore"}
         return options | {"dryRun": "All"} if dry_run else options
+
+
+def _wider(shared: Mapping[type[Any], Any], struct: type[Any]) -> Any:
+    """What a reader of a whole object made of it serves a reader of its metadata as well."""
+    if struct is not Object:
+        return None
+    return next((event for decoded, event in shared.items() if issubclass(decoded, Object)), None)
 
 
 def _may_retry(method: str, error: errors.ApiError) -> bool:
