@@ -81,6 +81,30 @@ async def test_what_a_queue_held_in_an_earlier_life_is_taken_out_of_its_status(h
     await house.until(counted, "only what is held now stands there")
 
 
+async def test_a_queue_says_since_when_it_cannot_be_used(house, shards):
+    await install(house.client, [shard("default")])
+    for name, parent in (("a", "b"), ("b", "a")):
+        await house.client.create(resources.QUEUES, {"metadata": {"name": name}, "spec": {"parentQueue": parent}})
+
+    async def orphan():
+        queue = await house.client.get(resources.QUEUES, "a")
+        return next((c for c in queue.status.conditions if c.type == "Orphan"), None)
+
+    async def told():
+        found = await orphan()
+        return found is not None and found.status == "True" and found
+
+    broken = await house.until(told, "it is told")
+    assert broken.message == "its chain of parents is a circle: a, b, a"
+    assert broken.last_transition_time
+    await house.client.patch(resources.QUEUES, "b", patch={"spec": {"parentQueue": ""}})
+
+    async def well():
+        return (await orphan()).status == "False"
+
+    await house.until(well, "it is taken back once the circle is broken")
+
+
 async def test_a_pool_without_a_shard_waits_until_one_comes(house, shards):
     await install(house.client, [shard("default")])
     await house.node("r1")

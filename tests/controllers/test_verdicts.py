@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+import time
 
 import pytest
 
 from capstan import kube
 from capstan.api import resources
 from capstan.controllers.scheduler import Scheduler
+from capstan.controllers.wall_clock import WallClock
 
 pytestmark = pytest.mark.anyio
 
@@ -187,3 +189,23 @@ async def test_verdicts_that_cannot_be_written_are_one_line_a_cycle_and_come_lat
         return all(group.status.scheduling_conditions for group in groups)
 
     await house.until(told, "all are told once it works")
+
+
+async def test_news_is_told_although_the_clock_was_set_back(house, monkeypatch):
+    monkeypatch.setattr("capstan.controllers.verdicts.REPEAT_SECONDS", 0.1)
+    wall = [time.time()]
+    made = Scheduler(
+        await house.grant("scheduler", Scheduler.RULES), wall=WallClock(lambda: wall[0], time.monotonic), period=0.05
+    )
+    await house.node("n1", gpus=1)
+    await house.lone("p", gpus=4)
+    house.start(made)
+
+    async def says(words):
+        group = await house.client.get(resources.POD_GROUPS, "pg-p", "default")
+        return any(words in c.message for c in group.status.scheduling_conditions)
+
+    await house.until(lambda: says("the largest node has 1 GPU"), "it is told")
+    wall[0] -= 86_400
+    await house.node("n2", gpus=2)
+    await house.until(lambda: says("the largest node has 2 GPUs"), "and told what changed")

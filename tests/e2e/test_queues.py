@@ -40,6 +40,7 @@ spec:
         ("gpuTypes: {NVIDIA L4: {quota: 1}}", "", ("spec.resources.gpuTypes", "dashes for spaces")),
         ("gpuTypes: {NVIDIA-L4: {limit: -4}}", "", ("spec.resources.gpuTypes[NVIDIA-L4].limit", "-1 for unlimited")),
         ("gpu: {quota: -1, lendingLimit: 2}", "", ("spec.resources.gpu", "give a quota")),
+        ("gpu: {lendingLimit: 2}", "", ("spec.resources.gpu", "give a quota")),
         ("gpu: {quota: 1}", ", userFairness: Lottery", ("spec.userFairness", "DominantShare")),
     ],
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from typing import Any
 import msgspec
 
 from capstan import kube, scheduling
-from capstan.api import quantity, resources
+from capstan.api import clock, quantity, resources
 from capstan.api.rbac import PolicyRule
 from capstan.api.scheduling import Queue
 
@@ -68,7 +69,13 @@ class QueueStatus:
             said = msgspec.to_builtins(known.status) if known is not None else {}
             amounts = {key: replacing(status[key], said.get(key, {}), written.get(key, {})) for key in _AMOUNTS}
             try:
-                patch = {"status": status | amounts}
+                before = {(c.type, c.status): c.last_transition_time for c in known.status.conditions} if known else {}
+                now = clock.render(time.time())
+                conditions = [
+                    {**each, "lastTransitionTime": before.get((each["type"], each["status"])) or now}
+                    for each in status["conditions"]
+                ]
+                patch = {"status": status | amounts | {"conditions": conditions}}
                 await self._client.patch(resources.QUEUES, name, patch=patch, subresource="status")
             except kube.NotFound:
                 continue

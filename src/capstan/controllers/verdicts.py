@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,7 @@ class _Told:
     reason: str
     message: str
     at: float
+    """On the monotonic clock: the wall clock may be set."""
     transition: int
 
 
@@ -92,7 +94,7 @@ class VerdictWriter:
         for verdict in verdicts:
             key = _key(verdict)
             waiting.add(key)
-            if self._is_news(key, verdict, now):
+            if self._is_news(key, verdict):
                 news.append(verdict)
         async with asyncio.TaskGroup() as writes:
             for verdict in news:
@@ -111,17 +113,17 @@ class VerdictWriter:
             more = f" and those of {len(failed) - 1} others" if len(failed) > 1 else ""
             log.log(kube.severity(error), "the verdict of %s%s is not written, trying again: %s", what, more, error)
 
-    def _is_news(self, key: _Key, verdict: scheduling.Verdict, now: float) -> bool:
+    def _is_news(self, key: _Key, verdict: scheduling.Verdict) -> bool:
         told = self._told.get(key)
         if told is None or told.reason != verdict.reason:
             return True
-        return told.message != verdict.message and now - told.at >= REPEAT_SECONDS
+        return told.message != verdict.message and time.monotonic() - told.at >= REPEAT_SECONDS
 
     async def _tell_one(self, verdict: scheduling.Verdict, now: float) -> None:
         key = _key(verdict)
         told = self._told.get(key)
         transition = told.transition + 1 if told else 1
-        self._told[key] = _Told(verdict.reason, verdict.message, now, transition)
+        self._told[key] = _Told(verdict.reason, verdict.message, time.monotonic(), transition)
         self._count(verdict.reason)
         explanation: dict[str, Any] = {"reason": verdict.reason, "message": verdict.message}
         if verdict.details:
