@@ -152,7 +152,7 @@ def clusters(draw: st.DrawFn, partitions: bool) -> list[dict[str, Any]]:
             else:
                 entries.append({**({"nodeName": "n1"} if local else {"allNodes": True}), "sharedCounters": declared})
         for entry in entries:
-            generation = 2 if rarely(draw, 20) else 1
+            generation = 2 if not declared and rarely(draw, 20) else 1
             total = draw(st.integers(1, 3)) if rarely(draw, 20) else len(entries)
             body = {"driver": driver, "pool": {"name": pool, "generation": generation, "resourceSliceCount": total}}
             name = f"{draw(st.integers(0, 9))}-{len(slices)}"

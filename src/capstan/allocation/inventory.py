@@ -240,10 +240,9 @@ class Inventory:
         names = tuple(entry.metadata.name for entry in seen)
         if names not in slices.parts:
             part = slices.part(seen, self._shared)
-            if part is not None and any(
-                part.counters[name].keys() != whole.counters.get(name, {}).keys() for name in part.counters
-            ):
-                part = None  # what is left of its counters nobody can know
+            sets = {name for device in part.devices.values() for name in device.counter_sets} if part else ()
+            if part and any(part.counters[name].keys() != whole.counters.get(name, {}).keys() for name in sets):
+                part = None  # an older generation: what is left of its counters nobody knows
             if part is not None:
                 self._taint(part)
             slices.parts[names] = part
