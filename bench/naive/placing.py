@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.naive.gangs import active, rank
-from capstan.scheduling import devices
+from capstan.scheduling import devices, numa
 from capstan.scheduling.amounts import CPU_COLUMN, GPU, GPU_COLUMN, PODS_COLUMN, UNLIMITED, Amounts
 from capstan.scheduling.model import Gang, Group, Node, Task
 from capstan.scheduling.placement import fits
@@ -75,13 +75,14 @@ class Simulation:
         free = {node.name: node.later[column] for node in nodes if node.capacity[column]}
         low, high = min(free.values(), default=0), max(free.values(), default=0)
         scores = {}
+        zones = numa.most_zones(shape, self.world.nodes.values())
         for node in nodes:
-            score = 0.0
+            score = 100 / numa.span(shape, node, zones) if zones else 0.0
             if node.capacity[column]:
                 if strategy == "spread":
-                    score = free[node.name] / node.capacity[column]
+                    score += free[node.name] / node.capacity[column]
                 elif high:
-                    score = 9.0 if low == high else 9.0 * (1 - (free[node.name] - low) / (high - low))
+                    score += 9.0 if low == high else 9.0 * (1 - (free[node.name] - low) / (high - low))
             if not shape.on_gpu and not node.offers[2]:
                 score += 10
             if fits(shape, node, later=False):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, combinations
 
 from capstan.scheduling.model import Node, Zone, Zones
@@ -30,6 +30,38 @@ def align(shape: Shape, node: Node) -> Zones | None:
         return None
     chosen = next((zones for zones in combinations(node.zones, widths.pop()) if _hold(zones, wanted)), None)
     return _draw(chosen, wanted) if chosen is not None else None
+
+
+def most_zones(shape: Shape, nodes: Iterable[Node]) -> int:
+    """How many zones the node with most has; 0 when it makes no difference to the pod how many it spans.
+
+    Guaranteed pods care wherever zones are reported, others for devices that zones of some node have.
+    """
+    reporting = [node for node in nodes if node.zones]
+    cares = _guaranteed(shape) or any(
+        resource in zone.capacity
+        for resource, _ in shape.numa
+        for node in reporting
+        if node.numa_policy not in ("", "none")
+        for zone in node.zones
+    )
+    return max((len(node.zones) for node in reporting), default=0) if cares else 0
+
+
+def span(shape: Shape, node: Node, most: int) -> int:
+    """Over how many zones the pod would spread; on nodes that report none over as many as any has (`most`)."""
+    if not node.zones:
+        return most
+    if node.numa_policy in ("", "none"):
+        return len(node.zones)
+    placed = align(shape, node)
+    if placed is None:
+        return most + 1
+    return len({zone for zone, _, _ in placed}) or (1 if _guaranteed(shape) else len(node.zones))
+
+
+def _guaranteed(shape: Shape) -> bool:
+    return any(resource in ("cpu", "memory") for resource, _ in shape.numa)
 
 
 def _width(zones: Sequence[Zone], resource: str, amount: int) -> int:

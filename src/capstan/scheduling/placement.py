@@ -78,6 +78,8 @@ class ShapeIndex:
         self.world, self.policy, self.shape, self.boost = world, policy, shape, boost or {}
         everything = world.nodes.values() if nodes is None else nodes
         self.layout = world.layout
+        reporting = (world.nodes[name] for name in world.aligning) if shape.numa else ()
+        self._most_zones = numa.most_zones(shape, reporting)
         suited = [node for node in everything if not node_reason(shape, node) and node.product not in closed]
         self.members = {node.name for node in suited}
         self.read = len(world.touched)
@@ -114,6 +116,8 @@ class ShapeIndex:
                 density = float(free)
             else:
                 density = -free / node.capacity[CPU_COLUMN] if node.capacity[CPU_COLUMN] else 0.0
+        if self._most_zones:
+            kind += 2 * numa.span(shape, node, self._most_zones)  # before the kind of node, and before density
         wished = -preference(shape, node) if shape.preferred_nodes else 0
         boost = -self.boost.get(node.name, 0) if self.boost else 0
         taints = reluctance(shape, node) if node.node_class.soft_taints else 0
