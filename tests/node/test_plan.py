@@ -285,3 +285,8 @@ def test_admin_access_watches_a_used_gpu_and_changes_nothing(claims: Any, make: 
     assert [type(step).__name__ for step in watching.steps] == ["CdiSpec"]
     make(claims.on("c", "gpu-1"), watching)
     make(claims.on("a", "gpu-0"), watching)
+
+
+def test_admin_access_to_a_share_is_not_held_to_what_the_share_names(claims: Any, make: Plan) -> None:
+    named = claims.result("gpu-0", adminAccess=True, shareID="share-b", consumedCapacity={"memory": "4Gi"})
+    assert [holding.limit for holding in make(claims("b", named)).holdings] == [None]

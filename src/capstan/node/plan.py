@@ -126,13 +126,14 @@ def _holding(
 def _memory(offer: Offer, result: DeviceRequestAllocationResult, where: str) -> tuple[int, int | None]:
     """Bytes consumed, and the limit to hold the claim to when that is less than all.
 
-    An allocation without consumed capacity (a scheduler without DRAConsumableCapacity) has the whole GPU. The published
+    An allocation without consumed capacity (a scheduler without DRAConsumableCapacity) has the whole GPU, and what one
+    with admin access names is nothing that it takes. The published
     amount is rounded down to whole MiB, so that is what "all" means.
     """
     if offer.kind != "gpu":
         return 0, None
     total = offer.gpu.model.memory // MIB * MIB
-    if "memory" not in result.consumed_capacity:
+    if result.admin_access or "memory" not in result.consumed_capacity:
         return total, None
     try:
         consumed = quantity.whole(result.consumed_capacity["memory"])
