@@ -146,6 +146,13 @@ def selector(expression):
     )
 
 
+def group(name, spec):
+    return (
+        "apiVersion: scheduling.run.ai/v2alpha2\nkind: PodGroup\n"
+        f"metadata: {{name: {name}}}\nspec: {{queue: default-queue, {spec}}}\n---\n"
+    )
+
+
 def queue(spec, name="refused"):
     return f"apiVersion: scheduling.run.ai/v2\nkind: Queue\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n---\n"
 
@@ -227,6 +234,7 @@ spec: {minMember: -3}
         "spec.minMember",
         "-3",
     ),
+    "a gang with two kinds of minimum": (group("refused", "minMember: 2, minSubGroup: 1"), "spec", "keep one of them"),
 }
 
 
@@ -284,7 +292,33 @@ WAITING = {
         "request gpu",
         "gpu.example.com",
     ),
-    "no-resource": (pod("no-resource", container=", resources: {limits: {example.com/tpu: 1}}"), "example.com/tpu"),
+    "no-resource": (
+        pod("no-resource", container=", resources: {limits: {example.com/tpu: 1}}"),
+        "no node offers example.com/tpu",
+    ),
+    "no-share": (
+        pod("no-share", annotations='gpu-fraction: "0"'),
+        "gpu-fraction is '0'; write a decimal number above 0",
+    ),
+    "nine-gpus": (
+        pod("nine-gpus", container=", resources: {limits: {nvidia.com/gpu: 9}}"),
+        "a pod needs 9 GPUs, the largest node has 8 GPUs",
+    ),
+    "no-topology": (
+        group("no-topology", "topologyConstraint: {topology: nowhere, requiredTopologyLevel: rack}")
+        + pod("no-topology", annotations="pod-group-name: no-topology"),
+        "topology nowhere does not exist",
+    ),
+    "only-a-level": (
+        group("only-a-level", "topologyConstraint: {requiredTopologyLevel: rack}")
+        + pod("only-a-level", annotations="pod-group-name: only-a-level"),
+        "the level rack needs the topology it belongs to",
+    ),
+    "stray": (
+        group("stray", "minSubGroup: 1, subGroups: [{name: a, minMember: 1}]")
+        + pod("stray", annotations="pod-group-name: stray"),
+        "pod stray has no label kai.scheduler/subgroup-name; the subgroups with pods are a",
+    ),
     "job/half-said": (
         """
 apiVersion: batch/v1
@@ -308,7 +342,7 @@ spec:
 
 BAD_QUEUES = {
     "orphan": ("parentQueue: nobody, resources: {gpu: {quota: 1}}", "its parent queue nobody does not exist"),
-    "ring-a": ("parentQueue: ring-b, resources: {gpu: {quota: 1}}", "circle"),
+    "ring-a": ("parentQueue: ring-b, resources: {gpu: {quota: 1}}", "circle: ring-a, ring-b, ring-a"),
     "ring-b": ("parentQueue: ring-a, resources: {gpu: {quota: 1}}", "circle"),
 }
 
