@@ -122,6 +122,39 @@ def test_a_gang_with_a_smaller_minimum_takes_as_many_pods_as_fit() -> None:
     assert devices(cycle(made, Policy(), START)) == ["n0/small-0", "n0/small-1"]
 
 
+@pytest.mark.parametrize(("limit", "bound"), [(1, 0), (2, 1)])
+@pytest.mark.parametrize(
+    "request_body",
+    [
+        {
+            "firstAvailable": [
+                {"name": "one", "deviceClassName": "none"},
+                {"name": "two", "deviceClassName": "small", "count": 2},
+            ]
+        },
+        {"exactly": {"deviceClassName": "small", "allocationMode": "All"}},
+    ],
+    ids=["firstAvailable", "All"],
+)
+def test_what_is_granted_keeps_to_the_limit_though_less_was_counted(
+    request_body: dict[str, object], limit: int, bound: int
+) -> None:
+    """While it waits, the claim counts as one device: the first alternative, or the least that `All` may find."""
+    made = partitioned(1, quota=limit)
+    impossible = {"selectors": [{"cel": {"expression": "device.driver == 'other'"}}]}
+    made.upsert(msgspec.convert({"metadata": {"name": "none"}, "spec": impossible}, DeviceClass))
+    meta = {"name": "c0", "namespace": "default", "labels": {"kai.scheduler/queue": "a"}}
+    body = {"metadata": meta, "spec": {"devices": {"requests": [{"name": "gpu"} | request_body]}}}
+    made.upsert(msgspec.convert(body, ResourceClaim))
+    submit(made, "job", [["c0"]])
+    plan = cycle(made, Policy(), START)
+    assert len(plan.binds) == bound
+    assert untouched(made) == (bound == 0)
+    assert made.queues["a"].allocated[2] == 2_000_000 * bound
+    assert all("1 left of the limit 1 of queue a" in verdict.message for verdict in plan.verdicts)
+    assert len(plan.verdicts) == 1 - bound
+
+
 def test_a_shared_claim_is_allocated_once_and_keeps_its_pods_together() -> None:
     made = partitioned(3, quota=2)
     made.upsert(claim("shared", "big"))

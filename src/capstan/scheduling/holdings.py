@@ -183,8 +183,9 @@ class Holdings(Layout):
                 yield claim
 
     def claims_gpus(self, claim: ResourceClaim) -> int:
-        """Millionths of GPUs that a claim holds, or asks for while it is not allocated."""
-        allocation = claim.status.allocation
+        """Millionths of GPUs that a claim holds or was granted in this cycle, or asks for while it has nothing."""
+        granted = self.inventory.allocation(claim.key) if self.inventory is not None else None
+        allocation = granted or claim.status.allocation
         if allocation is not None:
             return sum(map(self.portions.held, allocation.devices.results)) if self.portions is not None else 0
         return sum(amount for amount, _ in self._gpus_asked(claim))

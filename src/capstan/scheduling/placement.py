@@ -516,7 +516,7 @@ class Placer:
                 self._lasts = granted.lasts
                 return False
             wait = wait or granted.later
-        if self.world.products and self._over_product(task, node):
+        if self._over_bounds(task, node):
             self.world.rollback(mark)
             self._lasts = False
             return False
@@ -527,18 +527,26 @@ class Placer:
         self._put(task, node, wait=wait, zones=zones or ())
         return True
 
-    def _over_product(self, task: Task, node: Node) -> bool:
-        """Whether the GPUs that the task takes on the node, or has been granted there, break a bound on products."""
+    def _over_bounds(self, task: Task, node: Node) -> bool:
+        """Whether what the task takes on the node, or has been granted there, breaks a bound of its queues: one on
+        products, or any if it was granted more than it was counted with (`firstAvailable`, `All`)."""
+        gang = task.gang
+        if gang is None or not (self.world.products or task.claims):
+            return False
         charge = self.world.charge(task, node)
-        return task.gang is not None and any(
-            over_product(task.gang, place, charge[place], within_share=self.within_share)
+        bound = exceeded(gang, charge) if task.claims and charge[2] > task.charge[2] else None
+        if bound is not None:
+            self.said[task.uid] = f"on node {node.name}: {verdicts.over_bound(bound)}"
+            return True
+        return any(
+            over_product(gang, place, charge[place], within_share=self.within_share)
             for place in self.world.products.values()
         )
 
     def _put(self, task: Task, node: Node, *, wait: bool, zones: Zones = ()) -> None:
         shape = task.shape
         names: tuple[str, ...] = ()
-        charge = self.world.charge(task, node) if self.world.products or _by_memory(shape) else None
+        charge = self.world.charge(task, node) if self.world.products or task.claims or _by_memory(shape) else None
         if shape.share is not None and not node.by_claims:
             pack = (self.policy.shared_gpu_placement or self.policy.gpu_placement) == "binpack"
             names = devices.pick(shape.share, node, later=wait, pack=pack) or ()
