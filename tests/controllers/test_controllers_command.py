@@ -22,7 +22,7 @@ async def test_they_group_schedule_and_serve_pages(house):
     await house.node("n1", gpus=1)
     pages = {}
     listener = Listener(house.client, pages, port=0)
-    working = asyncio.create_task(run(house.client, NAMES, FeatureGates(), pages, listener))
+    working = asyncio.create_task(run(house.client, NAMES, FeatureGates(), pages, listener, lease_seconds=15))
     try:
         await house.pod("p", gpus=1)
         await house.until(lambda: house.bound("p"), "the pod is grouped and bound")

@@ -39,7 +39,7 @@ def test_the_example_of_shards_runs_and_goes_on_after_a_kill(pair):
 
 
 SYSTEM = "capstan-system"
-SINGLE = ("scheduler", "grouper", "workload-controllers", "blueprint-agent")
+SINGLE = ("scheduler", "grouper", "workload-controllers", "blueprint-agent", "pool-status")
 KAI = '{"spec": {"schedulerName": "kai-scheduler"}}'
 
 
