@@ -317,6 +317,10 @@ def evict_stale(session: Session) -> None:
     suspects = [*world.stale, *world.changed]
     world.changed.clear()
     for gang in dict.fromkeys(suspects):
+        root = gang.root
+        if gang.stale_since is None and not root.children and len(root.active) >= root.minimum:
+            world.stale.pop(gang, None)  # nearly all of those that have changed, told apart without a further look
+            continue
         if world.gangs.get(gang.key) is not gang:
             world.stale.pop(gang, None)  # its PodGroup changed: the gang in its place has its times, and is looked at
             continue
