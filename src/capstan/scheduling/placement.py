@@ -19,7 +19,7 @@ from typing import Final, Generic, TypeVar, cast
 
 from capstan.allocation import Inventory
 from capstan.scheduling import devices, numa, verdicts, volumes
-from capstan.scheduling.amounts import CPU_COLUMN, GPU, GPU_COLUMN
+from capstan.scheduling.amounts import CPU_COLUMN, GPU, GPU_COLUMN, Amounts
 from capstan.scheduling.filters import (
     alike_by,
     company_score,
@@ -435,7 +435,7 @@ class Placer:
             top = index.best()
             if top is None:
                 return None
-            self._put(task, top[9], wait=later or top[3] > 0)
+            self._put(task, top[9], wait=later or top[3] > 0, charge=self._charge(task, top[9]))
             return top[9]
         index.look_for(task.gang)
         ranks = index.candidates()
@@ -516,7 +516,8 @@ class Placer:
                 self._lasts = granted.lasts
                 return False
             wait = wait or granted.later
-        if self._over_bounds(task, node):
+        charge = self._charge(task, node)
+        if charge is not None and self._over_bounds(task, node, charge):
             self.world.rollback(mark)
             self._lasts = False
             return False
@@ -524,16 +525,20 @@ class Placer:
             chosen = volumes.choose(self.world, task, node, later=wait)
             assert not isinstance(chosen, str), "judged above"
             task.volume_choices = chosen
-        self._put(task, node, wait=wait, zones=zones or ())
+        self._put(task, node, wait=wait, charge=charge, zones=zones or ())
         return True
 
-    def _over_bounds(self, task: Task, node: Node) -> bool:
+    def _charge(self, task: Task, node: Node) -> Amounts | None:
+        """What the task costs its queue on the node, with what it was granted there; None: as while it waited."""
+        usual = not (self.world.products or task.claims or _by_memory(task.shape))
+        return None if usual else self.world.charge(task, node)
+
+    def _over_bounds(self, task: Task, node: Node, charge: Amounts) -> bool:
         """Whether what the task takes on the node, or has been granted there, breaks a bound of its queues: one on
         products, or any if it was granted more than it was counted with (`firstAvailable`, `All`)."""
         gang = task.gang
-        if gang is None or not (self.world.products or task.claims):
+        if gang is None:
             return False
-        charge = self.world.charge(task, node)
         bound = exceeded(gang, charge) if task.claims and charge[2] > task.charge[2] else None
         if bound is not None:
             self.said[task.uid] = f"on node {node.name}: {verdicts.over_bound(bound)}"
@@ -543,10 +548,9 @@ class Placer:
             for place in self.world.products.values()
         )
 
-    def _put(self, task: Task, node: Node, *, wait: bool, zones: Zones = ()) -> None:
+    def _put(self, task: Task, node: Node, *, wait: bool, charge: Amounts | None, zones: Zones = ()) -> None:
         shape = task.shape
         names: tuple[str, ...] = ()
-        charge = self.world.charge(task, node) if self.world.products or task.claims or _by_memory(shape) else None
         if shape.share is not None and not node.by_claims:
             pack = (self.policy.shared_gpu_placement or self.policy.gpu_placement) == "binpack"
             names = devices.pick(shape.share, node, later=wait, pack=pack) or ()
